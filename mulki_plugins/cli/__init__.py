@@ -1,0 +1,28 @@
+"""The `mulki` command: one short module for each of its commands, none of which imports torch before it must."""
+
+from __future__ import annotations
+
+import click
+
+from mulki_plugins import __version__
+from mulki_plugins.cli.listing import list_command
+from mulki_plugins.cli.results import results
+from mulki_plugins.cli.run import run
+from mulki_plugins.cli.show import show
+from mulki_plugins.cli.validate import validate
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="mulki")
+def main() -> None:
+    """Keep CLIP-like models learning: task after task, without forgetting, without losing zero-shot ability.
+
+    \b
+    Start with:   mulki run mtil              the main experiment, about four minutes, needs nothing
+                  mulki show mtil             what that is, and where each value comes from
+                  mulki list                  what there is to put into a recipe
+    """
+
+
+for command in (run, validate, show, list_command, results):
+    main.add_command(command)

@@ -1,0 +1,86 @@
+"""`mulki list`: what there is to put into a recipe, and who brought it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from mulki_plugins.cli.common import echo_json, reports_mistakes
+
+KINDS = ("recipes", "strategies", "plugins", "streams", "models", "metrics", "loggers")
+
+
+@click.command("list")
+@click.argument("kind", required=False, type=click.Choice(KINDS))
+@click.option("--json", "as_json", is_flag=True, help="Print {kind: [entries]} as JSON.")
+@reports_mistakes
+def list_command(kind: str | None, as_json: bool) -> None:
+    """List what is installed: recipes, strategies, plugins, streams, models, metrics and loggers."""
+    from mulki_plugins.registry.discovery import catalog
+
+    kinds = (kind,) if kind else KINDS
+    found = {k: _entries(k) for k in kinds}
+    if as_json:
+        echo_json(found)
+        return
+    for k, entries in found.items():
+        click.echo(f"{k}:")
+        width = max((len(e["name"]) for e in entries), default=0)
+        for entry in entries:
+            source = f" [{entry['source']}]" if entry.get("source") else ""
+            brought = "" if entry["distribution"] == "mulki" else f" (from {entry['distribution']})"
+            click.echo(f"  {entry['name']:<{width}}  {entry['summary']}{source}{brought}")
+        if k == "models":
+            _more_models()
+        click.echo()
+    for problem in catalog().problems:
+        click.echo(f"warning: {problem}", err=True)
+
+
+def _more_models() -> None:
+    from mulki_plugins.registry.open_clip_names import open_clip_models
+
+    names = open_clip_models()
+    some = ", ".join(name for name in names if name.startswith("ViT-B-"))[:60]
+    click.echo(f"  and the {len(names)} architectures of open_clip, such as {some}...")
+
+
+def _entries(kind: str) -> list[dict[str, Any]]:
+    from mulki_plugins.registry.discovery import catalog
+    from mulki_plugins.registry.parts import Kind
+
+    if kind in ("recipes", "strategies"):
+        return _files(kind)
+    singular: Kind = kind.removesuffix("s")  # type: ignore[assignment]
+    entries = []
+    for part in catalog().of_kind(singular):
+        entry: dict[str, Any] = {
+            "name": part.name, "summary": part.summary, "source": part.source,
+            "distribution": part.provenance.distribution, "version": part.provenance.version,
+        }  # fmt: skip
+        if kind == "plugins":
+            entry |= {
+                "requires": list(part.requires), "keeps_images": part.keeps_images,
+                "needs_reference": part.needs_reference, "adds_parameters": part.adds_parameters,
+            }  # fmt: skip
+        entries.append(entry)
+    return entries
+
+
+def _files(kind: str) -> list[dict[str, Any]]:
+    """Recipes and strategies; one that cannot be read is listed with what is wrong with it."""
+    from mulki_plugins.errors import Mistakes
+    from mulki_plugins.recipe.find import available
+    from mulki_plugins.recipe.source import read_yaml
+
+    entries = []
+    for name, (path, provenance) in available(kind).items():
+        entry: dict[str, Any] = {"name": name, "summary": "", "source": ""}
+        try:
+            value = read_yaml(path, f"{kind}/{path.name}").value
+            entry |= {"summary": str(value.get("summary", "")), "source": str(value.get("paper", ""))}
+        except Mistakes as mistakes:
+            entry["summary"] = f"cannot be read: {mistakes.lines()[0]}"
+        entries.append(entry | {"distribution": provenance.distribution, "version": provenance.version})
+    return entries

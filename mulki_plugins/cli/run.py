@@ -1,0 +1,66 @@
+"""`mulki run`: trains and evaluates a recipe, once for each seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mulki_plugins.cli.common import changes_from, echo_json, recipe_options, reports_mistakes, resolved
+
+if TYPE_CHECKING:
+    from mulki_plugins.recipe.resolve import Resolved
+
+
+@click.command()
+@recipe_options
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs"),
+    show_default=True,
+    help="Folder below which the run's own folder RECIPE/STRATEGY/seed-N is made.",
+)
+@click.option("--dry-run", is_flag=True, help="Check everything and say what would be done; train nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of tables.")
+@reports_mistakes
+def run(recipe: str, out: Path, dry_run: bool, as_json: bool, **options: Any) -> None:  # fmt: skip
+    """Train the model of RECIPE on one task after another, and evaluate it on all of them after each.
+
+    RECIPE is a path, or the name of an installed recipe: `mulki run mtil`. Progress goes to stderr, results to stdout.
+    """
+    result = resolved(recipe, changes_from(options))
+    if dry_run:
+        _say_what_would_be_done(result, out, as_json)
+        return
+    from mulki_plugins.training.experiment import run_experiment
+
+    finished = [run_experiment(result, seed, out) for seed in result.recipe.seeds]
+    from mulki_plugins.report.compare import comparison_data, comparison_text
+
+    if as_json:
+        echo_json(comparison_data(finished))
+    else:
+        click.echo(comparison_text(finished))
+
+
+def _say_what_would_be_done(result: Resolved, out: Path, as_json: bool) -> None:
+    from mulki_plugins.report.folder import run_folder
+
+    recipe = result.recipe
+    folders = [str(run_folder(out, recipe, seed)) for seed in recipe.seeds]
+    if as_json:
+        echo_json({"recipe": result.tree.value, "folders": folders})
+        return
+    budget = f"{recipe.train.iterations} iterations" if recipe.train.iterations else f"{recipe.train.epochs} epochs"
+    if recipe.strategy.base == "none":
+        budget = "no training"
+    stack = ", ".join(entry.name for entry in recipe.strategy.plugins) or "no plugins"
+    click.echo(f"recipe    {recipe.name}: {recipe.summary}")
+    click.echo(f"stream    {recipe.stream.name}")
+    click.echo(f"model     {recipe.model.name}")
+    click.echo(f"strategy  {recipe.strategy.name}: {stack}")
+    click.echo(f"training  {budget} of {recipe.train.batch_size} images a task, lr {recipe.train.optimizer.lr:g}")
+    for folder in folders:
+        click.echo(f"folder    {folder}")

@@ -1,0 +1,47 @@
+"""What a user can do wrong: reported on one line each, without a traceback, with exit status 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class MulkiError(Exception):
+    """A mistake of the user's, or something of theirs that is missing; `hint` says what to type next."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def lines(self) -> list[str]:
+        """The report, a line for each mistake."""
+        return [f"{self.message}; {self.hint}" if self.hint else self.message]
+
+
+class MissingData(MulkiError):
+    """Images, fonts or weights that are not on this machine."""
+
+
+class Mistakes(MulkiError):
+    """Everything that is wrong with a recipe, each line with its place: `file:line: $.path: what, and what to type`."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = list(lines)
+        super().__init__("\n".join(self._lines))
+
+    def lines(self) -> list[str]:
+        return self._lines
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'?`, or the list of what there is; empty where there is nothing."""
+    from difflib import get_close_matches
+
+    options = sorted(known)
+    if close := get_close_matches(word.lower(), [option.lower() for option in options], n=1, cutoff=0.6):
+        match = next(option for option in options if option.lower() == close[0])
+        return f"did you mean {match!r}?"
+    if not options:
+        return ""
+    shown = ", ".join(options[:12]) + (", ..." if len(options) > 12 else "")
+    return f"there is {shown}"

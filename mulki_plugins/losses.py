@@ -1,0 +1,123 @@
+"""The losses of the four stages as pure functions of tensors.
+
+Notation: B samples of a batch, C classes of their task, d features, s the logit scale; z [B, d] image features and
+t [C, d] text features of unit norm; P [C, d] visual prototypes of unit norm. The equations are our reading of the abstract
+of arXiv 2411.06764; where a source is named, the equation is that source's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Relation = Literal["image_to_image", "image_to_text", "text_to_text", "text_to_image"]
+RELATIONS: tuple[Relation, ...] = ("image_to_text", "image_to_image", "text_to_text", "text_to_image")
+
+Score = Literal["likelihood", "entropy", "margin"]
+
+
+def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0, masked: float = -1e4) -> Tensor:
+    """Cross-entropy with label smoothing over the classes that each sample has.
+
+    logits: [B, C], where places at or below `masked` are no classes of the sample's task; targets: [B].
+    CE = (1−ε)·(−log p_y) + ε·mean over the sample's classes of −log p_c (Szegedy et al., 2016, arXiv 1512.00567).
+    torch's own smoothing would spread ε over the masked places too. Returns a scalar; 0 for an empty batch.
+    """
+    logp = F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=1)
+    hard = -logp.gather(1, targets[:, None])[:, 0]
+    if smoothing:
+        valid = logits > masked
+        spread = -(logp * valid).sum(1) / valid.sum(1)
+        hard = (1 - smoothing) * hard + smoothing * spread
+    return hard.sum() / max(1, len(hard))
+
+
+def prototype_alignment(prototypes: Tensor, texts: Tensor, scale: Tensor | float) -> Tensor:
+    """Stage 1, eliciting: each class's prototype is to find its text, and each text its prototype.
+
+    prototypes P, texts t: [C, d], unit norm. L = ½·[CE(s·P tᵀ, class) + CE(s·t Pᵀ, class)], a scalar ≥ 0.
+    """
+    logits = scale * prototypes @ texts.T
+    classes = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, classes) + F.cross_entropy(logits.T, classes)) / 2
+
+
+def relation_logits(
+    relation: Relation, images: Tensor, texts: Tensor, prototypes: Tensor, anchors: Tensor, scale: Tensor | float
+) -> Tensor:
+    """Stage 2, adding: one of the four relations, as logits over the C prototypes.
+
+    images z: [B, d]; texts t: [C, d], a model's own features; prototypes P and anchors (the teacher's texts): [C, d].
+    image→image s·z·Pᵀ [B, C]; image→text s·z·anchorsᵀ [B, C]; text→text s·t·anchorsᵀ [C, C]; text→image s·t·Pᵀ [C, C].
+    """
+    start, end = relation.split("_to_")
+    return scale * (images if start == "image" else texts) @ (prototypes if end == "image" else anchors).T
+
+
+def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """How far the student's distribution is from the teacher's: T²·KL(teacher ‖ student), for each row.
+
+    student, teacher: logits [N, C]. Returns [N], each ≥ 0, and 0 where the two rows agree up to a constant.
+    The factor T² keeps the gradient's size over temperatures (Hinton et al., 2015, arXiv 1503.02531).
+    """
+    logp = F.log_softmax(student / temperature, dim=1)
+    logq = F.log_softmax(teacher / temperature, dim=1)
+    return temperature**2 * F.kl_div(logp, logq, reduction="none", log_target=True).sum(1)
+
+
+def relation_distillation(
+    student: Mapping[Relation, Tensor], teacher: Mapping[Relation, Tensor], weights: Mapping[Relation, float],
+    sample_weights: Tensor, temperature: float,
+) -> Tensor:  # fmt: skip
+    """Stage 2, adding, for one teacher m: the weighted sum of the relations' divergences.
+
+    L^m = Σ_r λ_r·mean_n w_n·T²·KL(teacher ‖ student)_n, where the rows n of a relation from images are the samples, with
+    the teacher's weight w_b for each, and those from texts are the classes, with the mean of w over the batch.
+    student, teacher: logits by relation; weights λ: by relation, ≥ 0; sample_weights w: [B], in 0..1.
+    """
+    total = sample_weights.new_zeros(())
+    for relation, factor in weights.items():
+        divergence = distillation(student[relation], teacher[relation], temperature)
+        w = sample_weights if relation.startswith("image") else sample_weights.mean()
+        total = total + factor * (w * divergence).mean()
+    return total
+
+
+def teacher_scores(logits: Tensor, targets: Tensor, score: Score) -> Tensor:
+    """Stage 3, distinguishing: how unsure a teacher is of each sample; less is better.
+
+    logits: [B, C] of one teacher; targets: [B]. Returns [B]:
+    likelihood −log p_y; entropy −Σ_c p_c·log p_c; margin −(p_y − max_{c≠y} p_c), in −1..1.
+    """
+    logp = F.log_softmax(logits, dim=1)
+    if score == "likelihood":
+        return -logp.gather(1, targets[:, None])[:, 0]
+    p = logp.exp()
+    if score == "entropy":
+        return -(p * logp).sum(1)
+    own = p.gather(1, targets[:, None])[:, 0]
+    others = p.scatter(1, targets[:, None], 0.0).max(1).values
+    return others - own
+
+
+def teacher_weights(scores: Sequence[Tensor], sharpness: float) -> Tensor:
+    """Stage 3, distinguishing: w^m ∝ exp(−ℓ^m/κ), the share of each teacher for each sample.
+
+    scores ℓ: one [B] for each of M teachers; sharpness κ > 0: the smaller, the nearer to choosing the better one.
+    Returns [M, B], in 0..1, with Σ_m w^m = 1.
+    """
+    return torch.softmax(-torch.stack(list(scores)) / sharpness, dim=0)
+
+
+def class_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """The mean feature of each class that occurs, and how often it does.
+
+    features: [B, d]; labels: [B] in 0..classes−1. Returns [C, d], zero where a class is missing, and counts [C].
+    """
+    sums = features.new_zeros((classes, features.shape[1])).index_add(0, labels, features)
+    counts = torch.bincount(labels, minlength=classes).to(features.dtype)
+    return sums / counts.clamp(min=1)[:, None], counts

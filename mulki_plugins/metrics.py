@@ -1,0 +1,54 @@
+"""Metrics of the accuracy matrix a, where a[i, j] is the accuracy in percent on task j after training task i.
+
+As the MTIL protocol defines them (Zheng et al., 2023, arXiv 2303.06628). The zero-shot row is no part of the matrix.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def transfer(matrix: ArrayLike) -> float:
+    """Mean over tasks j ≥ 2 of the mean over i < j of a[i, j]: accuracy on tasks before they are learned.
+
+    matrix: [T, T] in percent. ValueError where it is not square, holds NaN, or T < 2.
+    """
+    a = _matrix(matrix)
+    return float(np.mean([a[:j, j].mean() for j in range(1, len(a))]))
+
+
+def average(matrix: ArrayLike) -> float:
+    """Mean of the whole matrix. ValueError as for `transfer`."""
+    return float(_matrix(matrix).mean())
+
+
+def last(matrix: ArrayLike) -> float:
+    """Mean of the last row: accuracy on all tasks after the last. ValueError as for `transfer`."""
+    return float(_matrix(matrix)[-1].mean())
+
+
+def forgetting(matrix: ArrayLike) -> float:
+    """Mean over tasks j < T of max over i ≥ j of a[i, j] − a[T, j]: the fall from a task's best once it was learned.
+
+    ≥ 0 (Chaudhry et al., 2018, arXiv 1801.10112, with the last row in the maximum). ValueError as for `transfer`.
+    """
+    a = _matrix(matrix)
+    return float(np.mean([a[j:, j].max() - a[-1, j] for j in range(len(a) - 1)]))
+
+
+def _matrix(values: Any) -> NDArray[np.float64]:
+    try:
+        a = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected a T x T matrix of numbers: {error}") from error
+    if a.ndim != 2 or a.shape[0] != a.shape[1]:
+        raise ValueError(f"expected a square T x T matrix, got shape {a.shape}")
+    if len(a) < 2:
+        raise ValueError(f"expected at least 2 tasks, got {len(a)}")
+    if not np.isfinite(a).all():
+        i, j = np.argwhere(~np.isfinite(a))[0]
+        raise ValueError(f"expected finite numbers, got {a[i, j]} on task {j + 1} after task {i + 1}")
+    return a

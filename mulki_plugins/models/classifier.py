@@ -1,0 +1,171 @@
+"""A CLIP as a task-aware classifier for Avalanche: images against the sentences that name a task's classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from attrs import frozen
+from avalanche.models import MultiTaskModule
+from torch import Tensor, nn
+
+from mulki_plugins.models.prompts import HasPrompts, Prompts, sentences
+
+MASKED = -1e4
+"""The logit of a class that a sample's task has not: no probability in any dtype, and finite in each."""
+
+Towers = Literal["all", "image", "text"]
+
+
+@frozen(eq=False)
+class Features:
+    """What the last training forward computed, with its graph, so that no plugin encodes the batch again."""
+
+    image: Tensor
+    """[B, d], unit norm."""
+    text: dict[int, Tensor]
+    """For each task in the batch [C, d], unit norm."""
+    task_labels: Tensor
+    """[B]"""
+    scale: Tensor
+    """The factor of the cosines, a scalar."""
+
+
+class ClipClassifier(MultiTaskModule):
+    """Classifies among the classes of each sample's task; knows nothing of which task is current.
+
+    clip: an open_clip model (`encode_image`, `encode_text`, `logit_scale`); it is not copied.
+    tokenizer: texts -> token ids, as `open_clip.get_tokenizer` returns.
+    tasks: class names and templates of each task, task id = position. A stream's tasks, or `Prompts`.
+    train: which towers learn. The logit scale is frozen always.
+
+    In training mode the text features are those of the first template, with gradient where the text tower learns, and
+    computed once per step; in evaluation mode they are the renormalised mean over all templates (Radford et al., 2021,
+    arXiv 2103.00020, section 3.1.4), computed once and kept until the weights change.
+    """
+
+    def __init__(
+        self,
+        clip: nn.Module,
+        tokenizer: Callable[[list[str]], Tensor],
+        tasks: Sequence[HasPrompts],
+        *,
+        train: Towers = "all",
+    ) -> None:
+        super().__init__()
+        if not tasks:
+            raise ValueError("tasks: expected at least one, got none")
+        self.clip: Any = clip
+        self.tokenizer = tokenizer
+        self.prompts = tuple(Prompts(tuple(task.class_names), tuple(task.templates)) for task in tasks)
+        self.features: Features | None = None
+        self._tokens: dict[tuple[int, bool], Tensor] = {}
+        self._cache: dict[tuple[int, bool], tuple[tuple[int, ...], Tensor]] = {}
+        for name, parameter in clip.named_parameters():
+            parameter.requires_grad_(_learns(name, train))
+
+    @property
+    def scale(self) -> Tensor:
+        """The factor of the cosines: exp of the frozen logit scale, a scalar."""
+        return cast(Tensor, self.clip.logit_scale).detach().exp().squeeze()
+
+    def forward(self, x: Tensor, task_labels: Tensor | int | None = None) -> Tensor | dict[int, Tensor]:  # type: ignore[override]
+        """Logits over the classes of each sample's task.
+
+        x: [B, 3, H, W]. task_labels: one id, or one for each sample, [B].
+        Returns [B, C], C being the largest number of classes of the tasks in the batch; the places of classes that a
+        sample's task has not are filled with MASKED. Without task labels: the logits of the one task, or, where there are
+        several, a dict of them by task id (what Avalanche asks of a MultiTaskModule).
+        """
+        z = self.encode_image(x)
+        if task_labels is None:
+            every = {task: self.logits(z, self.text_features(task)) for task in range(len(self.prompts))}
+            return every[0] if len(every) == 1 else every
+        if isinstance(task_labels, int):
+            task_labels = torch.full((len(x),), task_labels, device=x.device)
+        ids = [int(task) for task in torch.unique(task_labels).tolist()]
+        texts = {task: self.text_features(task) for task in ids}
+        if self.training:
+            self.features = Features(image=z, text=texts, task_labels=task_labels, scale=self.scale)
+        if len(ids) == 1:
+            return self.logits(z, texts[ids[0]])
+        out = z.new_full((len(z), max(len(t) for t in texts.values())), MASKED)
+        for task, t in texts.items():
+            rows = (task_labels == task).nonzero()[:, 0]
+            out[rows, : len(t)] = self.logits(z[rows], t)
+        return out
+
+    def union_logits(self, x: Tensor, tasks: Sequence[int]) -> Tensor:
+        """Logits over the classes of several tasks, one task after another: [B, sum of their numbers of classes]."""
+        return self.logits(self.encode_image(x), torch.cat([self.text_features(task) for task in tasks]))
+
+    def encode_image(self, x: Tensor) -> Tensor:
+        """Unit-norm image features [B, d], at least in single precision."""
+        return _unit(self.clip.encode_image(x))
+
+    def text_features(self, task: int) -> Tensor:
+        """Unit-norm features [C, d] of the task's class sentences in the current mode, kept where they need no gradient."""
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self._text_parameters()):
+            return self.encode_text(task, all_templates=not self.training)
+        key, version = (task, self.training), self._text_version()
+        kept = self._cache.get(key)
+        if kept is None or kept[0] != version:
+            with torch.no_grad():
+                kept = self._cache[key] = (version, self.encode_text(task, all_templates=not self.training))
+        return kept[1]
+
+    def encode_text(self, task: int, *, all_templates: bool) -> Tensor:
+        """Unit-norm features [C, d], at least in single precision: of the first template, or the mean over all.
+
+        All sentences pass the text tower at once; the mean over templates is normalised again.
+        """
+        if not 0 <= task < len(self.prompts):
+            raise IndexError(f"task {task}: the model knows the tasks 0 to {len(self.prompts) - 1}")
+        prompts = self.prompts[task]
+        if (task, all_templates) not in self._tokens:
+            texts = [text for group in sentences(prompts, all_templates) for text in group]
+            self._tokens[task, all_templates] = self.tokenizer(texts)
+        t: Tensor = _unit(self.clip.encode_text(self._tokens[task, all_templates].to(self.clip.logit_scale.device)))
+        classes = len(prompts.class_names)
+        return _unit(t.reshape(-1, classes, t.shape[1]).mean(0)) if len(t) > classes else t
+
+    def logits(self, z: Tensor, t: Tensor) -> Tensor:
+        """Scaled cosines s·z·tᵀ: [B, d], [C, d] -> [B, C], never in half precision."""
+        with torch.autocast(z.device.type, enabled=False):
+            return self.scale.to(z.dtype) * z @ t.T
+
+    def _text_parameters(self) -> list[nn.Parameter]:
+        return [p for name, p in self.clip.named_parameters() if _tower(name) == "text"]
+
+    def _text_version(self) -> tuple[int, ...]:
+        """Changes whenever a weight of the text tower does: where it lies, and how often it was written in place."""
+        return tuple(n for p in self._text_parameters() for n in (p.data_ptr(), p._version))
+
+    def train(self, mode: bool = True) -> ClipClassifier:
+        self._cache.clear()  # also after writes through `.data`, which count no version
+        super().train(mode)
+        return self
+
+    def adaptation(self, experience: Any) -> None:
+        """Nothing: class names are known from the start, so that nested evaluation and replay cannot disturb it."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what a forward left behind, which cannot be copied while it has a graph."""
+        return {**self.__dict__, "features": None, "_cache": {}}
+
+
+def _unit(features: Tensor) -> Tensor:
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+
+
+def _tower(name: str) -> str:
+    """To which part of an open_clip model a parameter belongs."""
+    if name.startswith(("logit_scale", "logit_bias")):
+        return "scale"
+    return "image" if name.startswith("visual.") else "text"
+
+
+def _learns(name: str, train: Towers) -> bool:
+    return _tower(name) == train or (train == "all" and _tower(name) != "scale")

@@ -1,0 +1,41 @@
+"""What a classifier says of its classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from attrs import field, frozen
+
+
+class HasPrompts(Protocol):
+    """Anything with class names and prompt templates, such as a stream's Task."""
+
+    @property
+    def class_names(self) -> Sequence[str]: ...
+
+    @property
+    def templates(self) -> Sequence[str]: ...
+
+
+def _texts(values: Sequence[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
+def _not_empty(_: object, attribute: object, value: Sequence[str]) -> None:
+    if not value:
+        raise ValueError(f"{getattr(attribute, 'name', 'prompts')}: expected at least one, got none")
+
+
+@frozen
+class Prompts:
+    """The class names of one task and the templates that make sentences of them, `{}` being the name's place."""
+
+    class_names: tuple[str, ...] = field(converter=_texts, validator=_not_empty)
+    templates: tuple[str, ...] = field(default=("a photo of a {}.",), converter=_texts, validator=_not_empty)
+
+
+def sentences(prompts: HasPrompts, all_templates: bool) -> list[list[str]]:
+    """One list for each template, first template first: `[templates][classes]`."""
+    templates = prompts.templates if all_templates else prompts.templates[:1]
+    return [[template.replace("{}", name) for name in prompts.class_names] for template in templates]

@@ -1,0 +1,1 @@
+"""Recipes and strategies: from YAML text to a checked experiment, without torch."""

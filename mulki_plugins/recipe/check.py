@@ -1,0 +1,167 @@
+"""Everything that is wrong with a recipe's values: types, names, options, the stack, and what only shows together."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from mulki_plugins.errors import MulkiError, did_you_mean
+from mulki_plugins.options import OptionError, Path, mistakes_of
+from mulki_plugins.recipe.layers import get
+from mulki_plugins.recipe.schema import Recipe, as_data, as_recipe
+from mulki_plugins.recipe.stack import check_options, check_stack
+from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.registry.open_clip_names import open_clip_models
+from mulki_plugins.registry.parts import Kind, Part, Provenance
+
+
+def checked_recipe(data: dict[str, Any]) -> tuple[Recipe | None, list[OptionError]]:
+    """The recipe with every option filled in, or None, and everything that is wrong with it."""
+    wrong: list[OptionError] = []
+    recipe: Recipe | None = None
+    try:
+        recipe = as_recipe(data)
+    except Exception as error:
+        wrong += mistakes_of(error)
+    filled: dict[str, Any] = {}
+    for kind in ("stream", "model"):
+        value = data.get(kind)
+        if isinstance(value, dict) and isinstance(value.get("name"), str):
+            options = {k: v for k, v in value.items() if k != "name"}
+            filled[kind], problems = _checked_choice(kind, value["name"], options, (kind,))
+            wrong += problems
+    plugins = get(data, ("strategy", "plugins"))
+    stack: list[Any] = []
+    if isinstance(plugins, list):
+        stack, problems = _checked_plugins(plugins)
+        wrong += problems
+    for kind, path in (("metric", ("evaluate", "metrics")), ("logger", ("loggers",))):
+        wrong += _known_names(kind, get(data, path), path)  # type: ignore[arg-type]
+    wrong += _crosswise(data)
+    if recipe is None or wrong:
+        return None, wrong
+    whole = as_data(recipe)
+    for kind, options in filled.items():
+        whole[kind] = {"name": whole[kind]["name"], **options}
+    whole["strategy"]["plugins"] = stack
+    return as_recipe(whole), []
+
+
+def _checked_choice(
+    kind: Kind, name: str, options: dict[str, Any], path: Path
+) -> tuple[dict[str, Any], list[OptionError]]:
+    """A stream or model by name; a model may also be an architecture of open_clip."""
+    part: Part | None = catalog().parts.get((kind, name))
+    if kind == "model":
+        train = options.pop("train", "all")
+        part = part or (_open_clip_part(name) if name in open_clip_models() else None)
+    if part is None:
+        known = [p.name for p in catalog().of_kind(kind)] + (open_clip_models() if kind == "model" else [])
+        return options, [OptionError(f"no {kind} is named {name!r} ({did_you_mean(name, known)})", (*path, "name"))]
+    result, wrong = check_options(part, options, path)
+    if kind == "model":
+        result = {"train": train, **result}
+        if train not in ("all", "image", "text"):
+            wrong.append(OptionError(f"expected 'all' or 'image' or 'text', got {train!r}", (*path, "train")))
+    return result, wrong
+
+
+def _open_clip_part(name: str) -> Part:
+    target = "mulki_plugins.models.load:open_clip_model"
+    brought = Provenance(distribution="open_clip_torch", version="")
+    return Part(kind="model", name=name, target=target, summary="", provenance=brought, defaults={"name": name})
+
+
+def _checked_plugins(plugins: list[Any]) -> tuple[list[Any], list[OptionError]]:
+    wrong: list[OptionError] = []
+    stack, names = [], []
+    for i, entry in enumerate(plugins):
+        if not (isinstance(entry, dict) and len(entry) == 1 and isinstance(next(iter(entry.values())), dict)):
+            names.append("")
+            continue  # reported by the schema
+        [(name, options)] = entry.items()
+        names.append(name)
+        path = ("strategy", "plugins", i, name)
+        try:
+            part = catalog().find("plugin", name)
+        except MulkiError as error:
+            wrong.append(OptionError(error.message, path))
+            continue
+        result, problems = check_options(part, options, path)
+        stack.append({name: result})
+        wrong += problems
+    return stack, wrong + check_stack(names, ("strategy", "plugins"))
+
+
+def _known_names(kind: Kind, names: Any, path: Path) -> list[OptionError]:
+    wrong = []
+    for i, name in enumerate(names if isinstance(names, list) else ()):
+        if isinstance(name, str):
+            try:
+                catalog().find(kind, name)
+            except MulkiError as error:
+                wrong.append(OptionError(error.message, (*path, i)))
+            if name in names[:i]:
+                wrong.append(OptionError(f"{name!r} is named twice", (*path, i)))
+    return wrong
+
+
+def _crosswise(value: dict[str, Any]) -> list[OptionError]:
+    """What no single value shows: two budgets, a warm-up longer than the task, tasks that the stream has not."""
+    wrong: list[OptionError] = []
+    train = value.get("train")
+    if isinstance(train, dict):
+        budgets = [key for key in ("iterations", "epochs") if train.get(key) is not None]
+        if len(budgets) != 1:
+            what = "both iterations and epochs are given" if budgets else "neither iterations nor epochs is given"
+            wrong.append(
+                OptionError(f"{what}, expected one of the two", ("train", budgets[-1]) if budgets else ("train",))
+            )
+        warmup, iterations = get(train, ("schedule", "warmup")), train.get("iterations")
+        if isinstance(warmup, int) and isinstance(iterations, int) and warmup >= iterations > 0:
+            message = f"expected fewer steps than the {iterations} iterations of a task, got {warmup}"
+            wrong.append(OptionError(message, ("train", "schedule", "warmup")))
+        wrong += _optimizer(train.get("optimizer"))
+    wrong += _per_task(value)
+    name = value.get("name")
+    named: list[tuple[Any, Path]] = [(name, ("name",)), (get(value, ("strategy", "name")), ("strategy", "name"))]
+    for at, path in named:
+        if isinstance(at, str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", at):
+            wrong.append(OptionError(f"{at!r} names a folder: expected letters, digits, '.', '_' and '-'", path))
+    seeds = value.get("seeds")
+    if isinstance(seeds, list):
+        if not seeds:
+            wrong.append(OptionError("expected at least one seed", ("seeds",)))
+        wrong += [
+            OptionError(f"the seed {s} is given twice", ("seeds", i)) for i, s in enumerate(seeds) if s in seeds[:i]
+        ]
+    device = value.get("device", "auto")
+    if isinstance(device, str) and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        wrong.append(OptionError(f"expected auto, cpu, cuda, cuda:N or mps, got {device!r}", ("device",)))
+    return wrong
+
+
+def _optimizer(optimizer: Any) -> list[OptionError]:
+    if not isinstance(optimizer, dict):
+        return []
+    name = optimizer.get("name", "adamw")
+    unfit = "momentum" if name in ("adam", "adamw") else "betas"
+    if optimizer.get(unfit) is not None and name in ("adam", "adamw", "sgd"):
+        return [OptionError(f"the optimizer {name!r} takes no {unfit}", ("train", "optimizer", unfit))]
+    return []
+
+
+def _per_task(value: dict[str, Any]) -> list[OptionError]:
+    """Names of tasks are checked where the stream's are known before it is built."""
+    part = catalog().parts.get(("stream", str(get(value, ("stream", "name")))))
+    per_task = get(value, ("train", "per_task"))
+    if part is None or not part.tasks or not isinstance(per_task, dict):
+        return []
+    return [
+        OptionError(
+            f"the stream {part.name} has no task {name!r} ({did_you_mean(str(name), part.tasks)})",
+            ("train", "per_task", name),
+        )
+        for name in per_task
+        if name not in part.tasks
+    ]

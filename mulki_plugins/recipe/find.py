@@ -1,0 +1,53 @@
+"""Recipes and strategies by path or by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attrs import frozen
+
+from mulki_plugins.errors import Mistakes, did_you_mean
+from mulki_plugins.recipe.source import Origin, located
+from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.registry.parts import Provenance
+
+SINGULAR = {"recipes": "recipe", "strategies": "strategy"}
+
+
+@frozen
+class Found:
+    """A YAML file, how to call it in messages, and a notice where it is not the path that was typed."""
+
+    path: Path
+    shown: str
+    notice: str = ""
+
+
+def find(kind: str, name: str) -> Found:
+    """A file of `recipes` or `strategies`. An existing path wins; else a registered name, with or without the folder.
+
+    Raises Mistakes where there is neither.
+    """
+    path = Path(name)
+    if path.exists() and not path.is_dir():
+        return Found(path, name)
+    stem = path.stem if path.suffix in (".yaml", ".yml") else name.removeprefix(f"{kind}/")
+    looks_like_ours = path.parent in (Path("."), Path(kind))
+    known = available(kind)
+    if looks_like_ours and stem in known:
+        found, provenance = known[stem]
+        return Found(found, f"{kind}/{found.name}", f"{name}: using the {SINGULAR[kind]} {stem!r} of {provenance}")
+    if path.is_dir():
+        return Found(path, name)
+    hint = did_you_mean(stem, known)
+    message = f"no such file, and no {SINGULAR[kind]} of that name ({hint}); `mulki list {kind}` shows all"
+    raise Mistakes([located(Origin(name, 1), (), message)])
+
+
+def available(kind: str) -> dict[str, tuple[Path, Provenance]]:
+    """Every registered YAML file of a kind by its name; of two with the same name the first registered counts."""
+    found: dict[str, tuple[Path, Provenance]] = {}
+    for folder, provenance in catalog().folders[kind]:
+        for path in sorted(folder.glob("*.yaml")):
+            found.setdefault(path.stem, (path, provenance))
+    return found

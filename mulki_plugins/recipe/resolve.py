@@ -1,0 +1,217 @@
+"""From a recipe's name to a checked experiment: find, load, merge, validate. All mistakes are collected, then raised.
+
+Layers, each over the one before: the strategy's defaults, the recipe, the command line (`--strategy`, `--with`,
+`--without`, then `--set` in the order given). What nobody says has the default of the schema or of the part's signature.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from attrs import field, frozen
+
+from mulki_plugins.errors import Mistakes, did_you_mean
+from mulki_plugins.options import CONVERTER, Path, mistakes_of
+from mulki_plugins.recipe.check import checked_recipe
+from mulki_plugins.recipe.find import Found, available, find
+from mulki_plugins.recipe.layers import get, overlay, put, set_value
+from mulki_plugins.recipe.schema import Recipe, StrategyFile, as_data
+from mulki_plugins.recipe.source import Origin, Tree, located, read_yaml
+
+
+@frozen(kw_only=True)
+class Changes:
+    """What the command line changes of a recipe."""
+
+    strategy: str | None = None
+    with_plugins: tuple[str, ...] = ()
+    without_plugins: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+
+@frozen(kw_only=True)
+class Resolved:
+    """A checked recipe, the same as plain data with the origin of every value, and what to tell the user."""
+
+    recipe: Recipe
+    tree: Tree
+    notices: list[str] = field(factory=list)
+
+
+def resolve(name: str, changes: Changes | None = None) -> Resolved:
+    """The recipe of that path or name as an experiment that can be built. Raises Mistakes."""
+    changes = changes or Changes()
+    found = find("recipes", name)
+    tree = read_yaml(found.path, found.shown)
+    notices = [found.notice] if found.notice else []
+    wrong: list[str] = []
+    _normalise(tree)
+    try:
+        tree = _with_strategy(tree, changes, notices)
+    except Mistakes as mistakes:  # the rest of the recipe is checked all the same
+        wrong += mistakes.lines()
+        put(tree, ("strategy",), {"name": "unknown", "plugins": []}, tree.origin(("strategy",)))
+    for assignment in changes.settings:
+        if not _names_strategy(assignment):
+            try:
+                set_value(tree, assignment)
+            except Mistakes as mistakes:
+                wrong += mistakes.lines()
+    if changes.seeds:
+        put(tree, ("seeds",), list(changes.seeds), Origin("--seed"))
+    recipe, problems = checked_recipe(tree.value)
+    wrong += _in_order([located(tree.origin(e.path), e.path, e.message) for e in problems])
+    if wrong or recipe is None:
+        raise Mistakes(dict.fromkeys(wrong))
+    return Resolved(recipe=recipe, tree=_with_defaults(tree, recipe), notices=notices)
+
+
+def _in_order(lines: list[str]) -> list[str]:
+    """By file and line, as a reader goes through them."""
+
+    def place(line: str) -> tuple[str, int]:
+        match = re.match(r"(.*?):(\d+): \$", line)
+        return (match[1], int(match[2])) if match else (line, 0)
+
+    return sorted(lines, key=place)
+
+
+def _names_strategy(assignment: str) -> str | None:
+    """The name in `--set strategy=NAME` or `--set strategy.name=NAME`, which decides what is loaded."""
+    match = re.fullmatch(r"\s*(?:\$\.)?strategy(?:\.name)?\s*=\s*(.*?)\s*", assignment)
+    return match[1] if match else None
+
+
+def _with_strategy(tree: Tree, changes: Changes, notices: list[str]) -> Tree:
+    """The tree with its strategy written out as `{name, base, plugins}`, over the strategy's defaults."""
+    wanted, origin = changes.strategy, Origin("--strategy")
+    for assignment in changes.settings:
+        if chosen := _names_strategy(assignment):
+            wanted, origin = chosen, Origin(f"--set {assignment}")
+    said = tree.value.get("strategy")
+    if wanted is not None:
+        put(tree, ("strategy",), {"name": wanted}, origin)
+    elif isinstance(said, str):
+        put(tree, ("strategy",), {"name": said}, tree.origin(("strategy",)))
+    elif not isinstance(said, dict):
+        return tree  # reported by the schema
+    said = tree.value["strategy"]
+    if "plugins" not in said and isinstance(said.get("name"), str):
+        tree = _loaded(tree, said["name"], notices)
+    elif "plugins" in said:
+        said.setdefault("name", "custom")
+    _normalise(tree)
+    _edit_stack(tree, changes)
+    return tree
+
+
+def _loaded(tree: Tree, name: str, notices: list[str]) -> Tree:
+    """The strategy file's stack under the recipe's own words on it, and its defaults under the recipe."""
+    path = ("strategy", "name") if ("strategy", "name") in tree.origins else ("strategy",)
+    try:
+        found = find("strategies", name)
+    except Mistakes:
+        hint = did_you_mean(name, available("strategies"))
+        message = f"no strategy is named {name!r} ({hint}); `mulki list strategies` shows all"
+        raise Mistakes([located(tree.origin(path), path, message)]) from None
+    if found.notice and "/" in name:
+        notices.append(found.notice)
+    strategy, source = _strategy_file(found)
+    lower = Tree({}, {})
+    for key, value in strategy.defaults.items():
+        put(lower, (key,), value, source.origin(("defaults", key)))
+        lower.origins.update({p[1:]: o for p, o in source.origins.items() if p[:2] == ("defaults", key)})
+    stack: dict[str, Any] = {"name": strategy.name, "base": strategy.base, "plugins": source.value.get("plugins", [])}
+    put(lower, ("strategy",), stack, source.origin(()))
+    lower.origins.update({("strategy", *p): o for p, o in source.origins.items() if p[:1] == ("plugins",)})
+    lower.origins["strategy", "base"] = source.origin(("base",))
+    result = overlay(lower, tree)
+    result.value["strategy"]["name"] = strategy.name
+    return result
+
+
+def _strategy_file(found: Found) -> tuple[StrategyFile, Tree]:
+    tree = read_yaml(found.path, found.shown)
+    _normalise_plugins(tree, ("plugins",))
+    try:
+        strategy: StrategyFile = CONVERTER.structure(tree.value, StrategyFile)
+    except Exception as error:
+        raise Mistakes(
+            _in_order([located(tree.origin(e.path), e.path, e.message) for e in mistakes_of(error)])
+        ) from error
+    wrong = [
+        located(tree.origin(("defaults", key)), ("defaults", key), f"expected one of {', '.join(_DEFAULTABLE)}")
+        for key in strategy.defaults
+        if key not in _DEFAULTABLE
+    ]
+    if wrong:
+        raise Mistakes(wrong)
+    return strategy, tree
+
+
+_DEFAULTABLE = ("train", "evaluate")
+
+
+def read_strategy(found: Found) -> StrategyFile:
+    """A strategy's file on its own, checked; for listing and validating. Raises Mistakes."""
+    return _strategy_file(found)[0]
+
+
+def _normalise(tree: Tree) -> None:
+    """Short forms written out: `stream: name`, `model: name`, `- plugin`."""
+    for key in ("stream", "model"):
+        if isinstance(value := tree.value.get(key), str):
+            put(tree, (key,), {"name": value}, tree.origin((key,)))
+    for key in ("optimizer", "schedule"):
+        if isinstance(value := get(tree.value, ("train", key)), str):
+            put(tree, ("train", key), {"name": value}, tree.origin(("train", key)))
+    _normalise_plugins(tree, ("strategy", "plugins"))
+
+
+def _normalise_plugins(tree: Tree, path: Path) -> None:
+    plugins = get(tree.value, path)
+    if isinstance(plugins, list):
+        for i, entry in enumerate(plugins):
+            if isinstance(entry, str):
+                put(tree, (*path, i), {entry: {}}, tree.origin((*path, i)))
+            elif isinstance(entry, dict) and len(entry) == 1 and next(iter(entry.values())) is None:
+                [name] = entry
+                entry[name] = {}
+
+
+def _edit_stack(tree: Tree, changes: Changes) -> None:
+    """Apply --without and --with, and give the changed stack a name of its own, so that no two share a folder."""
+    plugins = get(tree.value, ("strategy", "plugins"))
+    if not isinstance(plugins, list) or not (changes.with_plugins or changes.without_plugins):
+        return
+    names = [next(iter(entry)) if isinstance(entry, dict) and entry else None for entry in plugins]
+    wrong, label = [], tree.value["strategy"]["name"]
+    path = ("strategy", "plugins")
+    for name in changes.without_plugins:
+        if name not in names:
+            there = did_you_mean(name, [n for n in names if n])
+            wrong.append(located(Origin(f"--without {name}"), path, f"the stack has no plugin {name!r} ({there})"))
+        label = f"{label}-without-{name}"
+    for name in changes.with_plugins:
+        if name in names:
+            wrong.append(located(Origin(f"--with {name}"), path, f"the stack has the plugin {name!r} already"))
+        label = f"{label}-with-{name}"
+    if wrong:
+        raise Mistakes(wrong)
+    kept = [i for i, name in enumerate(names) if name not in changes.without_plugins]
+    origins = {p: o for p, o in tree.origins.items() if p[:2] == path and len(p) > 2}
+    put(tree, path, [plugins[i] for i in kept], tree.origin(path))
+    for new, old in enumerate(kept):
+        tree.origins.update({(*path, new, *p[3:]): o for p, o in origins.items() if p[2] == old})
+    for name in changes.with_plugins:
+        place = len(tree.value["strategy"]["plugins"])
+        tree.value["strategy"]["plugins"].append({name: {}})
+        tree.origins[path + (place,)] = Origin(f"--with {name}")
+    tree.value["strategy"]["name"] = label
+
+
+def _with_defaults(tree: Tree, recipe: Recipe) -> Tree:
+    """The whole recipe as data; values that nobody wrote have the origin `default`."""
+    return Tree(as_data(recipe), dict(tree.origins))

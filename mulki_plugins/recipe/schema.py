@@ -1,0 +1,169 @@
+"""What a recipe and a strategy may say: frozen classes, one for each mapping of the YAML file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from attrs import field, frozen
+
+from mulki_plugins.options import CONVERTER, Count, Fraction, Natural, OptionError, Positive, Range, Weight, convert
+
+Smoothing = Annotated[float, Range(least=0, below=1)]
+
+
+@frozen
+class Choice:
+    """A registered part and its options; in YAML `name` or `{name: ..., option: ...}`."""
+
+    name: str
+    options: dict[str, Any] = field(factory=dict)
+
+
+@frozen
+class Entry:
+    """A plugin of a stack and its options; in YAML `- name` or `- name: {option: ...}`."""
+
+    name: str
+    options: dict[str, Any] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class Optimizer:
+    """An optimizer of torch, made anew for each task."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: Positive
+    weight_decay: Weight = 0.0
+    betas: tuple[Fraction, Fraction] | None = None
+    momentum: Fraction | None = None
+
+
+@frozen(kw_only=True)
+class Schedule:
+    """How the learning rate changes over a task: `warmup` steps up from 0, then along a curve to 0, or flat."""
+
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Natural = 0
+
+
+@frozen(kw_only=True)
+class TaskBudget:
+    """What differs for one task."""
+
+    lr: Positive | None = None
+    iterations: Count | None = None
+    epochs: Count | None = None
+
+
+@frozen(kw_only=True)
+class Checkpoint:
+    """The weights that are kept after each task: those of the last `keep` tasks (0: none)."""
+
+    keep: Natural = 1
+
+
+@frozen(kw_only=True)
+class Train:
+    """The training of one task; exactly one of `iterations` and `epochs`."""
+
+    iterations: Count | None = None
+    epochs: Count | None = None
+    batch_size: Count = 64
+    optimizer: Optimizer
+    schedule: Schedule = field(factory=Schedule)
+    label_smoothing: Smoothing = 0.0
+    gradient_clip: Positive | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    workers: Natural = 0
+    per_task: dict[str, TaskBudget] = field(factory=dict)
+    checkpoint: Checkpoint = field(factory=Checkpoint)
+
+
+@frozen(kw_only=True)
+class Evaluate:
+    """`classes`: what a test image is told from: its own task's classes, all seen so far, or all there are."""
+
+    classes: Literal["task", "seen", "all"] = "task"
+    metrics: list[str] = field(factory=lambda: ["transfer", "average", "last", "forgetting"])
+    batch_size: Count = 256
+
+
+@frozen(kw_only=True)
+class Strategy:
+    """A method: its stack of plugins. `base: none` trains nothing."""
+
+    name: str
+    base: Literal["naive", "none"] = "naive"
+    plugins: list[Entry] = field(factory=list)
+
+
+@frozen(kw_only=True)
+class Recipe:
+    """A whole experiment."""
+
+    name: str
+    summary: str = ""
+    stream: Choice
+    model: Choice
+    strategy: Strategy
+    train: Train
+    evaluate: Evaluate = field(factory=Evaluate)
+    seeds: list[Natural] = field(factory=lambda: [0])
+    loggers: list[str] = field(factory=lambda: ["tensorboard", "csv"])
+    device: str = "auto"
+
+
+@frozen(kw_only=True)
+class StrategyFile:
+    """strategies/*.yaml: one method. `defaults` lie under the recipe's own values."""
+
+    name: str
+    summary: str = ""
+    paper: str = ""
+    base: Literal["naive", "none"] = "naive"
+    plugins: list[Entry] = field(factory=list)
+    defaults: dict[str, Any] = field(factory=dict)
+
+
+def _structure_choice(value: Any, _: Any) -> Choice:
+    if not isinstance(value, dict):
+        raise OptionError(f"expected a name or a mapping with a name, got {_shown(value)}")
+    if "name" not in value:
+        raise OptionError("missing; it has no default", ("name",))
+    if not isinstance(value["name"], str):
+        raise OptionError(f"expected a text, got {_shown(value['name'])}", ("name",))
+    return Choice(value["name"], {key: item for key, item in value.items() if key != "name"})
+
+
+def _structure_entry(value: Any, _: Any) -> Entry:
+    if not isinstance(value, dict) or len(value) != 1:
+        raise OptionError(f"expected a plugin as `name` or `name: {{options}}`, got {_shown(value)}")
+    [(name, options)] = value.items()
+    if not isinstance(options, dict):
+        raise OptionError(f"expected a mapping of options, got {_shown(options)}", (name,))
+    return Entry(name, dict(options))
+
+
+def _shown(value: Any) -> str:
+    from mulki_plugins.options import shown
+
+    return shown(value)
+
+
+CONVERTER.register_structure_hook(Choice, _structure_choice)
+CONVERTER.register_structure_hook(Entry, _structure_entry)
+CONVERTER.register_unstructure_hook(Choice, lambda choice: {"name": choice.name, **choice.options})
+CONVERTER.register_unstructure_hook(Entry, lambda entry: {entry.name: dict(entry.options)})
+
+
+def as_recipe(value: Any) -> Recipe:
+    """The plain data of a whole recipe as a Recipe; raises what `mistakes_of` takes apart."""
+    recipe: Recipe = convert(value, Recipe)
+    return recipe
+
+
+def as_data(recipe: Recipe) -> dict[str, Any]:
+    """A Recipe as plain data, which `as_recipe` reads again."""
+    data: dict[str, Any] = CONVERTER.unstructure(recipe)
+    data["train"] = {key: value for key, value in data["train"].items() if value is not None}
+    return data

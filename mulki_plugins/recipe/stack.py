@@ -1,0 +1,84 @@
+"""Checks a stack of plugins before any data loads: names, options, requirements, conflicts and order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mulki_plugins.errors import MulkiError, did_you_mean
+from mulki_plugins.options import OptionError, Path, convert, mistakes_of
+from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.registry.parts import Part
+from mulki_plugins.registry.signature import REQUIRED, UNKNOWN, Signature, signature_of
+
+
+def check_options(part: Part, options: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[OptionError]]:
+    """The options with their types applied and the defaults filled in, and everything that is wrong with them."""
+    try:
+        signature = signature_of(part)
+    except MulkiError as error:
+        return options, [OptionError(error.lines()[0], path)]
+    wrong: list[OptionError] = []
+    result = dict(_defaults(part, signature))
+    for name, value in options.items():
+        option = signature.options.get(name)
+        if option is None:
+            result[name] = value
+            if not signature.open:
+                hint = did_you_mean(name, signature.options)
+                wrong.append(
+                    OptionError(f"unknown option ({hint})" if hint else "unknown option; there is none", (*path, name))
+                )
+            continue
+        try:
+            result[name] = _plain(convert(value, option.kind))
+        except Exception as error:
+            wrong += mistakes_of(error, (*path, name))
+    for name, option in signature.options.items():
+        if option.default is REQUIRED and name not in result:
+            wrong.append(OptionError("missing; it has no default", (*path, name)))
+    return result, wrong
+
+
+def _defaults(part: Part, signature: Signature) -> Iterator[tuple[str, Any]]:
+    for name, option in signature.options.items():
+        if name in part.defaults:
+            yield name, part.defaults[name]
+        elif option.default not in (REQUIRED, UNKNOWN) and _is_plain(option.default):
+            yield name, option.default
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a YAML file can hold it."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def check_stack(names: list[str], path: Path) -> list[OptionError]:
+    """What keeps these plugins, in this order, from working together. Unknown names are not reported here."""
+    parts = {name: catalog().parts.get(("plugin", name)) for name in names}
+    wrong = []
+    for i, name in enumerate(names):
+        here = (*path, i, name)
+        part = parts[name]
+        if name in names[:i]:
+            wrong.append(OptionError("stands in the stack twice", here))
+        if part is None:
+            continue
+        for other in part.requires:
+            if other not in names:
+                wrong.append(OptionError(f"needs the plugin {other!r}; add `- {other}` before it", here))
+        for other in part.after:
+            if other in names and names.index(other) > i:
+                wrong.append(OptionError(f"must come after {other!r}", here))
+        for other in part.conflicts:
+            if other in names:
+                wrong.append(OptionError(f"does not work together with {other!r}", here))
+    return wrong

@@ -1,0 +1,176 @@
+"""The parts that MulKI brings, registered through the same hook as anybody else's."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+
+from mulki_plugins.registry.hookspecs import hookimpl
+from mulki_plugins.registry.parts import Provenance, Register
+
+MULKI = "arXiv 2411.06764"
+
+
+def _version() -> str:
+    try:
+        return version("mulki")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return ""
+
+
+PROVENANCE = Provenance(distribution="mulki", version=_version())
+
+
+@hookimpl
+def mulki_register(register: Register) -> None:
+    for kind in ("recipes", "strategies"):
+        register.folder(kind, _yaml_folder(kind))  # type: ignore[arg-type]
+    _register_stages(register)
+    _register_avalanche(register)
+    _register_streams_and_models(register)
+    _register_reports(register)
+
+
+def _yaml_folder(kind: str) -> Path:
+    """Inside the package in a wheel, beside it in a checkout."""
+    package = Path(str(files("mulki_plugins")))
+    inside = package / kind
+    return inside if inside.is_dir() else package.parent / kind
+
+
+def _register_stages(register: Register) -> None:
+    register.plugin(
+        "teachers",
+        "mulki_plugins.stages.teachers:Teachers",
+        summary="holds the pre-trained model and the model before this task, frozen; forwards each once per step",
+        source=MULKI,
+    )
+    register.plugin(
+        "eliciting",
+        "mulki_plugins.stages.eliciting:Eliciting",
+        summary="stage 1: aligns images and texts through visual prototypes that follow the student",
+        source=MULKI,
+        requires=["teachers"],
+        after=["teachers"],
+    )
+    register.plugin(
+        "adding",
+        "mulki_plugins.stages.adding:Adding",
+        summary="stage 2: distils the relations between samples and prototypes from each teacher",
+        source=MULKI,
+        requires=["teachers"],
+        after=["teachers"],
+    )
+    register.plugin(
+        "distinguishing",
+        "mulki_plugins.stages.distinguishing:Distinguishing",
+        summary="stage 3: weighs the two teachers for each sample",
+        source=MULKI,
+        requires=["teachers"],
+        after=["teachers"],
+    )
+    register.plugin(
+        "connecting",
+        "mulki_plugins.stages.connecting:Connecting",
+        summary="stage 4: averages weights within a task and interpolates with the weights before it",
+        source=MULKI,
+    )
+
+
+def _register_avalanche(register: Register) -> None:
+    package = "avalanche.training.plugins"
+    register.plugin(
+        "avalanche.ewc",
+        f"{package}.ewc:EWCPlugin",
+        summary="elastic weight consolidation: holds the weights that mattered to earlier tasks",
+        source="arXiv 1612.00796",
+        defaults={"ewc_lambda": 1.0},
+    )
+    register.plugin(
+        "avalanche.si",
+        f"{package}.synaptic_intelligence:SynapticIntelligencePlugin",
+        summary="synaptic intelligence: like EWC, with importances gathered along the path of training",
+        source="arXiv 1703.04200",
+        defaults={"si_lambda": 1.0},
+    )
+    register.plugin(
+        "avalanche.mas",
+        f"{package}.mas:MASPlugin",
+        summary="memory-aware synapses: like EWC, with importances from the outputs' sensitivity",
+        source="arXiv 1711.09601",
+    )
+    register.plugin(
+        "avalanche.lwf",
+        f"{package}.lwf:LwFPlugin",
+        summary="learning without forgetting: distils the previous model's outputs on this task's images",
+        source="arXiv 1606.09282",
+    )
+    register.plugin(
+        "avalanche.replay",
+        f"{package}.replay:ReplayPlugin",
+        summary="rehearsal: keeps images of earlier tasks and mixes them into every batch",
+        source="arXiv 1902.10486",
+        keeps_images=True,
+    )
+    register.plugin(
+        "avalanche.agem",
+        f"{package}.agem:AGEMPlugin",
+        summary="projects gradients so that the loss on kept images does not rise",
+        source="arXiv 1812.00420",
+        defaults={"patterns_per_experience": 64, "sample_size": 64},
+        keeps_images=True,
+    )
+
+
+def _register_streams_and_models(register: Register) -> None:
+    register.stream(
+        "mtil-mini",
+        "mulki_plugins.streams.mini.stream:mtil_mini",
+        summary="eleven small image domains in the spirit of MTIL, drawn on this machine",
+        tasks=[
+            "animals", "digits", "faces", "flags", "food", "letters", "objects", "scans", "shapes", "textures", "travel",
+        ],
+        extra="mini",
+    )  # fmt: skip
+    register.model(
+        "mulki-tiny",
+        "mulki_plugins.models.tiny:mulki_tiny",
+        summary="the bundled CLIP of 2.7 M parameters for 48 x 48 images, pre-trained",
+    )
+
+
+def _register_reports(register: Register) -> None:
+    zscl = "arXiv 2303.06628"
+    register.metric(
+        "transfer",
+        "mulki_plugins.metrics:transfer",
+        summary="accuracy on tasks before they are learned: what is left of the zero-shot ability",
+        source=zscl,
+    )
+    register.metric(
+        "average",
+        "mulki_plugins.metrics:average",
+        summary="accuracy over all tasks and all moments",
+        source=zscl,
+    )
+    register.metric(
+        "last",
+        "mulki_plugins.metrics:last",
+        summary="accuracy over all tasks at the end of the stream",
+        source=zscl,
+    )
+    register.metric(
+        "forgetting",
+        "mulki_plugins.metrics:forgetting",
+        summary="how far each task has fallen from its best, at the end; less is better",
+        source="arXiv 1801.10112",
+    )
+    register.logger(
+        "tensorboard",
+        "mulki_plugins.report.tensorboard:TensorBoardLogger",
+        summary="event files with stable tags, for TensorBoard",
+    )
+    register.logger(
+        "csv", "mulki_plugins.report.csv_log:CsvLogger", summary="every logged value as a line of metrics.csv"
+    )

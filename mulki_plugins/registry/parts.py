@@ -1,0 +1,157 @@
+"""A part is anything that a recipe names: a plugin, a stream, a model, a metric or a logger."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from attrs import define, field, frozen
+
+from mulki_plugins.errors import MulkiError, did_you_mean
+
+Kind = Literal["plugin", "stream", "model", "metric", "logger"]
+Target = str | Callable[..., Any]
+
+
+@frozen(kw_only=True)
+class Provenance:
+    """The distribution that brought something, and its version."""
+
+    distribution: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version}".rstrip()
+
+
+@frozen(kw_only=True)
+class Part:
+    """A name and what it stands for. Nothing is imported before `load`."""
+
+    kind: Kind
+    name: str
+    target: Target
+    summary: str
+    provenance: Provenance
+    source: str = ""
+    """The paper or page that it follows."""
+    defaults: Mapping[str, Any] = field(factory=dict)
+    """Options that are passed unless a recipe says otherwise, for classes that were not written for MulKI."""
+    requires: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    """Plugins that must stand before it in a stack, where they are in it."""
+    keeps_images: bool = False
+    needs_reference: bool = False
+    adds_parameters: bool = False
+    tasks: tuple[str, ...] = ()
+    """For a stream whose tasks are fixed: their names, so that a recipe's `per_task` can be checked."""
+    extra: str = ""
+    """The optional dependencies that it needs, as in `mulki[mini]`."""
+
+    def load(self) -> Callable[..., Any]:
+        """The class or function itself. MulkiError where its package cannot be imported."""
+        if not isinstance(self.target, str):
+            return self.target
+        module, _, attribute = self.target.partition(":")
+        try:
+            found: Any = getattr(importlib.import_module(module), attribute)
+        except Exception as error:
+            raise MulkiError(
+                f"the {self.kind} {self.name!r} of {self.provenance} cannot be loaded from {self.target}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        return found  # type: ignore[no-any-return]
+
+
+@define
+class Catalog:
+    """Every part that is installed, the folders of YAML files, and what went wrong while they were gathered."""
+
+    parts: dict[tuple[Kind, str], Part] = field(factory=dict)
+    folders: dict[str, list[tuple[Path, Provenance]]] = field(factory=lambda: {"recipes": [], "strategies": []})
+    problems: list[str] = field(factory=list)
+
+    def of_kind(self, kind: Kind) -> list[Part]:
+        return sorted((part for part in self.parts.values() if part.kind == kind), key=lambda part: part.name)
+
+    def find(self, kind: Kind, name: str) -> Part:
+        """The part of that name; MulkiError with what may have been meant."""
+        if part := self.parts.get((kind, name)):
+            return part
+        hint = did_you_mean(name, [part.name for part in self.of_kind(kind)])
+        raise MulkiError(f"no {kind} is named {name!r} ({hint}); `mulki list {kind}s` shows all")
+
+
+@frozen
+class Register:
+    """What a `mulki_register` hook is given: one method for each kind of part."""
+
+    catalog: Catalog
+    provenance: Provenance
+
+    def plugin(
+        self,
+        name: str,
+        target: Target,
+        *,
+        summary: str,
+        source: str = "",
+        defaults: Mapping[str, Any] | None = None,
+        requires: Sequence[str] = (),
+        conflicts: Sequence[str] = (),
+        after: Sequence[str] = (),
+        keeps_images: bool = False,
+        needs_reference: bool = False,
+        adds_parameters: bool = False,
+    ) -> None:
+        """An Avalanche `SupervisedPlugin` class, or a function that returns one."""
+        self._add(
+            Part(
+                kind="plugin", name=name, target=target, summary=summary, source=source, provenance=self.provenance,
+                defaults=dict(defaults or {}), requires=tuple(requires), conflicts=tuple(conflicts), after=tuple(after),
+                keeps_images=keeps_images, needs_reference=needs_reference, adds_parameters=adds_parameters,
+            )
+        )  # fmt: skip
+
+    def stream(
+        self, name: str, target: Target, *, summary: str, source: str = "", tasks: Sequence[str] = (), extra: str = ""
+    ) -> None:
+        """A function that takes options and returns a `TaskStream`."""
+        self._add(
+            Part(
+                kind="stream", name=name, target=target, summary=summary, source=source, provenance=self.provenance,
+                tasks=tuple(tasks), extra=extra,
+            )
+        )  # fmt: skip
+
+    def model(self, name: str, target: Target, *, summary: str, source: str = "") -> None:
+        """A function that takes options and returns a `LoadedClip`."""
+        self._add(
+            Part(kind="model", name=name, target=target, summary=summary, source=source, provenance=self.provenance)
+        )
+
+    def metric(self, name: str, target: Target, *, summary: str, source: str = "") -> None:
+        """A function from the accuracy matrix [T, T] in percent to a number."""
+        self._add(
+            Part(kind="metric", name=name, target=target, summary=summary, source=source, provenance=self.provenance)
+        )
+
+    def logger(self, name: str, target: Target, *, summary: str, source: str = "") -> None:
+        """A function from a run's folder to an Avalanche `BaseLogger`."""
+        self._add(
+            Part(kind="logger", name=name, target=target, summary=summary, source=source, provenance=self.provenance)
+        )
+
+    def folder(self, kind: Literal["recipes", "strategies"], path: Path) -> None:
+        """A folder whose `*.yaml` files are recipes or strategies, found by their file names."""
+        self.catalog.folders[kind].append((path, self.provenance))
+
+    def _add(self, part: Part) -> None:
+        if other := self.catalog.parts.get((part.kind, part.name)):
+            raise MulkiError(
+                f"the {part.kind} {part.name!r} of {part.provenance} is already there, from {other.provenance}"
+            )
+        self.catalog.parts[part.kind, part.name] = part

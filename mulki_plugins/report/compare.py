@@ -1,0 +1,94 @@
+"""Several runs beside each other: mean and standard deviation over seeds, one line for each recipe and strategy."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from attrs import asdict, frozen
+
+from mulki_plugins.report.result import Result
+from mulki_plugins.report.table import heading, matrix_table, plain
+
+
+@frozen(kw_only=True)
+class Group:
+    """The complete runs of one recipe and strategy that were measured alike."""
+
+    recipe: str
+    strategy: str
+    seeds: list[int]
+    metrics: dict[str, tuple[float, float | None]]
+    """Mean, and standard deviation over seeds (n − 1) where there are at least two."""
+    tasks: list[str]
+    protocol: dict[str, Any]
+
+
+def groups(results: Sequence[Result]) -> list[Group]:
+    """Complete runs by recipe, strategy, tasks and protocol."""
+    gathered: dict[tuple[str, ...], list[Result]] = {}
+    for result in results:
+        if result.status == "complete":
+            key = (result.recipe, result.strategy, str(result.tasks), str(sorted(result.protocol.items())))
+            gathered.setdefault(key, []).append(result)
+    return [_group(runs) for runs in gathered.values()]
+
+
+def _group(runs: list[Result]) -> Group:
+    metrics = {}
+    for name in dict.fromkeys(name for run in runs for name in run.metrics):
+        values = [run.metrics[name] for run in runs if name in run.metrics]
+        metrics[name] = (statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+    first = runs[0]
+    return Group(
+        recipe=first.recipe, strategy=first.strategy, seeds=sorted(run.seed for run in runs), metrics=metrics,
+        tasks=first.tasks, protocol=first.protocol,
+    )  # fmt: skip
+
+
+def comparison_data(results: Sequence[Result]) -> dict[str, Any]:
+    """The runs whole, and their summary, as plain data."""
+    summary = [
+        {
+            "recipe": group.recipe, "strategy": group.strategy, "seeds": group.seeds, "tasks": group.tasks,
+            "metrics": {name: {"mean": mean, "std": std} for name, (mean, std) in group.metrics.items()},
+        }
+        for group in groups(results)
+    ]  # fmt: skip
+    return {"runs": [asdict(result) for result in results], "summary": summary}
+
+
+def comparison_text(results: Sequence[Result]) -> str:
+    """One run: its table. Several: a line for each strategy, and what keeps lines from being compared."""
+    if len(results) == 1:
+        return f"{heading(results[0])}\n{matrix_table(results[0])}"
+    found = groups(results)
+    lines = _summary(found) if found else []
+    for result in results:
+        if result.status != "complete":
+            lines.append(
+                f"left out: {heading(result)}: {plain(result.status)}, {len(result.matrix)} of {len(result.tasks)} tasks"
+            )
+    if len({str(sorted(group.protocol.items())) for group in found}) > 1:
+        lines.append("note: these runs were evaluated by different protocols; their numbers are not comparable")
+    elif len({str(group.tasks) for group in found}) > 1:
+        lines.append("note: these runs learned different tasks, or in different orders")
+    return "\n".join(lines)
+
+
+def _summary(found: list[Group]) -> list[str]:
+    metrics = list(dict.fromkeys(name for group in found for name in group.metrics))
+    label = max(len("strategy"), *(len(plain(group.strategy)) for group in found)) + 2
+    recipe = max(len("recipe"), *(len(plain(group.recipe)) for group in found)) + 2
+    lines = [f"{'recipe':<{recipe}}{'strategy':<{label}}{'seeds':>5}" + "".join(f"{name:>16}" for name in metrics)]
+    lines.append("-" * len(lines[0]))
+    for group in found:
+        cells = [_cell(*group.metrics[name]) if name in group.metrics else "-" for name in metrics]
+        head = f"{plain(group.recipe):<{recipe}}{plain(group.strategy):<{label}}{len(group.seeds):>5}"
+        lines.append(head + "".join(f"{cell:>16}" for cell in cells))
+    return lines
+
+
+def _cell(mean: float, std: float | None) -> str:
+    return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"

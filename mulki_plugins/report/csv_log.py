@@ -1,0 +1,30 @@
+"""metrics.csv: every value that is logged, as `tag,step,value`."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from avalanche.logging import BaseLogger
+from matplotlib.figure import Figure
+
+
+class CsvLogger(BaseLogger):
+    """Appends a line for each scalar; figures are left to other loggers."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._file = (folder / "metrics.csv").open("w", newline="", encoding="utf-8")
+        self._writer = csv.writer(self._file)
+        self._writer.writerow(["tag", "step", "value"])
+
+    def log_single_metric(self, name: str, value: Any, x_plot: int) -> None:
+        if not isinstance(value, Figure):
+            self._writer.writerow([name, x_plot, f"{float(value):.8g}"])
+
+    def after_eval(self, strategy: Any, metric_values: Any) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()

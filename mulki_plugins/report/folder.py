@@ -1,0 +1,65 @@
+"""A run's folder: `<out>/<recipe>/<strategy>/seed-<n>`; an earlier run there is moved aside, never overwritten."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from mulki_plugins.errors import MulkiError
+from mulki_plugins.recipe.schema import Recipe
+
+_ASIDE = re.compile(r"\.before-\d+$")
+
+
+def run_folder(out: Path, recipe: Recipe, seed: int) -> Path:
+    """Where the run goes. The names were checked: none leads out of `out`."""
+    return out / recipe.name / recipe.strategy.name / f"seed-{seed}"
+
+
+def prepare_folder(folder: Path) -> Path | None:
+    """Make the folder, empty; returns where an earlier run's was moved to, if there was one. MulkiError if it cannot."""
+    aside = None
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            number = 1
+            while (aside := folder.with_name(f"{folder.name}.before-{number}")).exists():
+                number += 1
+            folder.rename(str(aside))
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MulkiError(
+            f"{folder}: the run's folder cannot be made: {error.strerror or error}", "choose another with --out"
+        ) from error
+    return aside
+
+
+def is_aside(folder: Path) -> bool:
+    """Whether a folder holds an earlier run that was moved aside."""
+    return bool(_ASIDE.search(folder.name))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole: to a temporary name, synced, then renamed, so that no reader sees half of it."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

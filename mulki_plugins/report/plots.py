@@ -1,0 +1,41 @@
+"""The accuracy matrix as a picture."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mulki_plugins.report.result import Result
+
+
+def matrix_figure(result: Result) -> Figure:
+    """A heat map with the number in each cell; rows are the tasks as they are learned, on top the zero-shot row.
+
+    Above the stair is what was not learned yet (transfer), below it what was learned before.
+    """
+    rows = ([result.zero_shot] if result.zero_shot else []) + result.matrix
+    labels = (["zero-shot"] if result.zero_shot else []) + [
+        f"after {task}" for task in result.tasks[: len(result.matrix)]
+    ]
+    values = np.array(rows, dtype=float)
+    figure = Figure(figsize=(2.2 + 0.72 * len(result.tasks), 1.6 + 0.42 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            axes.text(
+                j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value < 60 else "black"
+            )
+    first = 1 if result.zero_shot else 0
+    for j in range(len(result.matrix)):  # the stair: each task's own cell and what lies below it
+        axes.plot([j - 0.5, j + 0.5], [first + j - 0.5] * 2, color="white", linewidth=2)
+        axes.plot([j - 0.5] * 2, [first + j - 0.5, first + j + (-1.5 if j else 0.5)], color="white", linewidth=2)
+    axes.set_xticks(range(len(result.tasks)), result.tasks, rotation=35, ha="right")
+    axes.set_yticks(range(len(rows)), labels)
+    axes.set_xlim(-0.5, len(result.tasks) - 0.5)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel("test set")
+    numbers = ", ".join(f"{name.capitalize()} {value:.1f}" for name, value in result.metrics.items())
+    axes.set_title(f"{result.strategy}, seed {result.seed}\n{numbers}", fontsize=10)
+    figure.colorbar(image, ax=axes, label="accuracy (%)")
+    return figure

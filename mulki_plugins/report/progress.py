@@ -1,0 +1,66 @@
+"""Progress on stderr: a bar for each task on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import click
+from avalanche.logging import BaseLogger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class ProgressLogger(BaseLogger):
+    """Follows a strategy through training; loss and accuracy are smoothed over about twenty steps."""
+
+    def __init__(self, tasks: int) -> None:
+        super().__init__()
+        self.tasks = tasks
+        self._bar: Progress | None = None
+        self._row: Any = None
+        self._smooth: dict[str, float] = {}
+        self._began = 0.0
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        click.echo(text, err=True)
+
+    def before_training_exp(self, strategy: Any, metric_values: Any) -> None:
+        self._smooth, self._began = {}, time.monotonic()
+        label = f"[{strategy.clock.train_exp_counter + 1}/{self.tasks}] {strategy.experience.task_name}"
+        if sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"),
+                TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+            self._row = self._bar.add_task(label, total=None, state="")
+            self._bar.start()
+        else:
+            self.say(f"{label}: training")
+
+    def log_single_metric(self, name: str, value: Any, x_plot: int) -> None:
+        if name in ("train/loss/total", "train/accuracy"):
+            old = self._smooth.get(name)
+            self._smooth[name] = float(value) if old is None else 0.95 * old + 0.05 * float(value)
+
+    def after_training_iteration(self, strategy: Any, metric_values: Any) -> None:
+        if self._bar:
+            done = strategy.clock.train_exp_iterations + 1
+            self._bar.update(self._row, total=strategy.steps, completed=done, state=self._state())
+
+    def after_training_exp(self, strategy: Any, metric_values: Any) -> None:
+        self.stop()
+        label = f"[{strategy.clock.train_exp_counter + 1}/{self.tasks}] {strategy.experience.task_name}"
+        self.say(f"{label}: {strategy.steps} steps in {time.monotonic() - self._began:.0f} s, {self._state()}")
+
+    def stop(self) -> None:
+        """Take the bar away, also when training ended in an error."""
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+    def _state(self) -> str:
+        loss, right = self._smooth.get("train/loss/total"), self._smooth.get("train/accuracy")
+        return "" if loss is None else f"loss {loss:.3f}, accuracy {right or 0:.0f} %"

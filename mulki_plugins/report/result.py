@@ -1,0 +1,93 @@
+"""result.json: what a run measured. Written after every task, so that what is finished stays readable."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from attrs import asdict, define, field
+
+from mulki_plugins.errors import MulkiError
+from mulki_plugins.report.folder import is_aside, write_text
+
+FILE = "result.json"
+
+
+@define(kw_only=True)
+class Result:
+    """One run: a recipe, a strategy, a seed."""
+
+    recipe: str
+    strategy: str
+    seed: int
+    status: Literal["running", "complete", "failed"] = "running"
+    tasks: list[str]
+    zero_shot: list[float] = field(factory=list)
+    """Accuracy in percent on each task before any training."""
+    matrix: list[list[float]] = field(factory=list)
+    """a[i][j]: accuracy in percent on task j after task i; as many rows as tasks were finished."""
+    metrics: dict[str, float] = field(factory=dict)
+    protocol: dict[str, Any] = field(factory=dict)
+    plugins: list[dict[str, Any]] = field(factory=list)
+    versions: dict[str, str] = field(factory=dict)
+    device: dict[str, Any] = field(factory=dict)
+    seconds: dict[str, Any] = field(factory=dict)
+    started: str = ""
+    error: str = ""
+    folder: str = ""
+    """Where it was read from or is written to; not part of the file."""
+
+    def write(self, folder: Path) -> None:
+        data = asdict(self)
+        del data["folder"]
+        write_text(folder / FILE, json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+def read_result(path: Path) -> Result:
+    """The result in a file; MulkiError where it is none."""
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        known = {a.name for a in Result.__attrs_attrs__} - {"folder"}  # type: ignore[attr-defined]
+        result = Result(**{key: value for key, value in data.items() if key in known}, folder=str(path.parent))
+        _check(result)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise MulkiError(f"{path}: this is no result of a run: {error}") from error
+    return result
+
+
+def _check(result: Result) -> None:
+    """That the numbers have the shapes that everything else relies on."""
+    width = len(result.tasks)
+    rows = [*result.matrix, *([result.zero_shot] if result.zero_shot else [])]
+    if not all(isinstance(task, str) for task in result.tasks) or len(result.matrix) > width:
+        raise ValueError("tasks and matrix do not fit together")
+    for row in rows:
+        if len(row) != width or not all(isinstance(v, int | float) and 0 <= v <= 100 for v in row):
+            raise ValueError(f"expected rows of {width} accuracies from 0 to 100")
+    if not all(isinstance(v, int | float) for v in result.metrics.values()):
+        raise ValueError("expected numbers as metrics")
+    if result.status == "complete" and len(result.matrix) != width:
+        raise ValueError(f"the run is called complete, but {len(result.matrix)} of {width} rows are there")
+
+
+def find_results(folders: Iterable[Path]) -> list[Result]:
+    """The results in these folders and below them, each once; MulkiError where a folder has none."""
+    found: dict[Path, Result] = {}
+    for folder in folders:
+        paths = [folder] if folder.is_file() else list(_below(folder))
+        if not paths:
+            what = "no such folder" if not folder.exists() else f"no {FILE} in it or below it"
+            raise MulkiError(f"{folder}: {what}", "give the folder of a run, or one above several, such as `runs`")
+        for path in paths:
+            found.setdefault(path.resolve(), read_result(path))
+    return list(found.values())
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not is_aside(Path(name)))
+        if FILE in files:
+            yield Path(root) / FILE

@@ -1,0 +1,45 @@
+"""The accuracy matrix as text: one row for each task trained, one column for each test set, the metrics below."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from mulki_plugins.report.result import Result
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def plain(text: str) -> str:
+    """Without control characters, so that a name from a file cannot steer the terminal."""
+    return _CONTROL.sub("?", text)
+
+
+def matrix_table(result: Result) -> str:
+    """A run's matrix and metrics, in percent."""
+    names = [plain(name) for name in result.tasks]
+    width = max(6, *(len(name) for name in names)) + 1
+    label = max(len("zero-shot"), *(len(name) for name in names)) + 2
+    lines = [f"{'after':<{label}}" + "".join(f"{name:>{width}}" for name in names) + f"{'mean':>8}"]
+    lines.append("-" * len(lines[0]))
+    if result.zero_shot:
+        lines.append(_row("zero-shot", result.zero_shot, label, width))
+    for name, row in zip(names, result.matrix, strict=False):
+        lines.append(_row(name, row, label, width))
+    lines.append("-" * len(lines[0]))
+    if result.metrics:
+        lines.append("   ".join(f"{name.capitalize()} {value:.2f}" for name, value in result.metrics.items()))
+    if result.status != "complete":
+        done = f"{len(result.matrix)} of {len(names)} tasks finished"
+        lines.append(f"{result.status}: {done}" + (f"; {plain(result.error)}" if result.error else ""))
+    return "\n".join(lines)
+
+
+def _row(name: str, values: Sequence[float], label: int, width: int) -> str:
+    return f"{name:<{label}}" + "".join(f"{v:>{width}.1f}" for v in values) + f"{sum(values) / len(values):>8.1f}"
+
+
+def heading(result: Result) -> str:
+    """One line that says which run it is."""
+    where = f"  ({plain(result.folder)})" if result.folder else ""
+    return f"{plain(result.recipe)} / {plain(result.strategy)} / seed {result.seed}{where}"

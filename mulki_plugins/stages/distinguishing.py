@@ -1,0 +1,40 @@
+"""Stage 3, distinguishing ideas: weigh the two teachers for each sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from mulki_plugins.losses import Score, teacher_scores, teacher_weights
+from mulki_plugins.options import Positive, checked
+from mulki_plugins.stages.stage import Stage
+from mulki_plugins.stages.teachers import Teachers
+
+
+class Distinguishing(Stage):
+    """Gives each teacher the share w^m ∝ exp(−ℓ^m/temperature), with ℓ^m how unsure it is of the sample.
+
+    score: `likelihood` (its cross-entropy on the true class), `entropy` (of its prediction) or `margin` (how far the best
+    wrong class is ahead of the true one). It adds no loss: the stages that distil ask the Teachers for the shares.
+    """
+
+    @checked
+    def __init__(self, *, score: Score = "likelihood", temperature: Positive = 1.0) -> None:
+        super().__init__()
+        self.score = score
+        self.temperature = temperature
+        self._strategy: Any = None
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self._strategy = strategy
+        Teachers.of(strategy, self).weigh = self.weigh
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self._strategy = None
+
+    def weigh(self, logits: list[Tensor], classes: Tensor, task: int) -> Tensor:
+        """The share [M, B] of each teacher, whose logits are [B, C]; the first is the pre-trained model."""
+        shares = teacher_weights([teacher_scores(each, classes, self.score) for each in logits], self.temperature)
+        self.log(self._strategy, "train/share/initial", shares[0].mean())
+        return shares

@@ -1,0 +1,155 @@
+"""The two teachers: the pre-trained model, and the model as it stood before this task."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from attrs import define, field, frozen
+from avalanche.training.plugins import SupervisedPlugin
+from torch import Tensor
+
+from mulki_plugins.models.classifier import ClipClassifier, Features
+from mulki_plugins.options import checked
+from mulki_plugins.stages.prototypes import visual_prototypes
+from mulki_plugins.stages.stage import classifier_of
+
+Weigh = Callable[[list[Tensor], Tensor, int], Tensor]
+"""(logits [B, C] of each teacher, classes [B], task) -> the share of each teacher for each sample [M, B]."""
+
+
+@define(eq=False)
+class Teacher:
+    """A frozen model, and what does not change while it teaches one task: its texts and its prototypes."""
+
+    model: ClipClassifier
+    forwards: int = 0
+    """How often it has encoded a batch, for those who count."""
+    prototypes: dict[int, Tensor] = field(factory=dict)
+    """By task [C, d]."""
+    texts: dict[int, Tensor] = field(factory=dict)
+    """By task [C, d], of the training prompt."""
+
+    @torch.no_grad()
+    def images(self, x: Tensor) -> Tensor:
+        """Unit-norm features [B, d] of a batch."""
+        self.forwards += 1
+        dtype = next(self.model.clip.visual.parameters()).dtype
+        with torch.autocast(x.device.type, enabled=False):
+            return self.model.encode_image(x.to(dtype))
+
+    @torch.no_grad()
+    def text(self, task: int) -> Tensor:
+        """Unit-norm features [C, d] of the task's classes in the training prompt."""
+        if task not in self.texts:
+            with torch.autocast(self.model.scale.device.type, enabled=False):
+                self.texts[task] = self.model.encode_text(task, all_templates=False)
+        return self.texts[task]
+
+
+@frozen(eq=False)
+class View:
+    """What one teacher says of the samples of one task in the batch."""
+
+    image: Tensor
+    """[B, d]"""
+    text: Tensor
+    """[C, d]"""
+    prototypes: Tensor
+    """[C, d]"""
+
+
+class Teachers(SupervisedPlugin):
+    """Holds the teachers, outside the model, so that neither the optimizer nor `.train()` reaches them.
+
+    `initial` is the model as it is before the first task; `previous` the model before the current task. On the first task
+    the two are one, which is forwarded once. Each is forwarded once per step, however many plugins ask, and only if one
+    does. half: keep them in half precision; `auto` does where the device is a GPU.
+    Visual prototypes are computed on first request, once per task, over the task's training set with the evaluation
+    transform; those of earlier tasks are kept (d numbers a class), nothing else grows with the number of tasks.
+    """
+
+    @checked
+    def __init__(
+        self, *, half: Literal["auto", "yes", "no"] = "auto", use: Literal["both", "initial", "previous"] = "both"
+    ) -> None:
+        super().__init__()
+        self.half = half
+        self.use = use
+        self.initial: Teacher | None = None
+        self.previous: Teacher | None = None
+        self.weigh: Weigh | None = None
+        self._batch: Any = None
+        self._images: list[Tensor] = []
+
+    @staticmethod
+    def of(strategy: Any, plugin: object) -> Teachers:
+        """The strategy's Teachers. RuntimeError where it has none."""
+        for candidate in strategy.plugins:
+            if isinstance(candidate, Teachers):
+                return candidate
+        raise RuntimeError(f"{type(plugin).__name__} needs the plugin Teachers before it in the strategy's plugins")
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        model = classifier_of(strategy, self)
+        known = dict(self.previous.prototypes) if self.previous else {}
+        if self.initial is None:
+            self.initial = self.previous = self._frozen(model)
+        else:
+            self.previous = self._frozen(model)
+            self.previous.prototypes = known
+        self._batch = None
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        self._batch, self._images = None, []
+
+    @property
+    def active(self) -> list[Teacher]:
+        """The teachers of the current task: one on the first task, else those that `use` names."""
+        if self.initial is None or self.previous is None:
+            raise RuntimeError("Teachers: there are none before the first task's training has begun")
+        if self.initial is self.previous or self.use == "previous":
+            return [self.previous]
+        return [self.initial] if self.use == "initial" else [self.initial, self.previous]
+
+    def images(self, strategy: Any) -> list[Tensor]:
+        """Each active teacher's features [B, d] of the strategy's current batch, encoded once per step."""
+        if self._batch is not strategy.mbatch:
+            self._images = [teacher.images(strategy.mb_x) for teacher in self.active]
+            self._batch = strategy.mbatch
+        return self._images
+
+    def views(self, strategy: Any, features: Features, task: int, rows: Tensor) -> list[View]:
+        """What each active teacher says of these rows of the batch, in the dtype of the student's features."""
+        dtype = features.image.dtype
+        return [
+            View(
+                image=z[rows].to(dtype),
+                text=teacher.text(task).to(dtype),
+                prototypes=self.prototypes(strategy, teacher, task).to(dtype),
+            )
+            for teacher, z in zip(self.active, self.images(strategy), strict=True)
+        ]
+
+    def prototypes(self, strategy: Any, teacher: Teacher, task: int) -> Tensor:
+        """The teacher's visual prototypes [C, d] of a task; earlier tasks' stay as they were when it was trained."""
+        if task not in teacher.prototypes:
+            dataset = strategy.adapted_dataset
+            missing = {int(t) for t in dataset.targets_task_labels.uniques} - set(teacher.prototypes)
+            teacher.prototypes |= visual_prototypes(teacher.model, dataset, missing | {task})
+        return teacher.prototypes[task]
+
+    def weights(self, logits: list[Tensor], classes: Tensor, task: int) -> Tensor:
+        """The share of each teacher for each sample, [M, B]: uniform unless a plugin set `weigh`."""
+        if self.weigh is None or len(logits) == 1:
+            return logits[0].new_full((len(logits), len(classes)), 1 / len(logits))
+        return self.weigh(logits, classes, task)
+
+    def _frozen(self, model: ClipClassifier) -> Teacher:
+        teacher = copy.deepcopy(model).eval().requires_grad_(False)
+        device = teacher.scale.device
+        if self.half == "yes" or (self.half == "auto" and device.type == "cuda"):
+            teacher.to(torch.float16 if device.type == "cuda" else torch.bfloat16)
+        return Teacher(teacher)

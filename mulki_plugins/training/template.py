@@ -1,0 +1,174 @@
+"""Avalanche's supervised template, with what it lacks: budgets, schedules, precision, and scopes of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from attrs import evolve
+from avalanche.core import BasePlugin
+from avalanche.evaluation.metric_results import MetricValue
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor
+
+from mulki_plugins.losses import smoothed_cross_entropy
+from mulki_plugins.models.classifier import ClipClassifier
+from mulki_plugins.recipe.schema import Evaluate, Optimizer, Train
+from mulki_plugins.training.loader import CountedLoader
+from mulki_plugins.training.schedule import factor
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class ContinualTemplate(SupervisedTemplate):
+    """Trains by a recipe's `train` and evaluates by its `evaluate`; call `train` with one experience at a time.
+
+    Over Avalanche's own it overrides only: the optimizer (new for each task, of the weights that learn and no others), the
+    loader (wrapped for an exact number of iterations, after plugins may have replaced it), the learning rate (set before
+    each step), and forward, criterion, backward and step (mixed precision, label smoothing, clipping).
+    """
+
+    def __init__(
+        self,
+        *,
+        model: ClipClassifier,
+        train: Train,
+        evaluate: Evaluate,
+        device: torch.device,
+        plugins: Sequence[BasePlugin[Any]],
+        evaluator: EvaluationPlugin,
+    ) -> None:
+        super().__init__(
+            model=model,
+            optimizer=_make_optimizer(model, train.optimizer),
+            criterion=smoothed_cross_entropy,
+            train_mb_size=train.batch_size,
+            train_epochs=train.epochs or 1,
+            eval_mb_size=evaluate.batch_size,
+            device=device,
+            plugins=list(plugins),
+            evaluator=evaluator,
+        )
+        self.settings = train
+        self.dataloader: Any
+        self.steps = 0
+        """Steps of the current task."""
+        self.learned: set[int] = set()
+        """Task labels that have been trained."""
+        self._classes = evaluate.classes
+        self._scope: list[int] | None = None
+        self._scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
+
+    def make_optimizer(self, **kwargs: Any) -> None:
+        """A new optimizer for each task; Avalanche's own would take frozen weights in, and carries Adam's state over."""
+        self.optimizer = _make_optimizer(self.model, self.task_settings.optimizer)
+        self.optimized_param_id = dict(self.model.named_parameters())
+
+    @property
+    def task_settings(self) -> Train:
+        """The recipe's `train` with what `per_task` says of the current task."""
+        name = getattr(self.experience, "task_name", None)
+        budget = self.settings.per_task.get(name) if name else None
+        if budget is None:
+            return self.settings
+        changed = self.settings
+        if budget.iterations or budget.epochs:
+            changed = evolve(changed, iterations=budget.iterations, epochs=budget.epochs)
+        return evolve(changed, optimizer=evolve(changed.optimizer, lr=budget.lr or changed.optimizer.lr))
+
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        super()._before_training_exp(**kwargs)
+        settings = self.task_settings
+        self.train_epochs = settings.epochs or 1
+        if settings.iterations:
+            self.dataloader = CountedLoader(self.dataloader, settings.iterations)
+        self.steps = self.train_epochs * len(self.dataloader)  # type: ignore[arg-type]
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.precision == "fp16")
+
+    def _after_training_exp(self, **kwargs: Any) -> None:
+        self.learned |= {int(task) for task in self.experience.task_labels}  # type: ignore[union-attr]
+        super()._after_training_exp(**kwargs)
+
+    def _before_training_iteration(self, **kwargs: Any) -> None:
+        settings = self.task_settings
+        rate = settings.optimizer.lr * factor(settings.schedule, self.clock.train_exp_iterations, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.publish("train/lr", rate)
+        super()._before_training_iteration(**kwargs)
+
+    def _before_eval_exp(self, **kwargs: Any) -> None:
+        super()._before_eval_exp(**kwargs)
+        self._scope = self._tasks_in_scope(int(self.experience.task_label))  # type: ignore[union-attr]
+
+    def _tasks_in_scope(self, task: int) -> list[int] | None:
+        """The tasks whose classes a test image of this task is told apart among; None for its own alone.
+
+        `seen`: for a learned task all learned ones (class-incremental), for another its own. `all`: all of the stream.
+        """
+        if self._classes == "all":
+            return list(range(len(self.model.prompts)))  # type: ignore[arg-type]
+        if self._classes == "seen" and task in self.learned:
+            return sorted(self.learned)
+        return None
+
+    @property
+    def targets(self) -> Tensor:
+        """The batch's classes as places among the logits [B]: offset by the classes of the tasks before, in a scope."""
+        y: Tensor = self.mb_y
+        if self.is_training or self._scope is None:
+            return y
+        before = self._scope[: self._scope.index(int(self.experience.task_label))]  # type: ignore[union-attr]
+        return y + sum(len(self.model.prompts[task].class_names) for task in before)  # type: ignore[index]
+
+    def forward(self) -> Tensor:
+        with self._autocast():
+            if self.is_training or self._scope is None:
+                return super().forward()  # type: ignore[no-any-return]
+            logits: Tensor = self.model.union_logits(self.mb_x, self._scope)  # type: ignore[operator]
+            return logits
+
+    def criterion(self) -> Tensor:
+        smoothing = self.settings.label_smoothing if self.is_training else 0.0
+        loss = smoothed_cross_entropy(self.mb_output, self.targets, smoothing)
+        if self.is_training:
+            self.publish("train/loss/cross_entropy", loss.detach())
+        return loss
+
+    def backward(self) -> None:
+        self._scaler.scale(self.loss).backward(  # type: ignore[no-untyped-call]
+            retain_graph=self.retain_graph
+        )
+        self._scaler.unscale_(self.optimizer)  # here, so that plugins that read gradients see true ones
+        if self.settings.gradient_clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
+
+    def optimizer_step(self) -> None:
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+
+    def publish(self, tag: str, value: Tensor | float) -> None:
+        """Hand a value to the loggers, at the number of training iterations so far."""
+        at = self.clock.train_iterations
+        self.evaluator.publish_metric_value(MetricValue(self, tag, value, at))  # type: ignore[arg-type]
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        precision = self.settings.precision
+        return torch.autocast(self.device.type, dtype=_DTYPES.get(precision), enabled=precision != "fp32")
+
+
+def _make_optimizer(model: torch.nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+    """An optimizer of the weights that learn; gains and biases are not decayed, as CLIP was trained."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in learning if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if settings.name == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum or 0.0)
+    kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
+    return kind(groups, lr=settings.lr, betas=settings.betas or (0.9, 0.999))

@@ -1,0 +1,98 @@
+"""A small world for the tests: a CLIP of a few thousand weights, and tasks that it can learn in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from open_clip.model import CLIP
+
+from mulki_plugins.models import ClipClassifier, LoadedClip
+from mulki_plugins.streams import ArrayImages, Task, TaskStream
+
+SIZE = 16
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 200, 60),
+    "blue": (50, 60, 220),
+    "yellow": (230, 220, 60),
+    "grey": (128, 128, 128),
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pictures_of_these_tests_alone(tmp_path_factory):
+    """A cache of their own, drawn by the code as it is now."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MULKI_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def small_clip(seed: int = 0) -> CLIP:
+    """A CLIP with random weights for 16 x 16 images."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return CLIP(
+            embed_dim=16,
+            vision_cfg={"image_size": SIZE, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},
+            text_cfg={"context_length": 12, "vocab_size": 300, "width": 32, "heads": 2, "layers": 1},
+        )
+
+
+def small_tokenizer(texts: list[str]) -> torch.Tensor:
+    """Bytes as tokens; the end token is the largest, as CLIP's text pooling wants it."""
+    rows = []
+    for text in texts:
+        tokens = [1, *(b % 250 + 2 for b in text.encode()[-10:]), 299]
+        rows.append(tokens + [0] * (12 - len(tokens)))
+    return torch.tensor(rows)
+
+
+def coloured_images(colours: list[str], each: int, seed: int) -> ArrayImages:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(each * len(colours)) % len(colours)
+    base = np.array([COLOURS[colours[label]] for label in labels])[:, None, None, :]
+    noise = rng.normal(0, 25, (len(labels), SIZE, SIZE, 3))
+    return ArrayImages(np.clip(base + noise, 0, 255).astype(np.uint8), labels.astype(np.int64))
+
+
+def small_task(name: str, colours: list[str], seed: int = 0, each: int = 8, names: tuple[str, ...] = ()) -> Task:
+    return Task(
+        name=name,
+        class_names=names or tuple(colours),
+        templates=("a {} one.", "it is {}."),
+        train=coloured_images(colours, each, seed),
+        test=coloured_images(colours, 4, seed + 100),
+    )
+
+
+@pytest.fixture
+def stream() -> TaskStream:
+    """Three tasks of two, three and two classes."""
+    return TaskStream(
+        name="small",
+        tasks=(
+            small_task("first", ["red", "green"], 1),
+            small_task("second", ["blue", "yellow", "grey"], 2),
+            small_task("third", ["green", "blue"], 3, names=("grass", "sea")),
+        ),
+    )
+
+
+@pytest.fixture
+def loaded() -> LoadedClip:
+    half = (0.5, 0.5, 0.5)
+    return LoadedClip(clip=small_clip(), tokenizer=small_tokenizer, image_size=SIZE, mean=half, std=half)
+
+
+@pytest.fixture
+def classifier(stream: TaskStream, loaded: LoadedClip) -> ClipClassifier:
+    return ClipClassifier(loaded.clip, loaded.tokenizer, stream.tasks)
+
+
+@pytest.fixture
+def eval_transform(loaded: LoadedClip) -> Callable:
+    return open_clip.image_transform(SIZE, is_train=False, mean=loaded.mean, std=loaded.std)

@@ -1,0 +1,188 @@
+"""Each loss against a slow loop in double precision, and by its properties."""
+
+import math
+
+import pytest
+import torch
+
+from mulki_plugins import losses
+
+torch.manual_seed(0)
+
+
+def unit(*shape, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(*shape, generator=g, dtype=torch.float64), dim=-1)
+
+
+def softmax(row):
+    top = max(row)
+    exps = [math.exp(v - top) for v in row]
+    return [e / sum(exps) for e in exps]
+
+
+def slow_cross_entropy(row, target):
+    return -math.log(softmax(row)[target])
+
+
+def slow_kl(student, teacher, temperature):
+    p, q = softmax([v / temperature for v in teacher]), softmax([v / temperature for v in student])
+    return temperature**2 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_smoothed_cross_entropy(smoothing):
+    logits, targets = torch.randn(7, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 4, 0, 1])
+    expected = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+    assert losses.smoothed_cross_entropy(logits, targets, smoothing).item() == pytest.approx(expected.item())
+
+
+def test_smoothing_ignores_classes_that_a_sample_has_not():
+    logits = torch.randn(4, 3, dtype=torch.float64)
+    padded = torch.cat([logits, torch.full((4, 2), -1e4, dtype=torch.float64)], 1)
+    targets = torch.tensor([0, 1, 2, 0])
+    assert losses.smoothed_cross_entropy(padded, targets, 0.2).item() == pytest.approx(
+        losses.smoothed_cross_entropy(logits, targets, 0.2).item()
+    )
+
+
+def test_prototype_alignment_by_loops():
+    p, t, s = unit(4, 6, seed=1), unit(4, 6, seed=2), 10.0
+    rows = (s * p @ t.T).tolist()
+    columns = (s * t @ p.T).tolist()
+    expected = sum(slow_cross_entropy(r, c) for c, r in enumerate(rows)) / 4
+    expected = (expected + sum(slow_cross_entropy(r, c) for c, r in enumerate(columns)) / 4) / 2
+    assert losses.prototype_alignment(p, t, s).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_distillation_by_loops(temperature):
+    student, teacher = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    expected = [slow_kl(a, b, temperature) for a, b in zip(student.tolist(), teacher.tolist(), strict=True)]
+    assert losses.distillation(student, teacher, temperature).tolist() == pytest.approx(expected)
+
+
+def relations(z, t, p, anchors, s=20.0):
+    return {r: losses.relation_logits(r, z, t, p, anchors, s) for r in losses.RELATIONS}
+
+
+def test_relations_by_loops():
+    z, t, p, anchors = unit(3, 5, seed=1), unit(4, 5, seed=2), unit(4, 5, seed=3), unit(4, 5, seed=4)
+    from_rows = {
+        "image_to_text": (z, anchors),
+        "image_to_image": (z, p),
+        "text_to_text": (t, anchors),
+        "text_to_image": (t, p),
+    }
+    for relation, (rows, columns) in from_rows.items():
+        got = losses.relation_logits(relation, z, t, p, anchors, 20.0)
+        for i, row in enumerate(rows.tolist()):
+            for j, column in enumerate(columns.tolist()):
+                assert got[i, j].item() == pytest.approx(20 * sum(a * b for a, b in zip(row, column, strict=True)))
+
+
+def test_relation_distillation_by_loops():
+    student = relations(unit(3, 5, seed=1), unit(4, 5, seed=2), unit(4, 5, seed=3), unit(4, 5, seed=4))
+    teacher = relations(unit(3, 5, seed=5), unit(4, 5, seed=4), unit(4, 5, seed=3), unit(4, 5, seed=4))
+    w = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+    factors = {"image_to_text": 1.0, "image_to_image": 0.5, "text_to_text": 2.0, "text_to_image": 0.25}
+    expected = 0.0
+    for relation, factor in factors.items():
+        rows = zip(student[relation].tolist(), teacher[relation].tolist(), strict=True)
+        divergences = [slow_kl(a, b, 2.0) for a, b in rows]
+        shares = w.tolist() if relation.startswith("image") else [w.mean().item()] * 4
+        expected += factor * sum(a * b for a, b in zip(shares, divergences, strict=True)) / len(divergences)
+    assert losses.relation_distillation(student, teacher, factors, w, 2.0).item() == pytest.approx(expected)
+
+
+def test_distillation_is_zero_for_equals_and_never_negative():
+    z, t, p = unit(6, 5, seed=1), unit(4, 5, seed=2), unit(4, 5, seed=3)
+    same = relations(z, t, p, t, s=100.0)
+    ones = torch.ones(6, dtype=torch.float64)
+    factors = dict.fromkeys(losses.RELATIONS, 1.0)
+    assert losses.relation_distillation(same, same, factors, ones, 2.0).item() == pytest.approx(0, abs=1e-12)
+    other = relations(unit(6, 5, seed=9), unit(4, 5, seed=8), p, t, s=100.0)
+    for relation in losses.RELATIONS:
+        assert (losses.distillation(other[relation], same[relation], 2.0) >= 0).all()
+
+
+def test_invariant_to_the_order_of_classes():
+    z, t, p = unit(6, 5, seed=1), unit(4, 5, seed=2), unit(4, 5, seed=3)
+    order = torch.tensor([2, 0, 3, 1])
+    assert losses.prototype_alignment(p[order], t[order], 10.0).item() == pytest.approx(
+        losses.prototype_alignment(p, t, 10.0).item()
+    )
+    teacher_z, teacher_t = unit(6, 5, seed=7), unit(4, 5, seed=8)
+    ones, factors = torch.ones(6, dtype=torch.float64), dict.fromkeys(losses.RELATIONS, 1.0)
+
+    def loss(o):
+        student = relations(z, t[o], p[o], teacher_t[o])
+        teacher = relations(teacher_z, teacher_t[o], p[o], teacher_t[o])
+        return losses.relation_distillation(student, teacher, factors, ones, 2.0).item()
+
+    assert loss(order) == pytest.approx(loss(torch.arange(4)))
+
+
+@pytest.mark.parametrize("score", ["likelihood", "entropy", "margin"])
+def test_teacher_scores_by_loops(score):
+    logits, targets = torch.randn(5, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0])
+    for row, y, got in zip(
+        logits.tolist(), targets.tolist(), losses.teacher_scores(logits, targets, score).tolist(), strict=True
+    ):
+        p = softmax(row)
+        expected = {
+            "likelihood": -math.log(p[y]),
+            "entropy": -sum(v * math.log(v) for v in p),
+            "margin": max(v for c, v in enumerate(p) if c != y) - p[y],
+        }[score]
+        assert got == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("score", ["likelihood", "entropy", "margin"])
+@pytest.mark.parametrize("temperature", [0.01, 1.0, 10.0])
+def test_weights_sum_to_one_and_follow_the_better_teacher(score, temperature):
+    targets = torch.zeros(1, dtype=torch.long)
+    good, bad = torch.tensor([[3.0, 0.0, 0.0]]), torch.tensor([[0.1, 0.0, 0.0]])
+    w = losses.teacher_weights([losses.teacher_scores(x, targets, score) for x in (good, bad)], temperature)
+    assert w.sum(0).tolist() == pytest.approx([1.0])
+    assert w[0].item() > 0.5
+    assert ((w >= 0) & (w <= 1)).all()
+
+
+def test_class_means_with_a_missing_class():
+    features = torch.tensor([[1.0, 0.0], [3.0, 2.0], [5.0, 5.0]])
+    means, counts = losses.class_means(features, torch.tensor([0, 0, 2]), 4)
+    assert means.tolist() == [[2.0, 1.0], [0.0, 0.0], [5.0, 5.0], [0.0, 0.0]]
+    assert counts.tolist() == [2, 0, 1, 0]
+
+
+def test_gradients():
+    z, t = unit(3, 4, seed=1).requires_grad_(), unit(3, 4, seed=2).requires_grad_()
+    p, teacher_z = unit(3, 4, seed=3), unit(3, 4, seed=4)
+    assert torch.autograd.gradcheck(lambda a, b: losses.prototype_alignment(a, b, 5.0), (z, t))
+    w, factors = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64), dict.fromkeys(losses.RELATIONS, 1.0)
+    teacher = relations(teacher_z, p, p, p, s=5.0)
+    assert torch.autograd.gradcheck(
+        lambda a, b: losses.relation_distillation(relations(a, b, p, p, s=5.0), teacher, factors, w, 2.0), (z, t)
+    )
+    logits = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a: losses.smoothed_cross_entropy(a, torch.tensor([0, 1, 3]), 0.2), (logits,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("classes", [1, 4])
+def test_finite_at_scale_100_in_any_dtype_and_with_one_class(dtype, classes):
+    z, t, p = (unit(n, 5, seed=i).to(dtype) for i, n in enumerate((6, classes, classes)))
+    student, teacher = relations(z, t, p, t, s=100.0), relations(-z, p, p, t, s=100.0)
+    targets = torch.arange(6) % classes
+    values = [
+        losses.prototype_alignment(p, t, 100.0),
+        losses.relation_distillation(
+            student, teacher, dict.fromkeys(losses.RELATIONS, 1.0), torch.ones(6, dtype=dtype), 0.5
+        ),
+        losses.smoothed_cross_entropy(student["image_to_text"], targets, 0.2),
+    ]
+    for score in ("likelihood", "entropy", "margin"):
+        scores = [losses.teacher_scores(x["image_to_text"], targets, score) for x in (student, teacher)]
+        values.append(losses.teacher_weights(scores, 0.01).sum())
+    assert all(torch.isfinite(v) for v in values)

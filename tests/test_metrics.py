@@ -1,0 +1,73 @@
+"""The metrics against published tables, a plain loop, and what must hold for any matrix."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mulki_plugins.metrics import average, forgetting, last, transfer
+
+PUBLISHED = json.loads((Path(__file__).parent / "data" / "published_matrices.json").read_text())["matrices"]
+METRICS = {"transfer": transfer, "average": average, "last": last, "forgetting": forgetting}
+
+
+@pytest.mark.parametrize("table", PUBLISHED, ids=lambda t: f"{t['method']}-{t['order']}")
+@pytest.mark.parametrize("name", ["transfer", "average", "last"])
+def test_published_numbers(table, name):
+    assert METRICS[name](table["matrix"]) == pytest.approx(table["published"][name], abs=0.05)
+
+
+def by_loops(a):
+    """The definitions, literally, with 1-based tasks."""
+    n = len(a)
+    cell = {(i, j): float(a[i - 1][j - 1]) for i in range(1, n + 1) for j in range(1, n + 1)}
+    columns = [sum(cell[i, j] for i in range(1, j)) / (j - 1) for j in range(2, n + 1)]
+    falls = [max(cell[i, j] for i in range(j, n + 1)) - cell[n, j] for j in range(1, n)]
+    return {
+        "transfer": sum(columns) / len(columns),
+        "average": sum(cell.values()) / n**2,
+        "last": sum(cell[n, j] for j in range(1, n + 1)) / n,
+        "forgetting": sum(falls) / len(falls),
+    }
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 11])
+def test_definitions(tasks):
+    a = np.random.default_rng(tasks).uniform(0, 100, (tasks, tasks))
+    for name, expected in by_loops(a).items():
+        assert METRICS[name](a) == pytest.approx(expected)
+
+
+def test_a_constant_matrix():
+    assert [metric(np.full((4, 4), 37.5)) for metric in METRICS.values()] == [37.5, 37.5, 37.5, 0.0]
+
+
+def test_transfer_looks_only_above_the_diagonal_and_is_a_mean_of_means():
+    a = [[0, 90, 30], [0, 0, 60], [0, 0, 0]]
+    assert transfer(a) == pytest.approx((90 + 45) / 2)
+
+
+def test_forgetting_is_never_negative_and_zero_where_nothing_falls():
+    assert forgetting([[50, 0], [60, 70]]) == 0
+    assert forgetting([[80, 0], [60, 70]]) == 20
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS.keys())
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        ([[1.0]], "at least 2"),
+        ([], "T x T"),
+        ([1, 2, 3], "shape"),
+        ([[1, 2, 3], [4, 5, 6]], "shape"),
+        ([[1, 2], [3]], "T x T"),
+        ([[1, float("nan")], [3, 4]], "task 2 after task 1"),
+        ([[1, 2], [3, float("inf")]], "finite"),
+        ([["a", 2], [3, 4]], "numbers"),
+        (None, "T x T"),
+    ],
+)
+def test_bad_matrices(metric, bad, why):
+    with pytest.raises(ValueError, match=why):
+        metric(bad)

@@ -1,0 +1,184 @@
+"""Recipes: layers and their origins, --set, --with, --without, and that what is shown is a recipe again."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mulki_plugins.errors import Mistakes
+from mulki_plugins.recipe.emit import annotated_yaml, plain_yaml
+from mulki_plugins.recipe.find import available, find
+from mulki_plugins.recipe.resolve import Changes, read_strategy, resolve
+from mulki_plugins.recipe.schema import as_data
+from mulki_plugins.recipe.source import parse_value, parse_yaml
+
+ROOT = Path(__file__).parents[1]
+RECIPES, STRATEGIES = sorted((ROOT / "recipes").glob("*.yaml")), sorted((ROOT / "strategies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_every_shipped_recipe_is_valid_and_opens_with_how_to_run_it(path):
+    resolve(str(path))
+    first = path.read_text().splitlines()[:8]
+    assert first[0].startswith("# ")
+    assert any(f"mulki run recipes/{path.name}" in line for line in first)
+
+
+@pytest.mark.parametrize("path", STRATEGIES, ids=lambda p: p.name)
+def test_every_shipped_strategy_is_valid_and_named_as_its_file(path):
+    strategy = read_strategy(find("strategies", str(path)))
+    assert strategy.name == path.stem
+    assert strategy.summary
+    resolve("mtil", Changes(strategy=path.stem))
+
+
+def test_what_is_shown_is_a_recipe_again(tmp_path):
+    changes = Changes(
+        strategy="mulki", without_plugins=("distinguishing",), with_plugins=("avalanche.ewc",), settings=("train.epochs=2",), seeds=(3, 4)
+    )  # fmt: skip
+    first = resolve("mtil", changes)
+    for name, text in (("a", annotated_yaml(first.tree)), ("b", plain_yaml(as_data(first.recipe)))):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(text)
+        again = resolve(str(path))
+        assert again.recipe == first.recipe
+        assert as_data(again.recipe) == as_data(first.recipe)
+
+
+def test_every_value_knows_where_it_comes_from(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "name: mine\nstream: mtil-mini\nmodel: mulki-tiny\nstrategy: mulki\n"
+        "train:\n  iterations: 7\n  optimizer: {lr: 1e-4}\n"
+    )
+    tree = resolve(str(path), Changes(settings=("strategy.adding.weight=0.5",), seeds=(2,))).tree
+    expected = {
+        ("train", "iterations"): f"{path}:6",
+        ("train", "optimizer", "lr"): f"{path}:7",
+        ("stream", "name"): f"{path}:2",
+        ("strategy", "plugins", 2, "adding", "weight"): "--set strategy.adding.weight=0.5",
+        ("strategy", "plugins", 4, "connecting", "every"): "strategies/mulki.yaml:9",
+        ("seeds",): "--seed",
+    }
+    for at, origin in expected.items():
+        assert str(tree.origin(at)) == origin, at
+    assert ("train", "batch_size") not in tree.origins
+
+
+def test_strategy_defaults_lie_under_the_recipe(tmp_path):
+    strategy = tmp_path / "slow.yaml"
+    strategy.write_text(
+        "name: slow\ndefaults:\n  train: {iterations: 9, batch_size: 3, schedule: linear}\nplugins: []\n"
+    )
+    recipe = tmp_path / "r.yaml"
+    text = (
+        "name: r\nstream: mtil-mini\nmodel: mulki-tiny\nstrategy: %s\ntrain:\n  optimizer: {lr: 0.1}\n  batch_size: 5\n"
+    )
+    recipe.write_text(text % strategy)
+    train = resolve(str(recipe)).recipe.train
+    assert (train.iterations, train.batch_size, train.schedule.name) == (9, 5, "linear")
+    recipe.write_text(text % strategy + "  epochs: 2\n")
+    train = resolve(str(recipe)).recipe.train
+    assert (train.iterations, train.epochs) == (None, 2), "the recipe's budget takes the place of the strategy's"
+
+
+@pytest.mark.parametrize(
+    ("setting", "read", "expected"),
+    [
+        ("train.iterations=50", lambda r: r.train.iterations, 50),
+        ("$.train.iterations=50", lambda r: r.train.iterations, 50),
+        ("train.epochs=2", lambda r: (r.train.epochs, r.train.iterations), (2, None)),
+        ("train.optimizer.lr=1e-5", lambda r: r.train.optimizer.lr, 1e-5),
+        ("strategy.plugins[2].adding.weight=3", lambda r: r.strategy.plugins[2].options["weight"], 3.0),
+        ("strategy.plugins.adding.weight=3", lambda r: r.strategy.plugins[2].options["weight"], 3.0),
+        ("strategy.adding.weight=3", lambda r: r.strategy.plugins[2].options["weight"], 3.0),
+        ("strategy.adding.relations={image_to_text: 2}", lambda r: r.strategy.plugins[2].options["relations"], {"image_to_text": 2.0}),
+        ("strategy.connecting.every=null", lambda r: r.strategy.plugins[4].options["every"], None),
+        ("strategy=finetune", lambda r: (r.strategy.name, r.strategy.plugins), ("finetune", [])),
+        ("stream.tasks=[flags, food]", lambda r: r.stream.options["tasks"], ["flags", "food"]),
+        ("stream.order=[food, flags]", lambda r: r.stream.options["order"], ["food", "flags"]),
+        ("train.per_task.flags.lr=0.1", lambda r: r.train.per_task["flags"].lr, 0.1),
+        ("evaluate.classes=seen", lambda r: r.evaluate.classes, "seen"),
+        ("model.name=ViT-B-32", lambda r: (r.model.name, r.model.options["pretrained"]), ("ViT-B-32", None)),
+        ("seeds=[1,2]", lambda r: r.seeds, [1, 2]),
+        ("summary='a: b'", lambda r: r.summary, "a: b"),
+    ],
+)  # fmt: skip
+def test_set(setting, read, expected):
+    assert read(resolve("mtil", Changes(settings=(setting,))).recipe) == expected
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ("train.iterations", "expected key.path=value"),
+        ("=5", "expected key.path=value"),
+        ("train..x=5", "expected key.path=value"),
+        ("train.iterations=[", "this is not YAML"),
+        ("train.iterations=-5", r"\$.train.iterations: expected a whole number, at least 1, got -5"),
+        ("train.itertions=5", r"\$.train.itertions: unknown option .*'iterations'"),
+        ("strategy.addding.weight=5", "there is no entry 'addding' among teachers, eliciting, adding"),
+        ("strategy.plugins[9].adding.weight=5", "there is no entry 9"),
+        ("strategy=nobody", "no strategy is named 'nobody'"),
+        ("train.iterations=!!python/name:os.system x", "tag"),
+    ],
+)
+def test_set_wrongly(setting, why):
+    with pytest.raises(Mistakes, match=why) as caught:
+        resolve("mtil", Changes(settings=(setting,)))
+    assert "--set" in str(caught.value)
+
+
+def test_with_and_without_name_the_stack():
+    recipe = resolve("mtil", Changes(without_plugins=("distinguishing",), with_plugins=("avalanche.ewc",))).recipe
+    assert recipe.strategy.name == "mulki-without-distinguishing-with-avalanche.ewc"
+    assert [e.name for e in recipe.strategy.plugins] == [
+        "teachers",
+        "eliciting",
+        "adding",
+        "connecting",
+        "avalanche.ewc",
+    ]
+    assert recipe.strategy.plugins[-1].options["ewc_lambda"] == 1.0
+    with pytest.raises(Mistakes, match=r"the stack has no plugin 'adding2' .*did you mean 'adding'"):
+        resolve("mtil", Changes(without_plugins=("adding2",)))
+    with pytest.raises(Mistakes, match="has the plugin 'adding' already"):
+        resolve("mtil", Changes(with_plugins=("adding",)))
+    with pytest.raises(Mistakes, match="eliciting: needs the plugin 'teachers'"):
+        resolve("mtil", Changes(without_plugins=("teachers",)))
+
+
+def test_names_and_paths(tmp_path, monkeypatch):
+    assert "mtil" in available("recipes")
+    monkeypatch.chdir(tmp_path)
+    for name in ("mtil", "mtil.yaml", "recipes/mtil.yaml"):
+        assert "using the recipe 'mtil' of mulki" in find("recipes", name).notice
+    (tmp_path / "mtil.yaml").write_text("name: mine\n")
+    assert find("recipes", "mtil.yaml").notice == "", "an existing path wins"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4), ("5.0e-4", 5e-4), ("-3", -3), ("+.5", 0.5), ("1_000", "1_000"), ("0x10", "0x10"), ("010", 10),
+        ("no", "no"), ("yes", "yes"), ("on", "on"), ("true", True), ("False", False), ("~", None), ("", None),
+        ("1:30", "1:30"), ("2026-11-22", "2026-11-22"), ("'5'", "5"), ('"true"', "true"), ("!!str 5", "5"), ("=", "="),
+    ],
+)  # fmt: skip
+def test_scalars_are_those_of_yaml_1_2(text, value):
+    got = parse_value(text, "x").value
+    assert got == value
+    assert type(got) is type(value)
+
+
+def test_anchors_are_followed():
+    tree = parse_yaml("a: &x {b: [1, 2]}\nc: *x\nd: [*x, *x]\n", "x")
+    assert tree.value == {"a": {"b": [1, 2]}, "c": {"b": [1, 2]}, "d": [{"b": [1, 2]}, {"b": [1, 2]}]}
+    tree.value["c"]["b"].append(3)
+    assert tree.value["a"] == {"b": [1, 2]}, "each is a copy"
+
+
+def test_what_is_written_can_be_read_by_any_yaml_reader():
+    data = {"a": "no", "b": "1e-4", "c": 1e-4, "d": 5e20, "e": "x: y", "f": "", "g": "ünï", "h": [None, True], "i": {}}
+    assert yaml.safe_load(plain_yaml(data)) == data
+    assert parse_yaml(plain_yaml(data), "x").value == data

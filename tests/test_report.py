@@ -1,0 +1,167 @@
+"""Result files, tables, pictures and comparisons."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from mulki_plugins.errors import MulkiError
+from mulki_plugins.recipe.resolve import resolve
+from mulki_plugins.report.compare import comparison_data, comparison_text, groups
+from mulki_plugins.report.folder import prepare_folder, run_folder, write_bytes, write_text
+from mulki_plugins.report.plots import matrix_figure
+from mulki_plugins.report.result import Result, find_results, read_result
+from mulki_plugins.report.table import matrix_table
+
+
+def result(strategy="mulki", seed=0, shift=0.0, **more):
+    matrix = [[80.0 + shift, 50.0, 40.0], [75.0, 85.0 + shift, 42.0], [70.0, 80.0, 90.0]]
+    return Result(
+        recipe="mtil", strategy=strategy, seed=seed, tasks=["a", "b", "c"], zero_shot=[55.0, 51.0, 41.0], matrix=matrix,
+        metrics={"transfer": 45.5 + shift, "last": 80.0}, protocol={"classes": "task"}, **{"status": "complete", **more},
+    )  # fmt: skip
+
+
+def test_written_and_read_again(tmp_path):
+    result().write(tmp_path)
+    again = read_result(tmp_path / "result.json")
+    assert again.folder == str(tmp_path)
+    again.folder = ""
+    assert again == result()
+    data = json.loads((tmp_path / "result.json").read_text())
+    assert data["tasks"] == ["a", "b", "c"]
+    assert "folder" not in data
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text[:50],
+        lambda text: "[]",
+        lambda text: text.replace("50.0", "NaN"),
+        lambda text: text.replace("50.0", "1e9"),
+        lambda text: text.replace('"50.0"', '"x"').replace("50.0", '"x"'),
+        lambda text: text.replace('"tasks"', '"tusks"'),
+        lambda text: text.replace('"c"\n', '"c", "d"\n'),
+        lambda text: text.replace('"a"', "7"),
+    ],
+)
+def test_a_spoilt_file_is_told_and_never_a_wrong_number(tmp_path, spoil):
+    result().write(tmp_path)
+    path = tmp_path / "result.json"
+    text = spoil(path.read_text())
+    assert text != path.read_text()
+    path.write_text(text)
+    with pytest.raises(MulkiError, match=r"result.json: this is no result of a run"):
+        read_result(path)
+
+
+def test_the_table_shows_every_number():
+    text = matrix_table(result())
+    lines = text.splitlines()
+    assert lines[0].split() == ["after", "a", "b", "c", "mean"]
+    assert lines[2].split() == ["zero-shot", "55.0", "51.0", "41.0", "49.0"]
+    assert lines[4].split() == ["b", "75.0", "85.0", "42.0", "67.3"]
+    assert lines[-1] == "Transfer 45.50   Last 80.00"
+
+
+def test_the_table_of_a_run_that_failed():
+    failed = result(status="failed", error="OSError: gone")
+    failed.matrix, failed.metrics = failed.matrix[:1], {}
+    assert matrix_table(failed).splitlines()[-1] == "failed: 1 of 3 tasks finished; OSError: gone"
+
+
+def test_names_cannot_steer_the_terminal():
+    evil = result()
+    evil.tasks[0] = "\x1b[31mred"
+    assert "\x1b" not in matrix_table(evil)
+
+
+def test_runs_are_compared_over_seeds():
+    runs = [result(seed=0, shift=0.0), result(seed=1, shift=2.0), result(strategy="finetune", seed=0)]
+    first, second = groups(runs)
+    assert first.seeds == [0, 1]
+    assert first.metrics["transfer"] == pytest.approx((46.5, np.std([45.5, 47.5], ddof=1)))
+    assert second.metrics["transfer"] == (45.5, None)
+    text = comparison_text(runs)
+    assert "46.50 ± 1.41" in text
+    assert json.loads(json.dumps(comparison_data(runs)))["summary"][0]["metrics"]["transfer"]["mean"] == 46.5
+
+
+def test_what_cannot_be_compared_is_said():
+    other = result(strategy="b")
+    other.protocol = {"classes": "all"}
+    assert "different protocols" in comparison_text([result(), other])
+    swapped = result(strategy="b")
+    swapped.tasks = ["c", "b", "a"]
+    assert "different tasks" in comparison_text([result(), swapped])
+    assert "left out: mtil / b / seed 0" in comparison_text(
+        [result(), result(), result(strategy="b", status="running")]
+    )
+
+
+def test_found_below_a_folder_each_once(tmp_path):
+    for strategy, seed in (("mulki", 0), ("mulki", 1), ("finetune", 0)):
+        folder = tmp_path / "mtil" / strategy / f"seed-{seed}"
+        folder.mkdir(parents=True)
+        result(strategy, seed).write(folder)
+    aside = tmp_path / "mtil" / "mulki" / "seed-0.before-1"
+    aside.mkdir()
+    result("mulki", 0).write(aside)
+    assert len(find_results([tmp_path])) == 3
+    assert len(find_results([tmp_path, tmp_path / "mtil" / "mulki"])) == 3
+    assert len(find_results([aside])) == 1
+    for bad in (tmp_path / "nowhere", tmp_path / "mtil" / "mulki" / "seed-0" / ".."):
+        if not bad.exists():
+            with pytest.raises(MulkiError, match="no such folder"):
+                find_results([bad])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(MulkiError, match=r"no result.json in it or below it"):
+        find_results([empty])
+
+
+def test_an_earlier_run_is_moved_aside(tmp_path):
+    folder = run_folder(tmp_path, resolve("mtil").recipe, 3)
+    assert folder == tmp_path / "mtil" / "mulki" / "seed-3"
+    assert prepare_folder(folder) is None
+    assert prepare_folder(folder) is None, "an empty folder is used"
+    for number in (1, 2):
+        (folder / "result.json").write_text(f"{number}")
+        assert prepare_folder(folder).name == f"seed-3.before-{number}"
+        assert list(folder.iterdir()) == []
+    assert (folder.with_name("seed-3.before-2") / "result.json").read_text() == "2"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_made(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(MulkiError, match="cannot be made"):
+        prepare_folder(tmp_path / "x" / "y")
+
+
+def test_out_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MulkiError, match="cannot be made"):
+        prepare_folder(tmp_path / "file" / "y")
+
+
+def test_files_are_written_whole(tmp_path):
+    path = tmp_path / "x.txt"
+    write_text(path, "one")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud800")
+    with pytest.raises(TypeError):
+        write_bytes(path, "no bytes")
+    assert path.read_text() == "one"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.txt"], "nothing temporary stays"
+
+
+def test_the_picture_has_every_cell(tmp_path):
+    figure = matrix_figure(result())
+    texts = [t.get_text() for t in figure.axes[0].texts]
+    assert texts[:3] == ["55", "51", "41"]
+    assert len(texts) == 12
+    figure.savefig(tmp_path / "m.png")
+    assert (tmp_path / "m.png").stat().st_size > 5000

@@ -1,0 +1,239 @@
+"""Whole runs through the command line: files, determinism, strategies, failures."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mulki_plugins.cli import main
+from mulki_plugins.metrics import average, last, transfer
+from mulki_plugins.stages import Eliciting
+
+SMALL = [
+    "--set", "stream.tasks=[digits,scans,shapes]", "--set", "train.iterations=6", "--set", "train.schedule.warmup=1",
+    "--set", "train.batch_size=32", "--set", "strategy.connecting.every=2",
+]  # fmt: skip
+PLAIN = SMALL[:-2]
+
+
+def mulki(*arguments, ok=True):
+    done = CliRunner().invoke(main, [str(a) for a in arguments])
+    if ok:
+        assert done.exit_code == 0, done.output + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One small run of MulKI: its folder, and what it printed."""
+    out = tmp_path_factory.mktemp("runs")
+    done = mulki("run", "mtil", *SMALL, "--out", out)
+    return out / "mtil" / "mulki" / "seed-0", done
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_the_files_of_a_run(run):
+    folder, _ = run
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "tfevents" not in p.name}
+    assert found == {
+        "recipe.yaml", "result.json", "matrix.csv", "matrix.txt", "matrix.png", "metrics.csv",
+        "checkpoints/task-03-shapes.safetensors",
+    }  # fmt: skip
+    data = result(folder)
+    assert data["status"] == "complete"
+    assert data["tasks"] == ["digits", "scans", "shapes"]
+    assert [len(row) for row in data["matrix"]] == [3, 3, 3]
+    assert len(data["zero_shot"]) == 3
+    for name, metric in (("transfer", transfer), ("average", average), ("last", last)):
+        assert data["metrics"][name] == pytest.approx(metric(data["matrix"]))
+    assert [p["name"] for p in data["plugins"]] == ["teachers", "eliciting", "adding", "distinguishing", "connecting"]
+    assert {"torch", "avalanche-lib", "open_clip_torch", "python"} <= set(data["versions"])
+    assert all(100 * v == pytest.approx(round(100 * v * 320 / 100) * 100 / 320) for v in data["matrix"][0])
+
+
+def test_the_table_is_printed_and_printed_again(run):
+    folder, done = run
+    assert "zero-shot" in done.stdout
+    assert "Transfer" in done.stdout
+    assert (folder / "matrix.txt").read_text() in mulki("results", folder).stdout
+    assert "training" in done.stderr
+    assert "training" not in done.stdout
+    data = json.loads(mulki("results", folder, "--json").stdout)
+    assert data["runs"][0]["matrix"] == result(folder)["matrix"]
+
+
+def test_the_curves_have_stable_tags(run):
+    folder, _ = run
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert scalars == {
+        "train/loss/cross_entropy", "train/loss/eliciting", "train/loss/adding", "train/loss/total", "train/accuracy",
+        "train/lr", "train/share/initial", "eval/accuracy/digits", "eval/accuracy/scans", "eval/accuracy/shapes",
+        "metrics/transfer", "metrics/average", "metrics/last", "metrics/forgetting",
+    }  # fmt: skip
+    assert events.Tags()["images"] == ["matrix"]
+    accuracy = events.Scalars("eval/accuracy/scans")
+    data = result(folder)
+    assert [e.step for e in accuracy] == [0, 1, 2, 3]
+    assert [e.value for e in accuracy] == pytest.approx([data["zero_shot"][1]] + [row[1] for row in data["matrix"]])
+    assert [e.step for e in events.Scalars("train/loss/total")] == list(range(18))
+    terms = [events.Scalars(f"train/loss/{t}") for t in ("cross_entropy", "eliciting", "adding", "total")]
+    for ce, eliciting, adding, total in zip(*terms, strict=True):
+        assert ce.value + eliciting.value + adding.value == pytest.approx(total.value, rel=1e-4)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(run, tmp_path):
+    folder, _ = run
+    mulki("run", folder / "recipe.yaml", "--out", tmp_path)
+    again = tmp_path / "mtil" / "mulki" / "seed-0"
+    assert result(again)["matrix"] == result(folder)["matrix"], "recipe.yaml runs again as it is"
+    name = "checkpoints/task-03-shapes.safetensors"
+    assert (again / name).read_bytes() == (folder / name).read_bytes(), "the weights are the same to the last bit"
+    mulki("run", "mtil", *SMALL, "--seed", 1, "--out", tmp_path)
+    assert result(tmp_path / "mtil" / "mulki" / "seed-1")["matrix"] != result(folder)["matrix"]
+
+
+def test_the_weights_can_be_loaded_again(run, tmp_path):
+    folder, _ = run
+    weights = folder / "checkpoints" / "task-03-shapes.safetensors"
+    assert load_file(weights)
+    mulki("run", "mtil", "--strategy", "zero-shot", *PLAIN, "--set", f"model.pretrained={weights}", "--out", tmp_path)
+    assert result(tmp_path / "mtil" / "zero-shot" / "seed-0")["zero_shot"] == result(folder)["matrix"][-1]
+
+
+def test_zero_shot_trains_nothing(run, tmp_path):
+    mulki("run", "mtil", "--strategy", "zero-shot", *PLAIN, "--out", tmp_path)
+    data = result(tmp_path / "mtil" / "zero-shot" / "seed-0")
+    assert data["matrix"] == [data["zero_shot"]] * 3
+    assert data["zero_shot"] == result(run[0])["zero_shot"]
+    assert data["metrics"]["forgetting"] == 0
+
+
+def test_several_seeds_are_compared_and_an_earlier_run_is_kept(tmp_path):
+    arguments = [
+        "run",
+        "mtil",
+        "--strategy",
+        "finetune",
+        *PLAIN,
+        "--set",
+        "stream.tasks=[digits,scans]",
+        "--out",
+        tmp_path,
+    ]
+    done = mulki(*arguments, "--seed", 0, "--seed", 1, "--json")
+    data = json.loads(done.stdout)
+    assert [r["seed"] for r in data["runs"]] == [0, 1]
+    assert data["summary"][0]["metrics"]["last"]["std"] is not None
+    first = result(tmp_path / "mtil" / "finetune" / "seed-0")
+    done = mulki(*arguments, "--seed", 0)
+    assert "an earlier run was here" in done.stderr
+    assert result(tmp_path / "mtil" / "finetune" / "seed-0.before-1")["matrix"] == first["matrix"]
+    text = mulki("results", tmp_path).stdout
+    assert "±" in text
+    assert "before" not in text
+
+
+@pytest.mark.parametrize("plugin", ["ewc", "si", "mas", "lwf", "replay", "agem"])
+def test_avalanches_plugins_join_the_stack(plugin, tmp_path):
+    few = ["--set", "stream.tasks=[scans,digits]", "--set", "train.iterations=2", "--set", "train.schedule.warmup=0"]
+    mulki("run", "mtil", *few, "--set", "train.batch_size=8", "--with", f"avalanche.{plugin}", "--out", tmp_path)
+    data = result(tmp_path / "mtil" / f"mulki-with-avalanche.{plugin}" / "seed-0")
+    assert data["status"] == "complete"
+
+
+def test_a_run_that_fails_leaves_what_was_finished(tmp_path, monkeypatch):
+    fine = Eliciting.before_training_exp
+
+    def fails(self, strategy, **kwargs):
+        if strategy.clock.train_exp_counter == 2:
+            raise RuntimeError("the third task is too much")
+        fine(self, strategy, **kwargs)
+
+    monkeypatch.setattr(Eliciting, "before_training_exp", fails)
+    done = mulki("run", "mtil", *SMALL, "--out", tmp_path, ok=False)
+    assert done.exit_code != 0
+    folder = tmp_path / "mtil" / "mulki" / "seed-0"
+    data = result(folder)
+    assert data["status"] == "failed"
+    assert "the third task is too much" in data["error"]
+    assert len(data["matrix"]) == 2
+    assert "2 of 3 tasks finished" in mulki("results", folder).stdout
+    assert (folder / "checkpoints" / "task-02-scans.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (["model.pretrained=gone.safetensors"], "gone.safetensors holds no weights"),
+        (["model.name=ViT-B-16", "model.pretrained=opena"], "no such tag of open_clip: 'opena'"),
+        (["stream.tasks=[scns]"], "no task 'scns'"),
+        (["device=cuda:99"], "cuda:99 is not on this machine"),
+    ],
+)
+def test_what_shows_only_when_it_is_built_is_told_without_a_traceback(settings, why, tmp_path):
+    arguments = [a for s in settings for a in ("--set", s)]
+    done = mulki("run", "mtil", *arguments, "--out", tmp_path, ok=False)
+    assert done.exit_code == 2
+    assert why in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not any(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_dry_run_says_what_would_be_done(tmp_path):
+    done = mulki("run", "mtil", "--dry-run", "--seed", 3, "--seed", 4, "--out", tmp_path)
+    assert "teachers, eliciting, adding, distinguishing, connecting" in done.stdout
+    assert str(tmp_path / "mtil" / "mulki" / "seed-4") in done.stdout
+    assert not any(tmp_path.iterdir())
+    assert json.loads(mulki("run", "mtil", "--dry-run", "--json").stdout)["recipe"]["name"] == "mtil"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "--help",
+        "run --help",
+        "list",
+        "list plugins --json",
+        "validate mtil",
+        "show mtil",
+        "show mtil --json",
+        "run mtil --dry-run",
+    ],
+)
+def test_what_answers_at_once_imports_neither_torch_nor_avalanche(command):
+    code = (
+        "import sys\nfrom mulki_plugins.cli import main\n"
+        f"try: main({command.split()!r})\nexcept SystemExit as e: assert not e.code, e.code\n"
+        "heavy = {'torch', 'avalanche', 'open_clip', 'numpy', 'matplotlib', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_lists_say_who_brought_what():
+    data = json.loads(mulki("list", "--json").stdout)
+    assert set(data) == {"recipes", "strategies", "plugins", "streams", "models", "metrics", "loggers"}
+    assert {entry["name"] for entry in data["strategies"]} == {"finetune", "mulki", "zero-shot"}
+    assert all(entry["distribution"] == "mulki" and entry["summary"] for entries in data.values() for entry in entries)
+    text = mulki("list", "models").stdout
+    assert "mulki-tiny" in text
+    assert "architectures of open_clip" in text
+
+
+def test_validate_as_json(tmp_path):
+    assert json.loads(mulki("validate", "mtil", "--json").stdout) == {"valid": True, "errors": []}
+    (tmp_path / "bad.yaml").write_text("name: x\n")
+    done = mulki("validate", tmp_path / "bad.yaml", "--json", ok=False)
+    assert done.exit_code == 2
+    assert len(json.loads(done.stdout)["errors"]) == 4

@@ -1,0 +1,348 @@
+"""The stages in Avalanche's own Naive, without a recipe: what they compute, keep, and leave alone."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
+from avalanche.training.supervised import Naive
+from torch import nn
+
+from mulki_plugins.losses import prototype_alignment, relation_distillation, relation_logits, teacher_scores
+from mulki_plugins.models import ClipClassifier
+from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, Teachers
+from mulki_plugins.stages.connecting import RunningMean
+from mulki_plugins.stages.prototypes import visual_prototypes
+from mulki_plugins.streams import as_benchmark
+from tests.conftest import small_clip, small_tokenizer
+
+
+class Quiet:
+    """A logger that keeps what it is told."""
+
+    def __init__(self):
+        self.values = []
+
+    def log_metrics(self, values):
+        self.values += [(v.name, float(v.value)) for v in values]
+
+
+@pytest.fixture
+def benchmark(stream, loaded):
+    return as_benchmark(stream, loaded.transform(train=True), loaded.transform(train=False))
+
+
+def naive(model, plugins, logger=None, lr=0.02, **options):
+    torch.manual_seed(0)
+    return Naive(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=lr),
+        train_mb_size=6,
+        train_epochs=1,
+        eval_mb_size=16,
+        plugins=plugins,
+        evaluator=EvaluationPlugin(loggers=[logger or Quiet()]),
+        **options,
+    )
+
+
+def every_stage():
+    return [Teachers(), Eliciting(), Adding(), Distinguishing(), Connecting(every=2)]
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_all_stages_in_naive(classifier, benchmark):
+    logger = Quiet()
+    strategy = naive(classifier, every_stage(), logger)
+    before = weights(classifier)
+    for experience in benchmark.train_stream:
+        strategy.train(experience)
+    strategy.eval(benchmark.test_stream)
+    terms = {name for name, _ in logger.values}
+    assert {"train/loss/eliciting", "train/loss/adding", "train/share/initial"} <= terms
+    assert all(value >= -1e-6 for name, value in logger.values if name.startswith("train/loss"))
+    assert not same(before, weights(classifier))
+
+
+@pytest.mark.parametrize("left_out", [Eliciting, Adding, Distinguishing, Connecting])
+def test_every_stage_changes_the_result(stream, benchmark, left_out):
+    def trained(plugins):
+        model = ClipClassifier(small_clip(), small_tokenizer, stream.tasks)
+        strategy = naive(model, plugins, lr=0.1)
+        for experience in list(benchmark.train_stream)[:2]:
+            strategy.train(experience)
+        return weights(model)
+
+    whole = trained(every_stage())
+    assert same(whole, trained(every_stage())), "the same seed gives the same weights"
+    assert not same(whole, trained([p for p in every_stage() if not isinstance(p, left_out)]))
+
+
+def test_each_teacher_is_forwarded_once_per_step_however_many_ask(classifier, benchmark):
+    teachers = Teachers()
+    seen = []
+
+    class Count(Adding):
+        def after_training_iteration(self, strategy, **kwargs):
+            seen.append([teacher.forwards for teacher in teachers.active])
+
+    strategy = naive(classifier, [teachers, Adding(), Adding(), Count(), Eliciting(), Distinguishing()])
+    first, second, _ = benchmark.train_stream
+    strategy.train(first)
+    steps = len(seen)
+    assert seen == [[step + 1] for step in range(steps)], "on the first task the two teachers are one"
+    initial = teachers.initial.forwards
+    seen.clear()
+    strategy.train(second)
+    assert seen == [[initial + step + 1, step + 1] for step in range(len(seen))]
+
+
+def test_nobody_asks_nobody_is_forwarded(classifier, benchmark):
+    teachers = Teachers()
+    naive(classifier, [teachers]).train(benchmark.train_stream[0])
+    assert teachers.initial.forwards == 0
+
+
+def test_teachers_are_out_of_reach(classifier, benchmark):
+    teachers = Teachers()
+    strategy = naive(classifier, [teachers, Adding(), Eliciting()])
+    start = weights(classifier)
+    first, second, _ = benchmark.train_stream
+    strategy.train(first)
+    after_first = weights(classifier)
+    strategy.train(second)
+    assert same(weights(teachers.initial.model), start)
+    assert same(weights(teachers.previous.model), after_first)
+    held = [p for group in strategy.optimizer.param_groups for p in group["params"]]
+    for teacher in teachers.active:
+        assert not teacher.model.training
+        assert not any(p.requires_grad for p in teacher.model.parameters())
+        assert not {id(p) for p in teacher.model.parameters()} & {id(p) for p in held}
+    assert {id(p) for p in held} == {id(p) for p in classifier.parameters()}
+    assert list(classifier.state_dict()) == list(start), "teachers are no submodules of the model"
+
+
+def test_only_prototypes_grow_with_the_number_of_tasks(classifier, benchmark):
+    teachers = Teachers()
+    strategy = naive(classifier, [teachers, Adding(), Eliciting(), Distinguishing()])
+    for n, experience in enumerate(benchmark.train_stream, 1):
+        strategy.train(experience)
+        for teacher in teachers.active:
+            assert set(teacher.prototypes) == set(range(n))
+            assert {p.shape for p in teacher.prototypes.values()} <= {(2, 16), (3, 16)}
+            assert set(teacher.texts) <= set(range(n))
+    assert teachers._images == []
+    assert teachers._batch is None
+
+
+def test_use_one_teacher_only(classifier, benchmark):
+    for use in ("initial", "previous"):
+        teachers = Teachers(use=use)
+        strategy = naive(classifier, [teachers, Adding()])
+        for experience in list(benchmark.train_stream)[:2]:
+            strategy.train(experience)
+        assert teachers.active == [getattr(teachers, use)]
+
+
+def test_prototypes_are_class_means_seen_through_the_evaluation_transform(classifier, stream, benchmark, loaded):
+    dataset = benchmark.train_stream[1].dataset
+    got = visual_prototypes(classifier.eval(), dataset, {1}, batch_size=5)[1]
+    transform = loaded.transform(train=False)
+    images = [(transform(image), label) for image, label in (stream.tasks[1].train[i] for i in range(len(dataset)))]
+    with torch.no_grad():
+        for c in range(3):
+            z = torch.stack([classifier.encode_image(x[None])[0] for x, label in images if label == c])
+            assert torch.allclose(got[c], F.normalize(z.mean(0), dim=0), atol=1e-5)
+
+
+def test_a_class_without_images_has_its_text_as_prototype(classifier, benchmark):
+    dataset = benchmark.train_stream[1].dataset
+    some = dataset.subset([i for i, y in enumerate(dataset.targets) if y != 2])
+    got = visual_prototypes(classifier.eval(), some, {1})[1]
+    assert torch.allclose(got[2], classifier.text_features(1)[2])
+
+
+def one_step(classifier, benchmark, plugins, task=0):
+    """The strategy after a task, with the losses it logged."""
+    logger = Quiet()
+    strategy = naive(classifier, plugins, logger)
+    strategy.train(benchmark.train_stream[task])
+    return strategy, [value for name, value in logger.values if name.startswith("train/loss")]
+
+
+def test_eliciting_computes_its_equation(classifier, benchmark):
+    start = copy.deepcopy(classifier).eval()
+    seen = {}
+
+    class Spy(Teachers):
+        def after_forward(self, strategy, **kwargs):
+            if "z" not in seen:
+                features = strategy.model.features
+                seen.update(z=features.image.detach(), t=features.text[0].detach(), y=strategy.mb_y, s=features.scale)
+
+    _, terms = one_step(classifier, benchmark, [Spy(), Eliciting(weight=0.5, momentum=0.8)])
+    old = visual_prototypes(start, benchmark.train_stream[0].dataset, {0})[0]
+    p = old.clone()
+    for c in range(2):
+        if (seen["y"] == c).any():
+            p[c] = F.normalize(0.8 * old[c] + 0.2 * seen["z"][seen["y"] == c].mean(0), dim=0)
+    assert terms[0] == pytest.approx(0.5 * prototype_alignment(p, seen["t"], seen["s"]).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("distinguish", [False, True])
+def test_adding_computes_its_equation_with_two_teachers(classifier, benchmark, distinguish):
+    teachers = Teachers()
+    plugins = [teachers, Adding(weight=0.7, temperature=2.0, relations={"image_to_text": 1.0, "text_to_image": 0.5})]
+    plugins += [Distinguishing(score="likelihood", temperature=0.5)] if distinguish else []
+    logger, seen = Quiet(), {}
+
+    class Spy(Adding):
+        def after_forward(self, strategy, **kwargs):
+            if strategy.clock.train_exp_counter == 1 and "z" not in seen:
+                features = strategy.model.features
+                seen.update(x=strategy.mb_x, y=strategy.mb_y, z=features.image.detach(), t=features.text[1].detach())
+
+    strategy = naive(classifier, [*plugins, Spy(weight=0)], logger)
+    strategy.train(benchmark.train_stream[0])
+    logger.values.clear()
+    strategy.train(benchmark.train_stream[1])
+    got = next(value for name, value in logger.values if name == "train/loss/adding")
+    s, y, factors = classifier.scale, seen["y"], {"image_to_text": 1.0, "text_to_image": 0.5}
+    views = []
+    for teacher in teachers.active:
+        model = teacher.model
+        with torch.no_grad():
+            z, t = model.encode_image(seen["x"]), model.encode_text(1, all_templates=False)
+        views.append((z, t, visual_prototypes(model, benchmark.train_stream[1].dataset, {1})[1]))
+    scores = torch.stack([teacher_scores(s * z @ t.T, y, "likelihood") for z, t, _ in views])
+    w = torch.softmax(-scores / 0.5, 0) if distinguish else torch.full((2, len(y)), 0.5)
+    expected = 0.0
+    for (z, t, p), share in zip(views, w, strict=True):
+        student = {r: relation_logits(r, seen["z"], seen["t"], p, t, s) for r in factors}
+        teacher = {r: relation_logits(r, z, t, p, t, s) for r in factors}
+        expected += relation_distillation(student, teacher, factors, share, 2.0).item()
+    assert got == pytest.approx(0.7 * expected, rel=1e-3)
+
+
+def test_adding_is_zero_at_the_first_step_of_the_first_task(classifier, benchmark):
+    _, terms = one_step(classifier, benchmark, [Teachers(), Adding()])
+    assert terms[0] == pytest.approx(0, abs=1e-5)
+    assert terms[-1] > 0
+
+
+def test_running_mean_is_the_mean_of_the_snapshots():
+    snapshots = [{"w": torch.randn(3, 4)} for _ in range(7)]
+    running = RunningMean()
+    for snapshot in snapshots:
+        running.add(snapshot)
+    assert torch.allclose(running.mean["w"], torch.stack([s["w"] for s in snapshots]).mean(0), atol=1e-6)
+
+
+class Steps(Connecting):
+    """Connecting, with the weights after each step written down."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.seen = []
+
+    def after_training_iteration(self, strategy, **kwargs):
+        super().after_training_iteration(strategy, **kwargs)
+        self.seen.append(weights(strategy.model))
+
+
+@pytest.mark.parametrize("inter", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("every", [1, 2, 100, None])
+def test_connecting_on_known_weights(classifier, benchmark, inter, every):
+    connecting = Steps(every=every, inter=inter)
+    start = weights(classifier)
+    naive(classifier, [connecting]).train(benchmark.train_stream[0])
+    chosen = connecting.seen[every - 1 :: every] if every else []
+    for name, value in weights(classifier).items():
+        learned = (
+            torch.stack([s[name].double() for s in chosen]).mean(0) if chosen else connecting.seen[-1][name].double()
+        )
+        expected = (1 - inter) * learned + inter * start[name].double()
+        assert torch.allclose(value.double(), expected, atol=1e-5), name
+
+
+def test_connecting_leaves_buffers_alone(benchmark, stream):
+    model = ClipClassifier(small_clip(), small_tokenizer, stream.tasks)
+    model.norm = nn.BatchNorm1d(3)
+    model.register_buffer("count", torch.tensor(41))
+    connecting = Connecting(every=1, inter=0.5)
+    strategy = naive(model, [connecting])
+
+    class Touch(Connecting):
+        def before_training_exp(self, strategy, **kwargs):
+            super().before_training_exp(strategy, **kwargs)
+            strategy.model.norm(torch.randn(8, 3) + 5)
+            strategy.model.count += 1
+
+    strategy.plugins.insert(0, Touch(every=1, inter=0.5))
+    strategy.train(benchmark.train_stream[0])
+    assert model.count.item() == 42
+    assert model.count.dtype == torch.int64
+    assert (model.norm.running_mean > 0.1).all()
+
+
+def test_replayed_samples_are_taught_by_their_own_task(classifier, benchmark):
+    logger = Quiet()
+    strategy = naive(classifier, [*every_stage(), ReplayPlugin(mem_size=8)], logger)
+    for experience in benchmark.train_stream:
+        strategy.train(experience)
+    assert all(torch.isfinite(torch.tensor(value)) for _, value in logger.values)
+    assert {name for name, _ in logger.values} >= {"train/loss/eliciting", "train/loss/adding"}
+
+
+def test_a_nested_evaluation_does_no_harm(stream, benchmark):
+    def trained(eval_every):
+        model = ClipClassifier(small_clip(), small_tokenizer, stream.tasks)
+        strategy = naive(model, every_stage(), eval_every=eval_every)
+        evaluate = strategy.eval
+
+        def undisturbed(*args, **kwargs):
+            with torch.random.fork_rng():  # its loaders draw seeds, which would change the shuffling after it
+                return evaluate(*args, **kwargs)
+
+        strategy.eval = undisturbed
+        strategy.train(benchmark.train_stream[0], eval_streams=[benchmark.test_stream])
+        return weights(model)
+
+    with_evaluation, without = trained(1), trained(-1)
+    assert all(torch.allclose(with_evaluation[name], without[name], atol=1e-6) for name in without)
+
+
+def test_mistakes_are_told(classifier, benchmark):
+    with pytest.raises(RuntimeError, match="Adding needs the plugin Teachers"):
+        naive(classifier, [Adding()]).train(benchmark.train_stream[0])
+    with pytest.raises(TypeError, match=r"Teachers works on the features of a .*ClipClassifier, .* is a Linear"):
+        naive(nn.Linear(2, 2), [Teachers()]).train(benchmark.train_stream[0])
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "why"),
+    [
+        (Eliciting, {"weight": -1}, "weight: expected a number, at least 0, got -1"),
+        (Eliciting, {"momentum": 1.5}, "momentum: expected a number, at least 0 and at most 1"),
+        (Adding, {"temperature": 0}, "temperature: expected a number, above 0"),
+        (
+            Adding,
+            {"relations": {"image_to_txt": 1}},
+            "relations.image_to_txt: unknown option .did you mean 'image_to_text'",
+        ),
+        (Distinguishing, {"score": "luck"}, "score: expected 'likelihood' or 'entropy' or 'margin'"),
+        (Connecting, {"every": 0, "inter": 2}, "every: expected a whole number, at least 1.*; inter: "),
+        (Teachers, {"use": "none"}, "use: expected 'both' or 'initial' or 'previous'"),
+    ],
+)
+def test_options_are_checked(stage, options, why):
+    with pytest.raises(ValueError, match=why):
+        stage(**options)
