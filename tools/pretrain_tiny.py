@@ -45,14 +45,14 @@ MODEL: dict[str, Any] = {
     },
     "text_cfg": {"context_length": CONTEXT, "width": 128, "heads": 4, "layers": 3},
 }
-SHARES = {"drawing": 0.65, "flag": 0.1, "letter": 0.08, "digit": 0.07, "shape": 0.04, "texture": 0.06}
+SHARES = {"drawing": 0.65, "flag": 0.09, "letter": 0.07, "digit": 0.05, "shape": 0.04, "texture": 0.1}
 LOOKS = {
     "drawing": evolve(STYLES["drawing"], rotation=20.0, scale=(0.6, 1.0)),
     "flag": evolve(STYLES["flag"], rotation=15.0, scale=(0.7, 1.0)),
     "letter": STYLES["glyph"],
     "digit": evolve(STYLES["glyph"], rotation=15.0, bend=0.05),
     "shape": STYLES["shape"],
-    "texture": evolve(STYLES["drawing"], rotation=0.0, scale=(1.0, 1.4), aspect=0.0, shear=0.0),
+    "texture": evolve(STYLES["drawing"], bend=0.03, rotation=20.0, scale=(1.2, 1.5), aspect=0.0, shear=0.0),
 }
 
 

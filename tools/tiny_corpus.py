@@ -308,7 +308,7 @@ def _contrasting(rng: random.Random) -> tuple[str, str]:
 def _tiled(tile: str, front: str, back: str, rng: random.Random) -> str:
     size = {"w": rng.uniform(7, 13), "r": rng.uniform(3.5, 8), "s": rng.uniform(2, 6), "t": rng.uniform(1.2, 2.6)}
     body = re.sub(r"\{(\w)\}", lambda m: f"{size[m[1]]:.2f}", tile).replace('"F"', f'"{front}"')
-    turn, scale = rng.uniform(-60, 60), rng.uniform(0.7, 2.0)
+    turn, scale = rng.uniform(-90, 90), rng.uniform(0.8, 2.0)
     height = 17.32 if "5.77" in tile else 20
     return (
         f'<defs><pattern id="p" width="20" height="{height}" patternUnits="userSpaceOnUse" '

@@ -30,6 +30,7 @@ def mulki_tiny(*, pretrained: str | None = None) -> LoadedClip:
         clip.load_state_dict({name: value.float() for name, value in weights.items()})
     except (OSError, SafetensorError, RuntimeError) as error:
         raise MissingData(f"model mulki-tiny: {path} holds no weights for it: {str(error).splitlines()[0]}") from error
+    clip.visual.to(memory_format=torch.channels_last)  # trains about twice as fast on a CPU
     half = (0.5, 0.5, 0.5)
     return LoadedClip(
         clip=clip, tokenizer=tokenizer, image_size=settings["vision_cfg"]["image_size"], mean=half, std=half

@@ -82,7 +82,7 @@ def textures(name: str, n: int, split: Split, generator: torch.Generator) -> Ten
     bend = torch.nn.functional.interpolate(bend, size=(side, side), mode="bicubic", align_corners=True)
     u = x * turn.cos() - y * turn.sin() + bend[:, 0]
     v = x * turn.sin() + y * turn.cos() + bend[:, 1]
-    repeats = 2.5 + 4.0 * torch.rand((n, 1, 1), generator=generator)
+    repeats = 2.2 + 3.0 * torch.rand((n, 1, 1), generator=generator)
     phase = torch.rand((2, n, 1, 1), generator=generator)
     mask = _TEXTURES[name](u * repeats / 2 + phase[0], v * repeats / 2 + phase[1], (u, v, repeats), generator)
     low, high = _two_colours(n, generator)
@@ -171,7 +171,7 @@ def _marbled(a: Tensor, b: Tensor, plane: Plane, generator: torch.Generator) -> 
         )[:, 0]
         for cells in (4, 8, 16)
     )
-    return 0.5 + 0.5 * torch.sin(math.pi * repeats * (u + 2.5 * swirl))
+    return 0.5 + 0.5 * torch.sin(math.pi * repeats * (u + 1.2 * swirl))
 
 
 _TEXTURES: dict[str, Callable[[Tensor, Tensor, Plane, torch.Generator], Tensor]] = {
