@@ -8,9 +8,10 @@ import yaml
 from mulki_plugins.errors import Mistakes
 from mulki_plugins.recipe.emit import annotated_yaml, plain_yaml
 from mulki_plugins.recipe.find import available, find
-from mulki_plugins.recipe.resolve import Changes, read_strategy, resolve
+from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.recipe.schema import as_data
 from mulki_plugins.recipe.source import parse_value, parse_yaml
+from mulki_plugins.recipe.strategies import check_strategy
 
 ROOT = Path(__file__).parents[1]
 RECIPES, STRATEGIES = sorted((ROOT / "recipes").glob("*.yaml")), sorted((ROOT / "strategies").glob("*.yaml"))
@@ -26,7 +27,7 @@ def test_every_shipped_recipe_is_valid_and_opens_with_how_to_run_it(path):
 
 @pytest.mark.parametrize("path", STRATEGIES, ids=lambda p: p.name)
 def test_every_shipped_strategy_is_valid_and_named_as_its_file(path):
-    strategy = read_strategy(find("strategies", str(path)))
+    strategy = check_strategy(find("strategies", str(path)))
     assert strategy.name == path.stem
     assert strategy.summary
     resolve("mtil", Changes(strategy=path.stem))
@@ -182,3 +183,22 @@ def test_what_is_written_can_be_read_by_any_yaml_reader():
     data = {"a": "no", "b": "1e-4", "c": 1e-4, "d": 5e20, "e": "x: y", "f": "", "g": "ünï", "h": [None, True], "i": {}}
     assert yaml.safe_load(plain_yaml(data)) == data
     assert parse_yaml(plain_yaml(data), "x").value == data
+
+
+def test_a_broken_strategy_is_told_by_its_own_lines(tmp_path):
+    folder = tmp_path / "strategies"
+    folder.mkdir()
+    path = folder / "broken.yaml"
+    path.write_text("name: broken\nplugins:\n  - adding: {temprature: 2}\n  - nobody\n")
+    with pytest.raises(Mistakes) as caught:
+        check_strategy(find("strategies", str(path)))
+    first, second, third = caught.value.lines()
+    assert f"{path}:3: $.plugins[0].adding.temprature: unknown option (did you mean 'temperature'?)" in (first, second)
+    assert f"{path}:3: $.plugins[0].adding: needs the plugin 'teachers'" in first + second
+    assert third.startswith(f"{path}:4: $.plugins[1].nobody: no plugin is named 'nobody'")
+    path.write_text("name: broken\nplugin: []\ndefaults: {seeds: [1]}\n")
+    with pytest.raises(Mistakes, match=r"broken.yaml:2: \$.plugin: unknown option"):
+        check_strategy(find("strategies", str(path)))
+    path.write_text("name: broken\ndefaults: {seeds: [1]}\n")
+    with pytest.raises(Mistakes, match=r"broken.yaml:2: \$.defaults.seeds: expected one of train, evaluate"):
+        check_strategy(find("strategies", str(path)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
-from avalanche.training.supervised import Naive
+from avalanche.training.supervised import AGEM, EWC, Cumulative, JointTraining, LwF, Naive, Replay
 from torch import nn
 
 from mulki_plugins.losses import prototype_alignment, relation_distillation, relation_logits, teacher_scores
@@ -128,6 +128,19 @@ def test_teachers_are_out_of_reach(classifier, benchmark):
         assert not {id(p) for p in teacher.model.parameters()} & {id(p) for p in held}
     assert {id(p) for p in held} == {id(p) for p in classifier.parameters()}
     assert list(classifier.state_dict()) == list(start), "teachers are no submodules of the model"
+
+
+def test_teachers_in_half_precision_teach_nearly_the_same(stream, benchmark):
+    seen = {}
+    for half in ("never", "always"):
+        teachers, logger = Teachers(half=half), Quiet()
+        model = ClipClassifier(small_clip(), small_tokenizer, stream.tasks)
+        naive(model, [teachers, Adding(), Eliciting()], logger).train(benchmark.train_stream[0])
+        seen[half] = [value for name, value in logger.values if name == "train/loss/eliciting"]
+        dtype = torch.bfloat16 if half == "always" else torch.float32
+        assert {p.dtype for p in teachers.initial.model.parameters()} == {dtype}
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert seen["always"] == pytest.approx(seen["never"], rel=0.05)
 
 
 def test_only_prototypes_grow_with_the_number_of_tasks(classifier, benchmark):
@@ -300,6 +313,36 @@ def test_replayed_samples_are_taught_by_their_own_task(classifier, benchmark):
         strategy.train(experience)
     assert all(torch.isfinite(torch.tensor(value)) for _, value in logger.values)
     assert {name for name, _ in logger.values} >= {"train/loss/eliciting", "train/loss/adding"}
+
+
+@pytest.mark.parametrize(
+    ("base", "options"),
+    [
+        (Cumulative, {}),
+        (JointTraining, {}),
+        (Replay, {"mem_size": 10}),
+        (EWC, {"ewc_lambda": 1.0}),
+        (LwF, {"alpha": 1.0, "temperature": 2.0}),
+        (AGEM, {"patterns_per_exp": 4}),
+    ],
+)
+def test_the_stages_work_in_avalanches_strategies(classifier, benchmark, base, options):
+    logger = Quiet()
+    strategy = base(
+        model=classifier,
+        optimizer=torch.optim.SGD(classifier.parameters(), lr=0.01),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=6,
+        plugins=every_stage(),
+        evaluator=EvaluationPlugin(loggers=[logger]),
+        **options,
+    )
+    for experiences in [benchmark.train_stream] if base is JointTraining else benchmark.train_stream:
+        strategy.train(experiences)
+    strategy.eval(benchmark.test_stream)
+    values = [value for name, value in logger.values if name == "train/loss/adding"]
+    assert values
+    assert all(torch.isfinite(torch.tensor(values)))
 
 
 def test_a_nested_evaluation_does_no_harm(stream, benchmark):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,13 +17,13 @@ from mulki_plugins.cli.common import changes_from, echo_json, recipe_options, re
 def validate(recipe: str, as_json: bool, **options: Any) -> None:
     """Check RECIPE: its syntax, its values, every name and option, and the order of the stack.
 
-    RECIPE is a path, or the name of an installed recipe. All mistakes are reported at once, with file, line and path; the
-    exit status is then 2.
+    RECIPE is a path, or the name of an installed recipe; a file in a folder `strategies` is checked as a strategy. All
+    mistakes are reported at once, with file, line and path; the exit status is then 2.
     """
     from mulki_plugins.errors import Mistakes
 
     try:
-        result = resolved(recipe, changes_from(options))
+        said = _strategy(recipe) if Path(recipe).parent.name == "strategies" else _recipe(recipe, options)
     except Mistakes as mistakes:
         if not as_json:
             raise
@@ -30,9 +31,20 @@ def validate(recipe: str, as_json: bool, **options: Any) -> None:
         raise SystemExit(2) from None
     if as_json:
         echo_json({"valid": True, "errors": []})
-        return
-    stack = [entry.name for entry in result.recipe.strategy.plugins]
-    method = f"{result.recipe.strategy.name} ({', '.join(stack)})" if stack else result.recipe.strategy.name
-    click.echo(
-        f"{recipe}: valid; stream {result.recipe.stream.name}, model {result.recipe.model.name}, strategy {method}"
-    )
+    else:
+        click.echo(f"{recipe}: valid; {said}")
+
+
+def _recipe(name: str, options: dict[str, Any]) -> str:
+    recipe = resolved(name, changes_from(options)).recipe
+    stack = [entry.name for entry in recipe.strategy.plugins]
+    method = f"{recipe.strategy.name} ({', '.join(stack)})" if stack else recipe.strategy.name
+    return f"stream {recipe.stream.name}, model {recipe.model.name}, strategy {method}"
+
+
+def _strategy(name: str) -> str:
+    from mulki_plugins.recipe.find import find
+    from mulki_plugins.recipe.strategies import check_strategy
+
+    strategy = check_strategy(find("strategies", name))
+    return f"strategy {strategy.name} ({', '.join(entry.name for entry in strategy.plugins) or 'no plugins'})"

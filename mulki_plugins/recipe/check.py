@@ -9,7 +9,7 @@ from mulki_plugins.errors import MulkiError, did_you_mean
 from mulki_plugins.options import OptionError, Path, mistakes_of
 from mulki_plugins.recipe.layers import get
 from mulki_plugins.recipe.schema import Recipe, as_data, as_recipe
-from mulki_plugins.recipe.stack import check_options, check_stack
+from mulki_plugins.recipe.stack import check_options, check_plugins
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.open_clip_names import open_clip_models
 from mulki_plugins.registry.parts import Kind, Part, Provenance
@@ -33,7 +33,7 @@ def checked_recipe(data: dict[str, Any]) -> tuple[Recipe | None, list[OptionErro
     plugins = get(data, ("strategy", "plugins"))
     stack: list[Any] = []
     if isinstance(plugins, list):
-        stack, problems = _checked_plugins(plugins)
+        stack, problems = check_plugins(plugins, ("strategy", "plugins"))
         wrong += problems
     for kind, path in (("metric", ("evaluate", "metrics")), ("logger", ("loggers",))):
         wrong += _known_names(kind, get(data, path), path)  # type: ignore[arg-type]
@@ -70,27 +70,6 @@ def _open_clip_part(name: str) -> Part:
     target = "mulki_plugins.models.load:open_clip_model"
     brought = Provenance(distribution="open_clip_torch", version="")
     return Part(kind="model", name=name, target=target, summary="", provenance=brought, defaults={"name": name})
-
-
-def _checked_plugins(plugins: list[Any]) -> tuple[list[Any], list[OptionError]]:
-    wrong: list[OptionError] = []
-    stack, names = [], []
-    for i, entry in enumerate(plugins):
-        if not (isinstance(entry, dict) and len(entry) == 1 and isinstance(next(iter(entry.values())), dict)):
-            names.append("")
-            continue  # reported by the schema
-        [(name, options)] = entry.items()
-        names.append(name)
-        path = ("strategy", "plugins", i, name)
-        try:
-            part = catalog().find("plugin", name)
-        except MulkiError as error:
-            wrong.append(OptionError(error.message, path))
-            continue
-        result, problems = check_options(part, options, path)
-        stack.append({name: result})
-        wrong += problems
-    return stack, wrong + check_stack(names, ("strategy", "plugins"))
 
 
 def _known_names(kind: Kind, names: Any, path: Path) -> list[OptionError]:

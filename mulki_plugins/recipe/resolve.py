@@ -12,12 +12,12 @@ from typing import Any
 from attrs import field, frozen
 
 from mulki_plugins.errors import Mistakes, did_you_mean
-from mulki_plugins.options import CONVERTER, Path, mistakes_of
 from mulki_plugins.recipe.check import checked_recipe
-from mulki_plugins.recipe.find import Found, available, find
+from mulki_plugins.recipe.find import available, find
 from mulki_plugins.recipe.layers import get, overlay, put, set_value
-from mulki_plugins.recipe.schema import Recipe, StrategyFile, as_data
-from mulki_plugins.recipe.source import Origin, Tree, located, read_yaml
+from mulki_plugins.recipe.schema import Recipe, as_data
+from mulki_plugins.recipe.source import Origin, Tree, in_order, located, read_yaml
+from mulki_plugins.recipe.strategies import read_strategy, write_out_plugins
 
 
 @frozen(kw_only=True)
@@ -62,20 +62,10 @@ def resolve(name: str, changes: Changes | None = None) -> Resolved:
     if changes.seeds:
         put(tree, ("seeds",), list(changes.seeds), Origin("--seed"))
     recipe, problems = checked_recipe(tree.value)
-    wrong += _in_order([located(tree.origin(e.path), e.path, e.message) for e in problems])
+    wrong += in_order([located(tree.origin(e.path), e.path, e.message) for e in problems])
     if wrong or recipe is None:
         raise Mistakes(dict.fromkeys(wrong))
     return Resolved(recipe=recipe, tree=_with_defaults(tree, recipe), notices=notices)
-
-
-def _in_order(lines: list[str]) -> list[str]:
-    """By file and line, as a reader goes through them."""
-
-    def place(line: str) -> tuple[str, int]:
-        match = re.match(r"(.*?):(\d+): \$", line)
-        return (match[1], int(match[2])) if match else (line, 0)
-
-    return sorted(lines, key=place)
 
 
 def _names_strategy(assignment: str) -> str | None:
@@ -118,7 +108,7 @@ def _loaded(tree: Tree, name: str, notices: list[str]) -> Tree:
         raise Mistakes([located(tree.origin(path), path, message)]) from None
     if found.notice and "/" in name:
         notices.append(found.notice)
-    strategy, source = _strategy_file(found)
+    strategy, source = read_strategy(found)
     lower = Tree({}, {})
     for key, value in strategy.defaults.items():
         put(lower, (key,), value, source.origin(("defaults", key)))
@@ -132,33 +122,6 @@ def _loaded(tree: Tree, name: str, notices: list[str]) -> Tree:
     return result
 
 
-def _strategy_file(found: Found) -> tuple[StrategyFile, Tree]:
-    tree = read_yaml(found.path, found.shown)
-    _normalise_plugins(tree, ("plugins",))
-    try:
-        strategy: StrategyFile = CONVERTER.structure(tree.value, StrategyFile)
-    except Exception as error:
-        raise Mistakes(
-            _in_order([located(tree.origin(e.path), e.path, e.message) for e in mistakes_of(error)])
-        ) from error
-    wrong = [
-        located(tree.origin(("defaults", key)), ("defaults", key), f"expected one of {', '.join(_DEFAULTABLE)}")
-        for key in strategy.defaults
-        if key not in _DEFAULTABLE
-    ]
-    if wrong:
-        raise Mistakes(wrong)
-    return strategy, tree
-
-
-_DEFAULTABLE = ("train", "evaluate")
-
-
-def read_strategy(found: Found) -> StrategyFile:
-    """A strategy's file on its own, checked; for listing and validating. Raises Mistakes."""
-    return _strategy_file(found)[0]
-
-
 def _normalise(tree: Tree) -> None:
     """Short forms written out: `stream: name`, `model: name`, `- plugin`."""
     for key in ("stream", "model"):
@@ -167,18 +130,7 @@ def _normalise(tree: Tree) -> None:
     for key in ("optimizer", "schedule"):
         if isinstance(value := get(tree.value, ("train", key)), str):
             put(tree, ("train", key), {"name": value}, tree.origin(("train", key)))
-    _normalise_plugins(tree, ("strategy", "plugins"))
-
-
-def _normalise_plugins(tree: Tree, path: Path) -> None:
-    plugins = get(tree.value, path)
-    if isinstance(plugins, list):
-        for i, entry in enumerate(plugins):
-            if isinstance(entry, str):
-                put(tree, (*path, i), {entry: {}}, tree.origin((*path, i)))
-            elif isinstance(entry, dict) and len(entry) == 1 and next(iter(entry.values())) is None:
-                [name] = entry
-                entry[name] = {}
+    write_out_plugins(tree, ("strategy", "plugins"))
 
 
 def _edit_stack(tree: Tree, changes: Changes) -> None:

@@ -7,7 +7,7 @@ ours. Scalars follow YAML 1.2: `1e-4` is a number, `no` is a text. Tags that wou
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -58,6 +58,16 @@ def dotted(path: Path) -> str:
 def located(origin: Origin, path: Path, message: str) -> str:
     """One line of a report."""
     return f"{origin}: {dotted(path)}: {message}"
+
+
+def in_order(lines: Iterable[str]) -> list[str]:
+    """By file and line, as a reader goes through them."""
+
+    def place(line: str) -> tuple[str, int]:
+        match = re.match(r"(.*?):(\d+): \$", line)
+        return (match[1], int(match[2])) if match else (line, 0)
+
+    return sorted(lines, key=place)
 
 
 def read_yaml(path: FilePath, name: str | None = None) -> Tree:

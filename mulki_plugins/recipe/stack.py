@@ -61,7 +61,29 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def check_stack(names: list[str], path: Path) -> list[OptionError]:
+def check_plugins(plugins: list[Any], path: Path) -> tuple[list[Any], list[OptionError]]:
+    """A stack as plain data with all options filled in, and everything that is wrong with it; `path` leads to it."""
+    wrong: list[OptionError] = []
+    stack, names = [], []
+    for i, entry in enumerate(plugins):
+        if not (isinstance(entry, dict) and len(entry) == 1 and isinstance(next(iter(entry.values())), dict)):
+            names.append("")
+            continue  # reported by the schema
+        [(name, options)] = entry.items()
+        names.append(name)
+        here = (*path, i, name)
+        try:
+            part = catalog().find("plugin", name)
+        except MulkiError as error:
+            wrong.append(OptionError(error.message, here))
+            continue
+        result, problems = check_options(part, options, here)
+        stack.append({name: result})
+        wrong += problems
+    return stack, wrong + _check_order(names, path)
+
+
+def _check_order(names: list[str], path: Path) -> list[OptionError]:
     """What keeps these plugins, in this order, from working together. Unknown names are not reported here."""
     parts = {name: catalog().parts.get(("plugin", name)) for name in names}
     wrong = []

@@ -18,7 +18,7 @@ def catalog() -> Catalog:
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     result = Catalog()
-    _register(manager, builtin, builtin.PROVENANCE, result)
+    _register(manager, "built-in", builtin, builtin.PROVENANCE, result)
     for entry in sorted(entry_points(group=hookspecs.PROJECT), key=lambda e: (e.name, e.value)):
         provenance = _provenance(entry)
         try:
@@ -26,7 +26,7 @@ def catalog() -> Catalog:
         except Exception as error:  # whatever a stranger's module raises must not stop the program
             result.problems.append(f"{provenance} cannot be loaded: {type(error).__name__}: {error}")
             continue
-        _register(manager, module, provenance, result)
+        _register(manager, f"{provenance}: {entry.name}", module, provenance, result)
     return result
 
 
@@ -36,11 +36,11 @@ def _provenance(entry: EntryPoint) -> Provenance:
     return Provenance(distribution=entry.dist.name, version=entry.dist.version)
 
 
-def _register(manager: pluggy.PluginManager, module: Any, provenance: Provenance, into: Catalog) -> None:
+def _register(manager: pluggy.PluginManager, name: str, module: Any, provenance: Provenance, into: Catalog) -> None:
     """Call one package's hook on a copy of the catalog, which is kept only where nothing went wrong."""
     attempt = Catalog(dict(into.parts), {kind: list(paths) for kind, paths in into.folders.items()})
     try:
-        manager.register(module, name=str(provenance))
+        manager.register(module, name=name)
         manager.check_pending()
         for implementation in manager.hook.mulki_register.get_hookimpls():
             if implementation.plugin is module:

@@ -73,7 +73,7 @@ class Teachers(SupervisedPlugin):
 
     @checked
     def __init__(
-        self, *, half: Literal["auto", "yes", "no"] = "auto", use: Literal["both", "initial", "previous"] = "both"
+        self, *, half: Literal["auto", "always", "never"] = "auto", use: Literal["both", "initial", "previous"] = "both"
     ) -> None:
         super().__init__()
         self.half = half
@@ -150,6 +150,6 @@ class Teachers(SupervisedPlugin):
     def _frozen(self, model: ClipClassifier) -> Teacher:
         teacher = copy.deepcopy(model).eval().requires_grad_(False)
         device = teacher.scale.device
-        if self.half == "yes" or (self.half == "auto" and device.type == "cuda"):
+        if self.half == "always" or (self.half == "auto" and device.type == "cuda"):
             teacher.to(torch.float16 if device.type == "cuda" else torch.bfloat16)
         return Teacher(teacher)

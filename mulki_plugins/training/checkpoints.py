@@ -24,5 +24,5 @@ def save_weights(model: ClipClassifier, folder: Path, task: int, name: str, keep
     write_bytes(
         checkpoints / f"task-{task:02d}-{safe}.safetensors", save(weights, metadata={"format": "pt", "task": name})
     )
-    for old in sorted(checkpoints.glob("task-*.safetensors"))[:-keep]:
+    for old in sorted(checkpoints.glob("task-*.safetensors"), key=lambda p: int(p.name.split("-")[1]))[:-keep]:
         old.unlink()

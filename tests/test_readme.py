@@ -1,0 +1,98 @@
+"""What the README says works as it stands: its recipe, its Python, its plugin, its commands."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mulki_plugins.recipe.resolve import resolve
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.S | re.M)
+
+
+def test_the_two_commands_are_there():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("mtil", "test"):
+        assert f"make {target}" in README
+        assert re.search(rf"^{target}:", makefile, re.M)
+
+
+def test_the_recipe_is_valid(tmp_path):
+    [recipe] = blocks("yaml")
+    (tmp_path / "mine.yaml").write_text(recipe)
+    recipe = resolve(str(tmp_path / "mine.yaml")).recipe
+    assert recipe.strategy.name == "my-stack"
+    assert recipe.model.name == "ViT-B-32"
+
+
+def test_the_python_runs():
+    [code] = [block for block in blocks("python") if "Naive(" in block]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Top1_Acc_Stream" in done.stdout
+
+
+@pytest.fixture
+def with_the_package(tmp_path):
+    """The README's plugin as an installed package: its modules, and the metadata that pip would have written."""
+    package = tmp_path / "site" / "my_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    for block in blocks("python"):
+        if match := re.match(r"# my_package/(\w+\.py)\n", block):
+            (package / match[1]).write_text(block)
+    [toml] = blocks("toml")
+    entry = re.search(r'^my_package = "(.*)"$', toml, re.M)[1]
+    info = tmp_path / "site" / "my_package-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 0.1\n")
+    (info / "entry_points.txt").write_text(f"[mulki]\nmy_package = {entry}\n")
+
+    def mulki(*arguments):
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+        command = [sys.executable, "-m", "mulki_plugins", *arguments]
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+
+    return mulki
+
+
+def test_the_plugin_works_by_name(with_the_package, tmp_path):
+    listed = json.loads(with_the_package("list", "plugins", "--json").stdout)["plugins"]
+    [mine] = [entry for entry in listed if entry["name"] == "shrink"]
+    assert (mine["distribution"], mine["version"]) == ("my-package", "0.1")
+    wrong = with_the_package("validate", "mtil", "--with", "shrink", "--set", "strategy.shrink.weight=-1")
+    assert wrong.returncode == 2
+    assert "shrink.weight: expected a number, at least 0, got -1" in wrong.stderr
+    few = ["--set", "stream.tasks=[scans,digits]", "--set", "train.iterations=2", "--set", "train.schedule.warmup=0"]
+    done = with_the_package("run", "mtil", "--with", "shrink", *few)
+    assert done.returncode == 0, done.stderr
+    assert "train/loss/shrink" in (tmp_path / "runs/mtil/mulki-with-shrink/seed-0/metrics.csv").read_text()
+
+
+def test_every_command_of_the_readme_is_one(tmp_path):
+    commands = re.findall(r"^mulki .*?(?=\s+#|$)", README, re.M)
+    assert len(commands) >= 6
+    for command in commands:
+        words = command.split()[1:]
+        if words[0] == "results":
+            words = ["results", "--help"]
+        if words[0] == "run":
+            words.append("--dry-run")
+        done = subprocess.run(
+            [sys.executable, "-m", "mulki_plugins", *words], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, (command, done.stderr)
+
+
+def test_every_link_to_a_file_leads_to_one():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
