@@ -118,6 +118,13 @@ def class_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
 
     features: [B, d]; labels: [B] in 0..classes−1. Returns [C, d], zero where a class is missing, and counts [C].
     """
-    sums = features.new_zeros((classes, features.shape[1])).index_add(0, labels, features)
-    counts = torch.bincount(labels, minlength=classes).to(features.dtype)
-    return sums / counts.clamp(min=1)[:, None], counts
+    counts = F.one_hot(labels, classes).sum(0)
+    return class_sums(features, labels, classes) / counts.clamp(min=1)[:, None], counts
+
+
+def class_sums(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The sum of the features of each class: [B, d], [B] in 0..classes−1 -> [C, d].
+
+    A matrix product, because torch's index_add on a GPU gives other last digits each time.
+    """
+    return F.one_hot(labels, classes).to(features.dtype).T @ features

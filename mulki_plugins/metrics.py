@@ -42,7 +42,7 @@ def forgetting(matrix: ArrayLike) -> float:
 def _matrix(values: Any) -> NDArray[np.float64]:
     try:
         a = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"expected a T x T matrix of numbers: {error}") from error
     if a.ndim != 2 or a.shape[0] != a.shape[1]:
         raise ValueError(f"expected a square T x T matrix, got shape {a.shape}")

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from mulki_plugins.models import ClipClassifier, Prompts
 from mulki_plugins.models.classifier import MASKED
@@ -103,6 +104,15 @@ def test_which_towers_learn(stream, x, train, image, text):
         assert (p.grad is not None and bool(p.grad.abs().sum() > 0)) <= expected, name
         assert p.requires_grad == expected, name
     assert model.clip.text_projection.requires_grad == text
+
+
+def test_a_tower_that_does_not_learn_stays_as_in_evaluation(loaded, stream, x):
+    loaded.clip.visual = nn.Sequential(nn.BatchNorm2d(3), loaded.clip.visual)
+    for train, moves in (("all", True), ("text", False)):
+        model = ClipClassifier(loaded.clip, loaded.tokenizer, stream.tasks, train=train).train()
+        before = loaded.clip.visual[0].running_mean.clone()
+        model(x, 0)
+        assert torch.equal(before, loaded.clip.visual[0].running_mean) is not moves
 
 
 def test_features_of_the_last_training_forward_are_kept_with_their_graph(classifier, x):

@@ -9,7 +9,7 @@ import pytest
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.resolve import resolve
 from mulki_plugins.report.compare import comparison_data, comparison_text, groups
-from mulki_plugins.report.folder import prepare_folder, run_folder, write_bytes, write_text
+from mulki_plugins.report.folder import held, prepare_folder, run_folder, write_bytes, write_text
 from mulki_plugins.report.plots import matrix_figure
 from mulki_plugins.report.result import Result, find_results, read_result
 from mulki_plugins.report.table import matrix_table
@@ -89,6 +89,33 @@ def test_runs_are_compared_over_seeds():
     assert json.loads(json.dumps(comparison_data(runs)))["summary"][0]["metrics"]["transfer"]["mean"] == 46.5
 
 
+def test_only_repetitions_of_one_experiment_are_averaged():
+    longer = result(seed=1, shift=2.0)
+    longer.settings = "other"
+    assert [group.seeds for group in groups([result(), longer])] == [[0], [1]]
+    assert "differ in their settings" in comparison_text([result(), longer])
+    later = result(seed=0, shift=2.0)
+    later.started = "2030-01-01T00:00:00+00:00"
+    [group] = groups([later, result()])
+    assert group.seeds == [0], "a repetition is no second sample"
+    assert group.metrics["transfer"] == (47.5, None)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"recipe": 5}, {"strategy": None}, {"seed": "0"}, {"error": 3}, {"tasks": []}, {"tasks": 3}, {"matrix": [[1]]},
+        {"matrix": "no"}, {"metrics": {"last": float("nan")}}, {"metrics": []}, {"protocol": 1}, {"zero_shot": [101, 1, 1]},
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_result(wrong, tmp_path):
+    result().write(tmp_path)
+    data = json.loads((tmp_path / "result.json").read_text())
+    (tmp_path / "result.json").write_text(json.dumps({**data, **wrong}))
+    with pytest.raises(MulkiError, match="this is no result of a run"):
+        find_results([tmp_path])
+
+
 def test_what_cannot_be_compared_is_said():
     other = result(strategy="b")
     other.protocol = {"classes": "all"}
@@ -132,6 +159,17 @@ def test_an_earlier_run_is_moved_aside(tmp_path):
         assert prepare_folder(folder).name == f"seed-3.before-{number}"
         assert list(folder.iterdir()) == []
     assert (folder.with_name("seed-3.before-2") / "result.json").read_text() == "2"
+
+
+def test_two_processes_cannot_write_one_run(tmp_path):
+    folder = tmp_path / "seed-0"
+    prepare_folder(folder)
+    (folder / "result.json").write_text("1")
+    with held(folder):
+        for attempt in (prepare_folder, lambda path: held(path).__enter__()):
+            with pytest.raises(MulkiError, match="another process is writing this run"):
+                attempt(folder)
+    assert prepare_folder(folder).name == "seed-0.before-1"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

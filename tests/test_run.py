@@ -117,6 +117,14 @@ def test_zero_shot_trains_nothing(run, tmp_path):
     assert data["metrics"]["forgetting"] == 0
 
 
+def test_zero_shot_among_the_classes_seen_so_far(run, tmp_path):
+    seen = ["--set", "evaluate.classes=seen"]
+    mulki("run", "mtil", "--strategy", "zero-shot", *PLAIN, *seen, "--out", tmp_path)
+    data = result(tmp_path / "mtil" / "zero-shot" / "seed-0")
+    assert data["matrix"][0] == data["zero_shot"], "one task's classes are told apart among themselves"
+    assert data["matrix"][2][2] < data["zero_shot"][2], "at the end, among those of all three"
+
+
 def test_several_seeds_are_compared_and_an_earlier_run_is_kept(tmp_path):
     arguments = [
         "run",
@@ -148,6 +156,12 @@ def test_avalanches_plugins_join_the_stack(plugin, tmp_path):
     mulki("run", "mtil", *few, "--set", "train.batch_size=8", "--with", f"avalanche.{plugin}", "--out", tmp_path)
     data = result(tmp_path / "mtil" / f"mulki-with-avalanche.{plugin}" / "seed-0")
     assert data["status"] == "complete"
+    tags = {
+        line.split(",")[0]
+        for line in (tmp_path / f"mtil/mulki-with-avalanche.{plugin}/seed-0/metrics.csv").read_text().split()
+    }
+    term = {"ewc": "ewc", "si": "synapticintelligence", "mas": "mas", "lwf": "lwf"}.get(plugin)
+    assert tags >= {f"train/loss/{term}"} if term else tags & {f"train/loss/{plugin}"} == set()
 
 
 def test_a_run_that_fails_leaves_what_was_finished(tmp_path, monkeypatch):

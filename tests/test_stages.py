@@ -5,9 +5,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from avalanche.benchmarks.scenarios.dataset_scenario import benchmark_from_datasets
+from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
 from avalanche.training.supervised import AGEM, EWC, Cumulative, JointTraining, LwF, Naive, Replay
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from mulki_plugins.losses import prototype_alignment, relation_distillation, relation_logits, teacher_scores
 from mulki_plugins.models import ClipClassifier
@@ -167,7 +170,7 @@ def test_use_one_teacher_only(classifier, benchmark):
 
 def test_prototypes_are_class_means_seen_through_the_evaluation_transform(classifier, stream, benchmark, loaded):
     dataset = benchmark.train_stream[1].dataset
-    got = visual_prototypes(classifier.eval(), dataset, {1}, batch_size=5)[1]
+    got = visual_prototypes([classifier.eval()], dataset, {1}, batch_size=5)[0][1]
     transform = loaded.transform(train=False)
     images = [(transform(image), label) for image, label in (stream.tasks[1].train[i] for i in range(len(dataset)))]
     with torch.no_grad():
@@ -176,10 +179,58 @@ def test_prototypes_are_class_means_seen_through_the_evaluation_transform(classi
             assert torch.allclose(got[c], F.normalize(z.mean(0), dim=0), atol=1e-5)
 
 
+def test_several_models_share_one_reading_of_the_images(classifier, benchmark):
+    other = ClipClassifier(small_clip(3), small_tokenizer, classifier.prompts).eval()
+    dataset, read = benchmark.train_stream[1].dataset, []
+    both = visual_prototypes([classifier.eval(), other], dataset, {1})
+    for model, found in zip((classifier, other), both, strict=True):
+        assert torch.equal(found[1], visual_prototypes([model], dataset, {1})[0][1])
+
+    class Counted(type(dataset)):
+        def __getitem__(self, i):
+            read.append(i)
+            return super().__getitem__(i)
+
+        def eval(self):
+            return self
+
+    counted = copy.copy(dataset.eval())
+    counted.__class__ = Counted
+    visual_prototypes([classifier, other], counted, {1})
+    assert len(read) == len(dataset)
+
+
+def test_a_task_that_comes_again_gets_new_prototypes(classifier, benchmark):
+    whole = benchmark.train_stream[1]
+    without_grey, teachers = copy.copy(whole), Teachers()
+    some = [i for i, y in enumerate(whole.dataset.targets) if y != 2]
+    without_grey.dataset = whole.dataset.subset(some)
+    strategy = naive(classifier, [teachers, Eliciting(), Adding()])
+    strategy.train(without_grey)
+    start = copy.deepcopy(classifier).eval()
+    strategy.train(whole)
+    expected = visual_prototypes([start, teachers.initial.model], whole.dataset, {1})
+    assert torch.equal(teachers.previous.prototypes[1], expected[0][1])
+    assert torch.equal(teachers.initial.prototypes[1], expected[1][1])
+
+
+def test_a_benchmark_without_task_labels(loaded, stream):
+    images = [
+        (loaded.transform(train=False)(image), label) for image, label in (stream.tasks[0].train[i] for i in range(16))
+    ]
+    x, y = torch.stack([image for image, _ in images]), torch.tensor([label for _, label in images])
+    data = as_classification_dataset(TensorDataset(x, y))
+    experience = benchmark_from_datasets(train=[data], test=[data]).train_stream[0]
+    model = ClipClassifier(small_clip(), small_tokenizer, stream.tasks[:1])
+    before = weights(model)
+    naive(model, every_stage()).train(experience)
+    assert not same(before, weights(model))
+
+
 def test_a_class_without_images_has_its_text_as_prototype(classifier, benchmark):
     dataset = benchmark.train_stream[1].dataset
     some = dataset.subset([i for i, y in enumerate(dataset.targets) if y != 2])
-    got = visual_prototypes(classifier.eval(), some, {1})[1]
+    got = visual_prototypes([classifier.eval()], some, {1})[0][1]
     assert torch.allclose(got[2], classifier.text_features(1)[2])
 
 
@@ -202,7 +253,7 @@ def test_eliciting_computes_its_equation(classifier, benchmark):
                 seen.update(z=features.image.detach(), t=features.text[0].detach(), y=strategy.mb_y, s=features.scale)
 
     _, terms = one_step(classifier, benchmark, [Spy(), Eliciting(weight=0.5, momentum=0.8)])
-    old = visual_prototypes(start, benchmark.train_stream[0].dataset, {0})[0]
+    old = visual_prototypes([start], benchmark.train_stream[0].dataset, {0})[0][0]
     p = old.clone()
     for c in range(2):
         if (seen["y"] == c).any():
@@ -234,7 +285,7 @@ def test_adding_computes_its_equation_with_two_teachers(classifier, benchmark, d
         model = teacher.model
         with torch.no_grad():
             z, t = model.encode_image(seen["x"]), model.encode_text(1, all_templates=False)
-        views.append((z, t, visual_prototypes(model, benchmark.train_stream[1].dataset, {1})[1]))
+        views.append((z, t, visual_prototypes([model], benchmark.train_stream[1].dataset, {1})[0][1]))
     scores = torch.stack([teacher_scores(s * z @ t.T, y, "likelihood") for z, t, _ in views])
     w = torch.softmax(-scores / 0.5, 0) if distinguish else torch.full((2, len(y)), 0.5)
     expected = 0.0

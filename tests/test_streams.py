@@ -104,6 +104,18 @@ def test_the_cache_is_used_and_a_damaged_one_drawn_anew(tmp_path, monkeypatch):
     mtil_mini(tasks=["scans"])
 
 
+@pytest.mark.parametrize("damage", [b"", b"junk", b"PK\x03\x04"])
+def test_a_damaged_cache_is_drawn_anew(damage, stream):
+    scans = declared_tasks()["scans"]
+    [path] = cache.cache_folder().glob("mtil-mini-scans-test-*.npz")
+    whole = path.read_bytes()
+    path.write_bytes(damage)
+    drawn = cache.cached("scans", scans, "test")
+    assert path.read_bytes() == whole
+    assert len(drawn.images) == 320
+    assert not list(cache.cache_folder().glob("*.part"))
+
+
 def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setattr(artworks, "find_spec", lambda name: None)
     with pytest.raises(MissingData) as caught:

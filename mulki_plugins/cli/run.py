@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be done; train nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of tables.")
 @reports_mistakes
-def run(recipe: str, out: Path, dry_run: bool, as_json: bool, **options: Any) -> None:  # fmt: skip
+def run(recipe: str, out: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Train the model of RECIPE on one task after another, and evaluate it on all of them after each.
 
     RECIPE is a path, or the name of an installed recipe: `mulki run mtil`. Progress goes to stderr, results to stdout.
@@ -34,15 +34,18 @@ def run(recipe: str, out: Path, dry_run: bool, as_json: bool, **options: Any) ->
     if dry_run:
         _say_what_would_be_done(result, out, as_json)
         return
+    from mulki_plugins.report.compare import comparison_data, comparison_text
     from mulki_plugins.training.experiment import run_experiment
 
-    finished = [run_experiment(result, seed, out) for seed in result.recipe.seeds]
-    from mulki_plugins.report.compare import comparison_data, comparison_text
-
+    finished = []
+    for seed in result.recipe.seeds:
+        finished.append(run_experiment(result, seed, out))
+        if not as_json:
+            click.echo(comparison_text(finished[-1:]))
     if as_json:
         echo_json(comparison_data(finished))
-    else:
-        click.echo(comparison_text(finished))
+    elif len(finished) > 1:
+        click.echo("\n" + comparison_text(finished))
 
 
 def _say_what_would_be_done(result: Resolved, out: Path, as_json: bool) -> None:

@@ -80,9 +80,9 @@ class ClipClassifier(MultiTaskModule):
         several, a dict of them by task id (what Avalanche asks of a MultiTaskModule).
         """
         z = self.encode_image(x)
-        if task_labels is None:
-            every = {task: self.logits(z, self.text_features(task)) for task in range(len(self.prompts))}
-            return every[0] if len(every) == 1 else every
+        if task_labels is None and len(self.prompts) > 1:
+            return {task: self.logits(z, self.text_features(task)) for task in range(len(self.prompts))}
+        task_labels = 0 if task_labels is None else task_labels
         if isinstance(task_labels, int):
             task_labels = torch.full((len(x),), task_labels, device=x.device)
         ids = [int(task) for task in torch.unique(task_labels).tolist()]
@@ -146,6 +146,9 @@ class ClipClassifier(MultiTaskModule):
     def train(self, mode: bool = True) -> ClipClassifier:
         self._cache.clear()  # also after writes through `.data`, which count no version
         super().train(mode)
+        for part in self.clip.children():  # nor do BatchNorm's statistics move in a tower that does not learn
+            if not any(p.requires_grad for p in part.parameters()):
+                part.eval()
         return self
 
     def adaptation(self, experience: Any) -> None:

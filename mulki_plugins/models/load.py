@@ -24,14 +24,22 @@ class LoadedClip:
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
 
     def transform(self, train: bool) -> Callable[[Any], Tensor]:
         """PIL image -> [3, H, W]: open_clip's own, which is the MTIL protocol's.
 
-        Training crops 90 to 100 % of the area at random; evaluation resizes and crops the centre; both bicubic.
+        Training crops 90 to 100 % of the area at random; evaluation resizes as the model was pre-trained, which for CLIP
+        is bicubic, the shorter side first, then the centre.
         """
         result: Callable[[Any], Tensor] = open_clip.image_transform(
-            self.image_size, is_train=train, mean=self.mean, std=self.std
+            self.image_size,
+            is_train=train,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            resize_mode=self.resize_mode,
         )
         return result
 
@@ -53,7 +61,7 @@ def load_clip(name: str, **options: Any) -> LoadedClip:
 
 def open_clip_model(name: str, *, pretrained: str | None = None) -> LoadedClip:
     """An architecture of open_clip; `pretrained` is one of its tags, a file of weights, or null for random weights."""
-    if pretrained is not None and not Path(pretrained).is_file():
+    if pretrained is not None and not _is_file(pretrained):
         tags = open_clip.list_pretrained_tags_by_model(name)
         if pretrained not in tags:
             raise MissingData(
@@ -74,4 +82,13 @@ def open_clip_model(name: str, *, pretrained: str | None = None) -> LoadedClip:
         image_size=size[0] if isinstance(size, (tuple, list)) else size,
         mean=tuple(prepare["mean"]),
         std=tuple(prepare["std"]),
+        interpolation=prepare.get("interpolation", "bicubic"),
+        resize_mode=prepare.get("resize_mode", "shortest"),
     )
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # such as a name that is too long
+        return False

@@ -96,12 +96,9 @@ def _crosswise(value: dict[str, Any]) -> list[OptionError]:
             wrong.append(
                 OptionError(f"{what}, expected one of the two", ("train", budgets[-1]) if budgets else ("train",))
             )
-        warmup, iterations = get(train, ("schedule", "warmup")), train.get("iterations")
-        if isinstance(warmup, int) and isinstance(iterations, int) and warmup >= iterations > 0:
-            message = f"expected fewer steps than the {iterations} iterations of a task, got {warmup}"
-            wrong.append(OptionError(message, ("train", "schedule", "warmup")))
         wrong += _optimizer(train.get("optimizer"))
-    wrong += _per_task(value)
+        wrong += _budgets(train)
+    wrong += _names_of_tasks(value)
     name = value.get("name")
     named: list[tuple[Any, Path]] = [(name, ("name",)), (get(value, ("strategy", "name")), ("strategy", "name"))]
     for at, path in named:
@@ -115,7 +112,7 @@ def _crosswise(value: dict[str, Any]) -> list[OptionError]:
             OptionError(f"the seed {s} is given twice", ("seeds", i)) for i, s in enumerate(seeds) if s in seeds[:i]
         ]
     device = value.get("device", "auto")
-    if isinstance(device, str) and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+    if isinstance(device, str) and not re.fullmatch(r"auto|cpu|mps|cuda(:(0|[1-9]\d?))?", device):
         wrong.append(OptionError(f"expected auto, cpu, cuda, cuda:N or mps, got {device!r}", ("device",)))
     return wrong
 
@@ -130,17 +127,49 @@ def _optimizer(optimizer: Any) -> list[OptionError]:
     return []
 
 
-def _per_task(value: dict[str, Any]) -> list[OptionError]:
+def _budgets(train: dict[str, Any]) -> list[OptionError]:
+    """A warm-up that does not fit into a task's iterations; both kinds of budget for one task."""
+    warmup, wrong = get(train, ("schedule", "warmup")), []
+    per_task = train.get("per_task")
+    tasks = per_task.items() if isinstance(per_task, dict) else ()
+    for name, budget in tasks:
+        if isinstance(budget, dict) and budget.get("iterations") is not None and budget.get("epochs") is not None:
+            message = "both iterations and epochs are given, expected one of the two"
+            wrong.append(OptionError(message, ("train", "per_task", name, "epochs")))
+    for path, budget in [((), train), *((("per_task", name), budget) for name, budget in tasks)]:
+        iterations = budget.get("iterations") if isinstance(budget, dict) else None
+        if isinstance(warmup, int) and isinstance(iterations, int) and warmup >= iterations > 0:
+            if path:
+                message = f"expected more iterations than the {warmup} steps of train.schedule.warmup, got {iterations}"
+                wrong.append(OptionError(message, ("train", *path, "iterations")))
+            else:
+                message = f"expected fewer steps than the {iterations} iterations of a task, got {warmup}"
+                wrong.append(OptionError(message, ("train", "schedule", "warmup")))
+    return wrong
+
+
+def _names_of_tasks(value: dict[str, Any]) -> list[OptionError]:
     """Names of tasks are checked where the stream's are known before it is built."""
     part = catalog().parts.get(("stream", str(get(value, ("stream", "name")))))
-    per_task = get(value, ("train", "per_task"))
-    if part is None or not part.tasks or not isinstance(per_task, dict):
+    if part is None or not part.tasks:
         return []
-    return [
-        OptionError(
-            f"the stream {part.name} has no task {name!r} ({did_you_mean(str(name), part.tasks)})",
-            ("train", "per_task", name),
-        )
-        for name in per_task
-        if name not in part.tasks
+    said: list[tuple[Any, Path]] = []
+    wrong: list[OptionError] = []
+    for key in ("order", "tasks"):
+        names = get(value, ("stream", key))
+        if isinstance(names, list):
+            said += [(name, ("stream", key, i)) for i, name in enumerate(names)]
+            wrong += [
+                OptionError(f"the task {n!r} is named twice", ("stream", key, i))
+                for i, n in enumerate(names)
+                if n in names[:i]
+            ]
+            if not names:
+                wrong.append(OptionError("expected at least one task, got an empty list", ("stream", key)))
+    per_task = get(value, ("train", "per_task"))
+    said += [(name, ("train", "per_task", name)) for name in (per_task if isinstance(per_task, dict) else ())]
+    return wrong + [
+        OptionError(f"the stream {part.name} has no task {name!r} ({did_you_mean(name, part.tasks)})", path)
+        for name, path in said
+        if isinstance(name, str) and name not in part.tasks
     ]

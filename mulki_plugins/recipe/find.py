@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from attrs import frozen
@@ -29,7 +30,7 @@ def find(kind: str, name: str) -> Found:
     Raises Mistakes where there is neither.
     """
     path = Path(name)
-    if path.exists() and not path.is_dir():
+    if _is(path.exists) and not _is(path.is_dir):
         return Found(path, name)
     stem = path.stem if path.suffix in (".yaml", ".yml") else name.removeprefix(f"{kind}/")
     looks_like_ours = path.parent in (Path("."), Path(kind))
@@ -37,11 +38,19 @@ def find(kind: str, name: str) -> Found:
     if looks_like_ours and stem in known:
         found, provenance = known[stem]
         return Found(found, f"{kind}/{found.name}", f"{name}: using the {SINGULAR[kind]} {stem!r} of {provenance}")
-    if path.is_dir():
+    if _is(path.is_dir):
         return Found(path, name)
     hint = did_you_mean(stem, known)
     message = f"no such file, and no {SINGULAR[kind]} of that name ({hint}); `mulki list {kind}` shows all"
     raise Mistakes([located(Origin(name, 1), (), message)])
+
+
+def _is(test: Callable[[], bool]) -> bool:
+    """A path's test; no where the system refuses to say, such as for a name that is too long."""
+    try:
+        return test()
+    except (OSError, ValueError):
+        return False
 
 
 def available(kind: str) -> dict[str, tuple[Path, Provenance]]:

@@ -59,6 +59,7 @@ def resolve(name: str, changes: Changes | None = None) -> Resolved:
                 set_value(tree, assignment)
             except Mistakes as mistakes:
                 wrong += mistakes.lines()
+    _normalise(tree)
     if changes.seeds:
         put(tree, ("seeds",), list(changes.seeds), Origin("--seed"))
     recipe, problems = checked_recipe(tree.value)

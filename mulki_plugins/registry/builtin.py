@@ -136,7 +136,7 @@ def _register_streams_and_models(register: Register) -> None:
     register.model(
         "mulki-tiny",
         "mulki_plugins.models.tiny:mulki_tiny",
-        summary="the bundled CLIP of 2.7 M parameters for 48 x 48 images, pre-trained",
+        summary="the bundled CLIP of 2.8 M parameters for 48 x 48 images, pre-trained",
     )
 
 

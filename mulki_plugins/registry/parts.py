@@ -82,7 +82,8 @@ class Catalog:
         if part := self.parts.get((kind, name)):
             return part
         hint = did_you_mean(name, [part.name for part in self.of_kind(kind)])
-        raise MulkiError(f"no {kind} is named {name!r} ({hint}); `mulki list {kind}s` shows all")
+        left_out = f"; {'; '.join(self.problems)}" if self.problems else ""
+        raise MulkiError(f"no {kind} is named {name!r} ({hint}); `mulki list {kind}s` shows all{left_out}")
 
 
 @frozen

@@ -112,7 +112,10 @@ def _imports(tree: ast.Module, module: str) -> list[tuple[str, str]]:
 
 @functools.cache
 def _parsed(module: str) -> ast.Module:
-    return ast.parse(_file(module).read_bytes())
+    try:
+        return ast.parse(_file(module).read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise MulkiError(f"the module {module!r} cannot be read: {error}") from error
 
 
 def _file(module: str) -> Path:
@@ -163,7 +166,7 @@ def _kind(node: ast.expr | None, module: str) -> Any:
     """The type that an annotation names; Any where it is of no type that a YAML file can hold."""
     try:
         return Any if node is None else _evaluated(node, module)
-    except (LookupError, MulkiError, RecursionError):
+    except (LookupError, MulkiError, RecursionError, SyntaxError, TypeError, ValueError):
         return Any
 
 

@@ -26,13 +26,19 @@ class Group:
 
 
 def groups(results: Sequence[Result]) -> list[Group]:
-    """Complete runs by recipe, strategy, tasks and protocol."""
+    """Complete runs by recipe, strategy, tasks, protocol and settings."""
     gathered: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         if result.status == "complete":
-            key = (result.recipe, result.strategy, str(result.tasks), str(sorted(result.protocol.items())))
+            protocol = str(sorted(result.protocol.items()))
+            key = (result.recipe, result.strategy, str(result.tasks), protocol, result.settings)
             gathered.setdefault(key, []).append(result)
-    return [_group(runs) for runs in gathered.values()]
+    return [_group(_once(runs)) for runs in gathered.values()]
+
+
+def _once(runs: list[Result]) -> list[Result]:
+    """Of several runs with the same seed the one that began last: a repetition is no second sample."""
+    return list({run.seed: run for run in sorted(runs, key=lambda run: run.started)}.values())
 
 
 def _group(runs: list[Result]) -> Group:
@@ -74,6 +80,9 @@ def comparison_text(results: Sequence[Result]) -> str:
         lines.append("note: these runs were evaluated by different protocols; their numbers are not comparable")
     elif len({str(group.tasks) for group in found}) > 1:
         lines.append("note: these runs learned different tasks, or in different orders")
+    named = [(group.recipe, group.strategy) for group in found]
+    if len(set(named)) < len(named):
+        lines.append("note: lines of the same name differ in their settings; compare the `recipe.yaml` of their runs")
     return "\n".join(lines)
 
 

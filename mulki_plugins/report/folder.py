@@ -5,10 +5,17 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.schema import Recipe
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _ASIDE = re.compile(r"\.before-\d+$")
 
@@ -23,6 +30,8 @@ def prepare_folder(folder: Path) -> Path | None:
     aside = None
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            with held(folder):  # an earlier run may be moved, one that is going on may not
+                pass
             number = 1
             while (aside := folder.with_name(f"{folder.name}.before-{number}")).exists():
                 number += 1
@@ -33,6 +42,27 @@ def prepare_folder(folder: Path) -> Path | None:
             f"{folder}: the run's folder cannot be made: {error.strerror or error}", "choose another with --out"
         ) from error
     return aside
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps other processes from this run's folder; MulkiError where another one holds it. On Windows none is kept."""
+    if fcntl is None or not folder.is_dir():
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        hint = "wait for it, or choose another folder with --out"
+        raise MulkiError(f"{folder}: another process is writing this run", hint) from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def is_aside(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -31,6 +32,8 @@ class Result:
     """a[i][j]: accuracy in percent on task j after task i; as many rows as tasks were finished."""
     metrics: dict[str, float] = field(factory=dict)
     protocol: dict[str, Any] = field(factory=dict)
+    settings: str = ""
+    """A fingerprint of the resolved recipe but its seed: runs that share it are repetitions of one experiment."""
     plugins: list[dict[str, Any]] = field(factory=list)
     versions: dict[str, str] = field(factory=dict)
     device: dict[str, Any] = field(factory=dict)
@@ -60,6 +63,13 @@ def read_result(path: Path) -> Result:
 
 def _check(result: Result) -> None:
     """That the numbers have the shapes that everything else relies on."""
+    for name in ("recipe", "strategy", "status", "settings", "started", "error"):
+        if not isinstance(getattr(result, name), str):
+            raise ValueError(f"expected {name} to be text")
+    if type(result.seed) is not int or not isinstance(result.protocol, dict):
+        raise ValueError("expected a number as seed and a mapping as protocol")
+    if not result.tasks:
+        raise ValueError("expected at least one task")
     width = len(result.tasks)
     rows = [*result.matrix, *([result.zero_shot] if result.zero_shot else [])]
     if not all(isinstance(task, str) for task in result.tasks) or len(result.matrix) > width:
@@ -67,8 +77,8 @@ def _check(result: Result) -> None:
     for row in rows:
         if len(row) != width or not all(isinstance(v, int | float) and 0 <= v <= 100 for v in row):
             raise ValueError(f"expected rows of {width} accuracies from 0 to 100")
-    if not all(isinstance(v, int | float) for v in result.metrics.values()):
-        raise ValueError("expected numbers as metrics")
+    if not all(isinstance(v, int | float) and math.isfinite(v) for v in result.metrics.values()):
+        raise ValueError("expected finite numbers as metrics")
     if result.status == "complete" and len(result.matrix) != width:
         raise ValueError(f"the run is called complete, but {len(result.matrix)} of {width} rows are there")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from mulki_plugins.losses import RELATIONS, Relation, relation_distillation, relation_logits
 from mulki_plugins.options import Positive, Weight, checked
+from mulki_plugins.stages.prototypes import tasks_of
 from mulki_plugins.stages.stage import Stage, by_task, features_of
 from mulki_plugins.stages.teachers import Teachers
 
@@ -30,9 +31,9 @@ class Adding(Stage):
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         teachers = Teachers.of(strategy, self)
-        for task in strategy.adapted_dataset.targets_task_labels.uniques:
+        for task in tasks_of(strategy.adapted_dataset):
             for teacher in teachers.active:
-                teachers.prototypes(strategy, teacher, int(task))
+                teachers.prototypes(strategy, teacher, task)
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         features = features_of(strategy, self)

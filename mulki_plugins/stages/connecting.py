@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from attrs import define, field
 from avalanche.training.plugins import SupervisedPlugin
-from torch import Tensor, nn
+from torch import Tensor
 
 from mulki_plugins.options import Count, Fraction, checked
 
@@ -46,20 +46,17 @@ class Connecting(SupervisedPlugin):
         self._running = RunningMean()
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._start = {name: p.detach().clone() for name, p in _learning(strategy.model).items()}
+        self._start = {n: p.detach().clone() for n, p in strategy.model.named_parameters() if p.requires_grad}
         self._running = RunningMean()
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         if self.every and (strategy.clock.train_exp_iterations + 1) % self.every == 0:
-            self._running.add(_learning(strategy.model))
+            self._running.add({n: p for n, p in strategy.model.named_parameters() if n in self._start})
 
     @torch.no_grad()
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        for name, p in _learning(strategy.model).items():
-            learned = self._running.mean.get(name, p)
-            p.copy_(torch.lerp(learned, self._start[name], self.inter))
+        for name, p in strategy.model.named_parameters():
+            if name in self._start:
+                learned = self._running.mean.get(name, p)
+                p.copy_(torch.lerp(learned, self._start[name], self.inter))
         self._start, self._running = {}, RunningMean()
-
-
-def _learning(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}

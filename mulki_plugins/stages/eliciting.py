@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mulki_plugins.losses import class_means, prototype_alignment
 from mulki_plugins.options import Fraction, Weight, checked
+from mulki_plugins.stages.prototypes import tasks_of
 from mulki_plugins.stages.stage import Stage, by_task, features_of
 from mulki_plugins.stages.teachers import Teachers
 
@@ -31,8 +32,8 @@ class Eliciting(Stage):
         teachers = Teachers.of(strategy, self)
         previous = teachers.previous
         assert previous is not None
-        for task in strategy.adapted_dataset.targets_task_labels.uniques:
-            self.prototypes[int(task)] = teachers.prototypes(strategy, previous, int(task)).clone()
+        for task in tasks_of(strategy.adapted_dataset):
+            self.prototypes[task] = teachers.prototypes(strategy, previous, task).clone()
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         features = features_of(strategy, self)

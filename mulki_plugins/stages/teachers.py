@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mulki_plugins.models.classifier import ClipClassifier, Features
 from mulki_plugins.options import checked
-from mulki_plugins.stages.prototypes import visual_prototypes
+from mulki_plugins.stages.prototypes import tasks_of, visual_prototypes
 from mulki_plugins.stages.stage import classifier_of
 
 Weigh = Callable[[list[Tensor], Tensor, int], Tensor]
@@ -83,6 +83,7 @@ class Teachers(SupervisedPlugin):
         self.weigh: Weigh | None = None
         self._batch: Any = None
         self._images: list[Tensor] = []
+        self._workers = 0
 
     @staticmethod
     def of(strategy: Any, plugin: object) -> Teachers:
@@ -100,7 +101,11 @@ class Teachers(SupervisedPlugin):
         else:
             self.previous = self._frozen(model)
             self.previous.prototypes = known
+        for teacher in (self.initial, self.previous):  # a task that comes again may bring other images
+            for task in tasks_of(strategy.adapted_dataset):
+                teacher.prototypes.pop(task, None)
         self._batch = None
+        self._workers = int(kwargs.get("num_workers") or 0)
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         self._batch, self._images = None, []
@@ -137,8 +142,12 @@ class Teachers(SupervisedPlugin):
         """The teacher's visual prototypes [C, d] of a task; earlier tasks' stay as they were when it was trained."""
         if task not in teacher.prototypes:
             dataset = strategy.adapted_dataset
-            missing = {int(t) for t in dataset.targets_task_labels.uniques} - set(teacher.prototypes)
-            teacher.prototypes |= visual_prototypes(teacher.model, dataset, missing | {task})
+            asked = [teacher, *(other for other in self.active if other is not teacher)]
+            found = visual_prototypes(
+                [each.model for each in asked], dataset, tasks_of(dataset) | {task}, num_workers=self._workers
+            )
+            for each, prototypes in zip(asked, found, strict=True):
+                each.prototypes = prototypes | each.prototypes
         return teacher.prototypes[task]
 
     def weights(self, logits: list[Tensor], classes: Tensor, task: int) -> Tensor:

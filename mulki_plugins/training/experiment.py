@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
+import json
 import os
 import platform
 import time
@@ -17,9 +19,9 @@ from avalanche.training.plugins import EvaluationPlugin
 
 from mulki_plugins.recipe.emit import plain_yaml
 from mulki_plugins.recipe.resolve import Resolved
-from mulki_plugins.recipe.schema import Recipe, as_data
+from mulki_plugins.recipe.schema import Checkpoint, Recipe, as_data
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.report.folder import prepare_folder, run_folder, write_text
+from mulki_plugins.report.folder import held, prepare_folder, run_folder, write_text
 from mulki_plugins.report.plots import matrix_figure
 from mulki_plugins.report.progress import ProgressLogger
 from mulki_plugins.report.result import Result
@@ -42,17 +44,18 @@ def run_experiment(resolved: Resolved, seed: int, out: Path) -> Result:
     if aside:
         progress.say(f"{folder}: an earlier run was here; it is now {aside}")
     progress.say(f"{recipe.name} / {recipe.strategy.name} / seed {seed} -> {folder}")
-    write_text(folder / "recipe.yaml", plain_yaml(as_data(recipe)))
-    run = _Run(recipe, built, folder, seed, progress)
-    try:
-        return run.all_tasks()
-    except BaseException as error:
-        run.result.status = "failed"
-        run.result.error = f"{type(error).__name__}: {error}".splitlines()[0]
-        run.result.write(folder)
-        raise
-    finally:
-        run.close()
+    with held(folder):
+        write_text(folder / "recipe.yaml", plain_yaml(as_data(recipe)))
+        run = _Run(recipe, built, folder, seed, progress)
+        try:
+            return run.all_tasks()
+        except BaseException as error:
+            run.result.status = "failed"
+            run.result.error = f"{type(error).__name__}: {error}".splitlines()[0]
+            run.result.write(folder)
+            raise
+        finally:
+            run.close()
 
 
 class _Run:
@@ -61,27 +64,32 @@ class _Run:
     def __init__(self, recipe: Recipe, built: Built, folder: Path, seed: int, progress: ProgressLogger) -> None:
         self.recipe, self.built, self.folder, self.seed, self.progress = recipe, built, folder, seed, progress
         self.recorder = AccuracyRecorder()
-        self.loggers = [catalog().find("logger", name).load()(folder) for name in recipe.loggers]
+        self.loggers: list[Any] = []
         self.result = _new_result(recipe, built, seed, folder)
+
+    def all_tasks(self) -> Result:
+        recipe, built = self.recipe, self.built
+        self.loggers += [catalog().find("logger", name).load()(self.folder) for name in recipe.loggers]
         self.strategy = ContinualTemplate(
             model=built.model,
             train=recipe.train,
             evaluate=recipe.evaluate,
             device=built.device,
             plugins=built.plugins,
-            evaluator=EvaluationPlugin(self.recorder, loggers=[*self.loggers, progress], collect_all=False),
+            evaluator=EvaluationPlugin(self.recorder, loggers=[*self.loggers, self.progress], collect_all=False),
         )
-
-    def all_tasks(self) -> Result:
         began = time.monotonic()
         self.result.zero_shot = self.evaluated()
         self.progress.say(f"zero-shot: mean accuracy {_mean(self.result.zero_shot):.1f} %")
         self.result.write(self.folder)
         for i, experience in enumerate(self.built.benchmark.train_stream):
-            if self.recipe.strategy.base == "none":
+            if self.recipe.strategy.base != "none":
+                self.one_task(i, experience)
+            elif self.recipe.evaluate.classes == "seen":  # what is told apart grows, though nothing is learned
+                self.strategy.learned.add(i)
+                self.result.matrix.append(self.evaluated())
+            else:
                 self.result.matrix.append(list(self.result.zero_shot))
-                continue
-            self.one_task(i, experience)
         self.result.seconds["total"] = round(time.monotonic() - began, 2)
         self.finish()
         return self.result
@@ -142,12 +150,20 @@ def _new_result(recipe: Recipe, built: Built, seed: int, folder: Path) -> Result
         seed=seed,
         tasks=[task.name for task in built.stream.tasks],
         protocol={"stream": recipe.stream.name, "model": recipe.model.name, "classes": recipe.evaluate.classes},
+        settings=_fingerprint(recipe),
         plugins=plugins,
         versions={"python": platform.python_version(), **_versions()},
         device={"type": built.device.type, "name": _device_name(built.device), "threads": torch.get_num_threads()},
         started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         folder=str(folder),
     )
+
+
+def _fingerprint(recipe: Recipe) -> str:
+    """Of everything that moves the numbers but the seed, so that only repetitions of one experiment are averaged."""
+    train = evolve(recipe.train, workers=0, checkpoint=Checkpoint())
+    said = as_data(evolve(recipe, summary="", train=train, seeds=[0], loggers=[], device="auto"))
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _versions() -> dict[str, str]:

