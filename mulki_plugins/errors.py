@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
+
+
+def plain(text: str) -> str:
+    """On one line, and without what steers a terminal: for a word that comes from a file or a command line."""
+    return _UNPRINTABLE.sub("?", text)
 
 
 class MulkiError(Exception):

@@ -44,6 +44,8 @@ class Range:
         return " and ".join(f"{words} {bound:g}" for words, bound in named.items() if bound is not None)
 
 
+BelowOne = Annotated[float, Range(least=0, below=1)]
+"""A rate of decay: from 0, and below 1."""
 Weight = Annotated[float, Range(least=0)]
 """A factor of a loss: 0 or more."""
 Fraction = Annotated[float, Range(least=0, most=1)]
@@ -57,8 +59,13 @@ Natural = Annotated[int, Range(least=0)]
 
 NAMES: dict[str, Any] = {
     "Weight": Weight, "Fraction": Fraction, "Positive": Positive, "Count": Count, "Natural": Natural,
+    "BelowOne": BelowOne,
 }  # fmt: skip
 """The types that a signature may name, for readers that do not import the module (see registry/signature.py)."""
+
+
+MOST = 1000
+"""How many mistakes of one sort are worth a closer look."""
 
 
 class OptionError(ValueError):
@@ -81,7 +88,7 @@ def describe(kind: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(describe(arm) for arm in get_args(kind))
     if origin is list:
-        return f"a list of {describe(get_args(kind)[0]).removeprefix('a ').removeprefix('an ')}s"
+        return f"a list, each {describe(get_args(kind)[0])}"
     if origin is tuple:
         return f"a list of {len(get_args(kind))} values"
     if origin is dict:
@@ -170,7 +177,7 @@ def _same_shape(value: Any, kind: Any) -> bool:
     if origin is Literal:
         return any(type(value) is type(choice) for choice in get_args(kind))
     if origin in (list, tuple):
-        return isinstance(value, list)
+        return isinstance(value, (list, tuple))
     if origin is dict or hasattr(kind, "__attrs_attrs__"):
         return isinstance(value, Mapping)
     if kind is types.NoneType:
@@ -236,7 +243,7 @@ def mistakes_of(error: BaseException, path: Path = ()) -> Iterator[OptionError]:
             yield from mistakes_of(inner, path)
     elif isinstance(error, cattrs.ForbiddenExtraKeysError):
         known = [a.name for a in getattr(error.cl, "__attrs_attrs__", ())]
-        for key in sorted(error.extra_fields, key=str):
+        for key in sorted(error.extra_fields, key=str)[:MOST]:
             yield OptionError(f"unknown option ({did_you_mean(str(key), known)})", (*path, key))
     elif isinstance(error, OptionErrors):
         for inner in error.errors:

@@ -1,11 +1,14 @@
 """Broken recipes: each gives located errors, all at once, with status 2, no traceback, and quickly."""
 
+import os
 import re
 import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
 
+from mulki_plugins.cli import main
 from mulki_plugins.errors import Mistakes
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.recipe.source import MAX_BYTES
@@ -88,7 +91,7 @@ BROKEN = {
     "unknown model": (changed("mulki-tiny", "mulki-tny"), r":3: \$\.model\.name: no model .*did you mean 'mulki-tiny'"),
     "unknown tower": (changed("train: all", "train: both"), r":3: \$\.model\.train: expected 'all' or 'image' or 'text'"),
     "unknown strategy": (changed("strategy: mulki", "strategy: mulky"), r":4: \$\.strategy: no strategy .*did you mean 'mulki'"),
-    "strategy as number": (changed("strategy: mulki", "strategy: 5"), r":4: \$\.strategy: expected a mapping, got 5"),
+    "strategy as number": (changed("strategy: mulki", "strategy: 5"), r":4: \$\.strategy: expected a strategy's name or a mapping, got 5"),
     "unknown plugin": (changed("strategy: mulki", "strategy: {plugins: [teacher]}"), r":4: \$\.strategy\.plugins\[0\]\.teacher: no plugin"),
     "unknown plugin option": (
         changed("strategy: mulki", "strategy:\n  plugins:\n    - teachers\n    - adding: {temprature: 2}"),
@@ -123,6 +126,19 @@ BROKEN = {
     ),
     "a strategy's name that no file can have": (changed("strategy: mulki", f"strategy: {'x' * 400}"), r":4: \$\.strategy: no strategy is named"),
     "a device with leading zeros": (GOOD + "device: cuda:007\n", r":10: \$\.device: expected auto"),
+    "a beta of one": (changed("lr: 1.0e-4", "lr: 1.0e-4, betas: [0.9, 1.0]"), r":8: \$\.train\.optimizer\.betas\[1\]: expected .* below 1"),
+    "tasks that are not in the order": (
+        changed("order: I}", "order: [food], tasks: [flags]}"), r":2: \$\.stream\.tasks: none of these tasks is in stream\.order",
+    ),
+    "a foreign plugin's option": (
+        changed("strategy: mulki", "strategy: {plugins: [avalanche.replay: {mem_size: -5}]}"), r":4: .*mem_size: expected a whole number, at least 1",
+    ),
+    "a foreign plugin's word": (
+        changed("strategy: mulki", "strategy: {plugins: [avalanche.ewc: {mode: foo}]}"), r":4: .*mode: expected 'separate' or 'online'",
+    ),
+    "empty entries of a stack": (changed("strategy: mulki", "strategy: {plugins: [null, {}, 5]}"), r":4: \$\.strategy\.plugins\[1\]: expected a plugin"),
+    "the strategy is a folder": (changed("strategy: mulki", "strategy: ."), r":4: \$\.strategy: no strategy is named '\.'"),
+    "a tag like that of a mapping": (changed("{name: mtil-mini, order: I}", "!!mapfoo {name: mtil-mini}"), r":2: \$\.stream: the tag"),
     "no seeds": (GOOD + "seeds: []\n", r":10: \$\.seeds: expected at least one"),
     "negative seed": (GOOD + "seeds: [-1]\n", r":10: \$\.seeds\[0\]: expected .* at least 0"),
     "seed twice": (GOOD + "seeds: [1, 1]\n", r":10: \$\.seeds\[1\]: the seed 1 is given twice"),
@@ -161,6 +177,39 @@ def test_binary_junk_and_large_files(tmp_path):
     large.write_text(GOOD + "# long\n" * (10 * 2**20 // 7))
     with pytest.raises(Mistakes, match=rf"large.yaml:1: \$: the file is larger than {MAX_BYTES // 1024} KB"):
         resolve(str(large))
+
+
+def test_a_pipe_is_no_recipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(Mistakes, match="this is no regular file"):
+        resolve(str(tmp_path / "pipe.yaml"))
+
+
+@pytest.mark.parametrize("sort", ["unknown keys", "plugins", "metrics"])
+def test_thousands_of_mistakes(sort, tmp_path):
+    many = {
+        "unknown keys": GOOD + "".join(f"key{i}: 1\n" for i in range(20_000)),
+        "plugins": changed("strategy: mulki", f"strategy: {{plugins: [teachers{', adding' * 20_000}]}}"),
+        "metrics": GOOD + f"evaluate: {{metrics: [{', '.join(f'm{i}' for i in range(20_000))}]}}\n",
+    }
+    path = tmp_path / "many.yaml"
+    path.write_text(many[sort])
+    done = CliRunner().invoke(main, ["validate", str(path)])
+    assert done.exit_code == 2
+    lines = done.stderr.splitlines()
+    assert len(lines) == 101
+    assert lines[-1].startswith("error: and ")
+
+
+def test_names_cannot_steer_the_terminal(tmp_path):
+    path = tmp_path / "evil.yaml"
+    path.write_text(GOOD + 'summary: "\\e[31mred\\n"\n"\\e]0;title\\a\\nerror: forged": 1\n')
+    done = CliRunner().invoke(main, ["validate", str(path)])
+    assert done.exit_code == 2
+    assert "\x1b" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    path.write_text(GOOD + 'summary: "\\e[31mred\\n"\n')
+    assert "\x1b" not in CliRunner().invoke(main, ["run", str(path), "--dry-run"]).stdout
 
 
 def test_a_name_that_no_file_can_have():

@@ -105,6 +105,10 @@ def test_strategy_defaults_lie_under_the_recipe(tmp_path):
         ("model=ViT-B-32", lambda r: r.model.name, "ViT-B-32"),
         ("train.schedule=constant", lambda r: r.train.schedule.name, "constant"),
         ("strategy.plugins=[teachers]", lambda r: [p.name for p in r.strategy.plugins], ["teachers"]),
+        ("train.optimizer.betas=[0.9, 0.98]", lambda r: r.train.optimizer.betas, (0.9, 0.98)),
+        ("train.epochs=null", lambda r: r.train.iterations, 50),
+        ("strategy='finetune'", lambda r: r.strategy.name, "finetune"),
+        ("strategy={plugins: [teachers]}", lambda r: r.strategy.name, "custom"),
         ("seeds=[1,2]", lambda r: r.seeds, [1, 2]),
         ("summary='a: b'", lambda r: r.summary, "a: b"),
     ],
@@ -124,6 +128,12 @@ def test_set(setting, read, expected):
         ("train.itertions=5", r"\$.train.itertions: unknown option .*'iterations'"),
         ("strategy.addding.weight=5", "there is no entry 'addding' among teachers, eliciting, adding"),
         ("strategy.plugins[9].adding.weight=5", "there is no entry 9"),
+        ("seeds.²=1", "there is no entry '²'"),
+        ("seeds[99999999999999]=1", "expected key.path=value"),
+        ("seeds[999]=1", "there is no entry 999"),
+        ("summary=a\udcff", r"\$.summary: this is no UTF-8 text"),
+        ("summary=*a", r"\$.summary: the alias"),
+        ("train.iterations=", r"\$.train.iterations: neither iterations nor epochs"),
         ("strategy=nobody", "no strategy is named 'nobody'"),
         ("train.iterations=!!python/name:os.system x", "tag"),
     ],
@@ -206,3 +216,38 @@ def test_a_broken_strategy_is_told_by_its_own_lines(tmp_path):
     path.write_text("name: broken\ndefaults: {seeds: [1]}\n")
     with pytest.raises(Mistakes, match=r"broken.yaml:2: \$.defaults.seeds: expected one of train, evaluate"):
         check_strategy(find("strategies", str(path)))
+
+
+def test_a_strategy_is_checked_whole(tmp_path):
+    folder = tmp_path / "strategies"
+    folder.mkdir()
+    path = folder / "x.yaml"
+    path.write_text(
+        "name: ../x\nsumary: a\nplugins: [adding: {temprature: 1}, nobody]\n"
+        "defaults:\n  train: {iteratons: 5, batch_size: many}\n  evaluate: 5\n  seeds: [0]\n"
+    )
+    with pytest.raises(Mistakes) as caught:
+        check_strategy(find("strategies", str(path)))
+    text = str(caught.value)
+    for place in (
+        ":1: $.name:", ":2: $.sumary:", ":3: $.plugins[0].adding.temprature:", ":3: $.plugins[1].nobody:",
+        ":5: $.defaults.train.iteratons:", ":5: $.defaults.train.batch_size:", ":6: $.defaults.evaluate:", ":7: $.defaults.seeds:",
+    ):  # fmt: skip
+        assert place in text, (place, text)
+    path.write_text("name: x\ndefaults:\n  train: {epochs: 2}\n  evaluate: {classes: seen}\n")
+    assert check_strategy(find("strategies", str(path))).name == "x"
+    path.write_text("name: x\ndefaults: {train: {iterations: 5, epochs: 5}}\n")
+    with pytest.raises(Mistakes, match="both iterations and epochs"):
+        check_strategy(find("strategies", str(path)))
+
+
+def test_what_is_shown_stays_a_recipe_whatever_was_typed(tmp_path):
+    shown = annotated_yaml(resolve("mtil", Changes(settings=('summary="a\n  b"',))).tree)
+    (tmp_path / "s.yaml").write_text(shown)
+    assert resolve(str(tmp_path / "s.yaml")).recipe.summary == "a b"
+
+
+def test_a_wrong_strategy_is_reported_alone():
+    with pytest.raises(Mistakes) as caught:
+        resolve("mtil", Changes(strategy="nope", settings=("strategy.adding.weight=1",)))
+    assert len(caught.value.lines()) == 1

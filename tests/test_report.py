@@ -5,7 +5,9 @@ import os
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from mulki_plugins.cli import main
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.resolve import resolve
 from mulki_plugins.report.compare import comparison_data, comparison_text, groups
@@ -136,9 +138,9 @@ def test_found_below_a_folder_each_once(tmp_path):
     aside = tmp_path / "mtil" / "mulki" / "seed-0.before-1"
     aside.mkdir()
     result("mulki", 0).write(aside)
-    assert len(find_results([tmp_path])) == 3
-    assert len(find_results([tmp_path, tmp_path / "mtil" / "mulki"])) == 3
-    assert len(find_results([aside])) == 1
+    assert len(find_results([tmp_path])[0]) == 3
+    assert len(find_results([tmp_path, tmp_path / "mtil" / "mulki"])[0]) == 3
+    assert len(find_results([aside])[0]) == 1
     for bad in (tmp_path / "nowhere", tmp_path / "mtil" / "mulki" / "seed-0" / ".."):
         if not bad.exists():
             with pytest.raises(MulkiError, match="no such folder"):
@@ -147,6 +149,21 @@ def test_found_below_a_folder_each_once(tmp_path):
     empty.mkdir()
     with pytest.raises(MulkiError, match=r"no result.json in it or below it"):
         find_results([empty])
+
+
+def test_one_damaged_file_does_not_hide_the_others(tmp_path):
+    for seed, text in ((0, ""), (1, "{"), (2, "[" * 5000)):
+        folder = tmp_path / f"seed-{seed}"
+        folder.mkdir()
+        result(seed=seed).write(folder)
+        if text:
+            (folder / "result.json").write_text(text)
+    found, wrong = find_results([tmp_path])
+    assert [run.seed for run in found] == [0]
+    assert len(wrong) == 2
+    done = CliRunner().invoke(main, ["results", str(tmp_path)])
+    assert done.exit_code == 0
+    assert done.stderr.count("warning: left out: ") == 2
 
 
 def test_an_earlier_run_is_moved_aside(tmp_path):

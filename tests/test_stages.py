@@ -204,7 +204,7 @@ def test_a_task_that_comes_again_gets_new_prototypes(classifier, benchmark):
     whole = benchmark.train_stream[1]
     without_grey, teachers = copy.copy(whole), Teachers()
     some = [i for i, y in enumerate(whole.dataset.targets) if y != 2]
-    without_grey.dataset = whole.dataset.subset(some)
+    without_grey._dataset = whole.dataset.subset(some)
     strategy = naive(classifier, [teachers, Eliciting(), Adding()])
     strategy.train(without_grey)
     start = copy.deepcopy(classifier).eval()
@@ -219,7 +219,9 @@ def test_a_benchmark_without_task_labels(loaded, stream):
         (loaded.transform(train=False)(image), label) for image, label in (stream.tasks[0].train[i] for i in range(16))
     ]
     x, y = torch.stack([image for image, _ in images]), torch.tensor([label for _, label in images])
-    data = as_classification_dataset(TensorDataset(x, y))
+    tensors = TensorDataset(x, y)
+    tensors.targets = y.tolist()
+    data = as_classification_dataset(tensors)
     experience = benchmark_from_datasets(train=[data], test=[data]).train_stream[0]
     model = ClipClassifier(small_clip(), small_tokenizer, stream.tasks[:1])
     before = weights(model)

@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mulki_plugins.errors import MulkiError
+from mulki_plugins.errors import MulkiError, plain
 
 if TYPE_CHECKING:
     from mulki_plugins.recipe.resolve import Changes, Resolved
+
+
+MOST = 100
+"""How many mistakes are printed."""
 
 
 def reports_mistakes(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -24,8 +28,11 @@ def reports_mistakes(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args, **kwargs)
         except MulkiError as error:
-            for line in error.lines():
-                click.echo(f"error: {line}", err=True)
+            lines = error.lines()
+            for line in lines[:MOST]:
+                click.echo(f"error: {plain(line)}", err=True)
+            if len(lines) > MOST:
+                click.echo(f"error: and {len(lines) - MOST} more", err=True)
             raise SystemExit(2) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -65,7 +72,7 @@ def resolved(recipe: str, changes: Changes) -> Resolved:
 
     result = resolve(recipe, changes)
     for notice in result.notices:
-        click.echo(notice, err=True)
+        click.echo(plain(notice), err=True)
     return result
 
 

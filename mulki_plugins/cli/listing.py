@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from mulki_plugins.cli.common import echo_json, reports_mistakes
+from mulki_plugins.errors import plain
 
 KINDS = ("recipes", "strategies", "plugins", "streams", "models", "metrics", "loggers")
 
@@ -30,12 +31,12 @@ def list_command(kind: str | None, as_json: bool) -> None:
         for entry in entries:
             source = f" [{entry['source']}]" if entry.get("source") else ""
             brought = "" if entry["distribution"] == "mulki" else f" (from {entry['distribution']})"
-            click.echo(f"  {entry['name']:<{width}}  {entry['summary']}{source}{brought}")
+            click.echo(plain(f"  {entry['name']:<{width}}  {entry['summary']}{source}{brought}"))
         if k == "models":
             _more_models()
         click.echo()
     for problem in catalog().problems:
-        click.echo(f"warning: {problem}", err=True)
+        click.echo(plain(f"warning: {problem}"), err=True)
 
 
 def _more_models() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from mulki_plugins.cli.common import echo_json, reports_mistakes
+from mulki_plugins.errors import plain
 
 
 @click.command()
@@ -21,7 +22,9 @@ def results(folders: tuple[Path, ...], as_json: bool) -> None:
     from mulki_plugins.report.compare import comparison_data, comparison_text
     from mulki_plugins.report.result import find_results
 
-    found = find_results(folders)
+    found, wrong = find_results(folders)
+    for line in wrong:
+        click.echo(plain(f"warning: left out: {line}"), err=True)
     if as_json:
         echo_json(comparison_data(found))
     else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mulki_plugins.cli.common import changes_from, echo_json, recipe_options, reports_mistakes, resolved
+from mulki_plugins.errors import plain
 
 if TYPE_CHECKING:
     from mulki_plugins.recipe.resolve import Resolved
@@ -60,10 +61,10 @@ def _say_what_would_be_done(result: Resolved, out: Path, as_json: bool) -> None:
     if recipe.strategy.base == "none":
         budget = "no training"
     stack = ", ".join(entry.name for entry in recipe.strategy.plugins) or "no plugins"
-    click.echo(f"recipe    {recipe.name}: {recipe.summary}")
+    click.echo(f"recipe    {recipe.name}: {plain(recipe.summary)}")
     click.echo(f"stream    {recipe.stream.name}")
     click.echo(f"model     {recipe.model.name}")
     click.echo(f"strategy  {recipe.strategy.name}: {stack}")
     click.echo(f"training  {budget} of {recipe.train.batch_size} images a task, lr {recipe.train.optimizer.lr:g}")
     for folder in folders:
-        click.echo(f"folder    {folder}")
+        click.echo(f"folder    {plain(folder)}")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mulki_plugins.cli.common import changes_from, echo_json, recipe_options, reports_mistakes, resolved
+from mulki_plugins.errors import MulkiError, plain
 
 
 @click.command()
@@ -23,7 +24,7 @@ def validate(recipe: str, as_json: bool, **options: Any) -> None:
     from mulki_plugins.errors import Mistakes
 
     try:
-        said = _strategy(recipe) if Path(recipe).parent.name == "strategies" else _recipe(recipe, options)
+        said = _strategy(recipe, options) if _is_strategy(recipe) else _recipe(recipe, options)
     except Mistakes as mistakes:
         if not as_json:
             raise
@@ -32,7 +33,7 @@ def validate(recipe: str, as_json: bool, **options: Any) -> None:
     if as_json:
         echo_json({"valid": True, "errors": []})
     else:
-        click.echo(f"{recipe}: valid; {said}")
+        click.echo(plain(f"{recipe}: valid; {said}"))
 
 
 def _recipe(name: str, options: dict[str, Any]) -> str:
@@ -42,7 +43,14 @@ def _recipe(name: str, options: dict[str, Any]) -> str:
     return f"stream {recipe.stream.name}, model {recipe.model.name}, strategy {method}"
 
 
-def _strategy(name: str) -> str:
+def _is_strategy(name: str) -> bool:
+    path = Path(name)
+    return path.parent.name == "strategies" or (path.is_file() and path.absolute().parent.name == "strategies")
+
+
+def _strategy(name: str, options: dict[str, Any]) -> str:
+    if any(options.values()):
+        raise MulkiError(f"{name}: a strategy is checked on its own", "the options that change a recipe go with one")
     from mulki_plugins.recipe.find import find
     from mulki_plugins.recipe.strategies import check_strategy
 

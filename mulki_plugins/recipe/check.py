@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 from mulki_plugins.errors import MulkiError, did_you_mean
-from mulki_plugins.options import OptionError, Path, mistakes_of
+from mulki_plugins.options import MOST, OptionError, Path, mistakes_of, shown
 from mulki_plugins.recipe.layers import get
 from mulki_plugins.recipe.schema import Recipe, as_data, as_recipe
-from mulki_plugins.recipe.stack import check_options, check_plugins
+from mulki_plugins.recipe.stack import check_options, check_plugins, repeated
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.open_clip_names import open_clip_models
 from mulki_plugins.registry.parts import Kind, Part, Provenance
@@ -62,7 +62,7 @@ def _checked_choice(
     if kind == "model":
         result = {"train": train, **result}
         if train not in ("all", "image", "text"):
-            wrong.append(OptionError(f"expected 'all' or 'image' or 'text', got {train!r}", (*path, "train")))
+            wrong.append(OptionError(f"expected 'all' or 'image' or 'text', got {shown(train)}", (*path, "train")))
     return result, wrong
 
 
@@ -74,15 +74,13 @@ def _open_clip_part(name: str) -> Part:
 
 def _known_names(kind: Kind, names: Any, path: Path) -> list[OptionError]:
     wrong = []
-    for i, name in enumerate(names if isinstance(names, list) else ()):
-        if isinstance(name, str):
-            try:
-                catalog().find(kind, name)
-            except MulkiError as error:
-                wrong.append(OptionError(error.message, (*path, i)))
-            if name in names[:i]:
-                wrong.append(OptionError(f"{name!r} is named twice", (*path, i)))
-    return wrong
+    texts = [(i, name) for i, name in enumerate(names if isinstance(names, list) else ()) if isinstance(name, str)]
+    for i, name in texts[:MOST]:
+        try:
+            catalog().find(kind, name)
+        except MulkiError as error:
+            wrong.append(OptionError(error.message, (*path, i)))
+    return wrong + [OptionError(f"{name!r} is named twice", (*path, i)) for i, name in repeated(texts)]
 
 
 def _crosswise(value: dict[str, Any]) -> list[OptionError]:
@@ -93,28 +91,34 @@ def _crosswise(value: dict[str, Any]) -> list[OptionError]:
         budgets = [key for key in ("iterations", "epochs") if train.get(key) is not None]
         if len(budgets) != 1:
             what = "both iterations and epochs are given" if budgets else "neither iterations nor epochs is given"
-            wrong.append(
-                OptionError(f"{what}, expected one of the two", ("train", budgets[-1]) if budgets else ("train",))
-            )
+            said = budgets or [key for key in ("iterations", "epochs") if key in train]
+            wrong.append(OptionError(f"{what}, expected one of the two", ("train", *said[-1:])))
         wrong += _optimizer(train.get("optimizer"))
         wrong += _budgets(train)
     wrong += _names_of_tasks(value)
     name = value.get("name")
     named: list[tuple[Any, Path]] = [(name, ("name",)), (get(value, ("strategy", "name")), ("strategy", "name"))]
     for at, path in named:
-        if isinstance(at, str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", at):
-            wrong.append(OptionError(f"{at!r} names a folder: expected letters, digits, '.', '_' and '-'", path))
+        if isinstance(at, str) and (problem := name_problem(at)):
+            wrong.append(OptionError(problem, path))
     seeds = value.get("seeds")
     if isinstance(seeds, list):
         if not seeds:
             wrong.append(OptionError("expected at least one seed", ("seeds",)))
-        wrong += [
-            OptionError(f"the seed {s} is given twice", ("seeds", i)) for i, s in enumerate(seeds) if s in seeds[:i]
-        ]
+        whole = [(i, s) for i, s in enumerate(seeds) if type(s) is int]
+        wrong += [OptionError(f"the seed {s} is given twice", ("seeds", i)) for i, s in repeated(whole)]
     device = value.get("device", "auto")
     if isinstance(device, str) and not re.fullmatch(r"auto|cpu|mps|cuda(:(0|[1-9]\d?))?", device):
         wrong.append(OptionError(f"expected auto, cpu, cuda, cuda:N or mps, got {device!r}", ("device",)))
     return wrong
+
+
+def name_problem(name: str) -> str:
+    """What keeps the name of a recipe or a strategy from being a folder's; nothing where it is fine."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", name):
+        return ""
+    what = "expected up to 200 letters, digits, '.', '_' and '-', the first a letter or digit"
+    return f"{shown(name)} names a folder: {what}"
 
 
 def _optimizer(optimizer: Any) -> list[OptionError]:
@@ -160,12 +164,14 @@ def _names_of_tasks(value: dict[str, Any]) -> list[OptionError]:
         if isinstance(names, list):
             said += [(name, ("stream", key, i)) for i, name in enumerate(names)]
             wrong += [
-                OptionError(f"the task {n!r} is named twice", ("stream", key, i))
-                for i, n in enumerate(names)
-                if n in names[:i]
+                OptionError(f"the task {n!r} is named twice", ("stream", key, i)) for i, n in repeated(enumerate(names))
             ]
             if not names:
                 wrong.append(OptionError("expected at least one task, got an empty list", ("stream", key)))
+    order, tasks = (get(value, ("stream", key)) for key in ("order", "tasks"))
+    left = [task for task in tasks if task in order] if isinstance(order, list) and isinstance(tasks, list) else None
+    if order and tasks and left == []:
+        wrong.append(OptionError("none of these tasks is in stream.order, so that none is left", ("stream", "tasks")))
     per_task = get(value, ("train", "per_task"))
     said += [(name, ("train", "per_task", name)) for name in (per_task if isinstance(per_task, dict) else ())]
     return wrong + [

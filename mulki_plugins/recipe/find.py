@@ -30,7 +30,7 @@ def find(kind: str, name: str) -> Found:
     Raises Mistakes where there is neither.
     """
     path = Path(name)
-    if _is(path.exists) and not _is(path.is_dir):
+    if name and _is(path.exists) and not _is(path.is_dir):
         return Found(path, name)
     stem = path.stem if path.suffix in (".yaml", ".yml") else name.removeprefix(f"{kind}/")
     looks_like_ours = path.parent in (Path("."), Path(kind))
@@ -38,7 +38,7 @@ def find(kind: str, name: str) -> Found:
     if looks_like_ours and stem in known:
         found, provenance = known[stem]
         return Found(found, f"{kind}/{found.name}", f"{name}: using the {SINGULAR[kind]} {stem!r} of {provenance}")
-    if _is(path.is_dir):
+    if name and kind == "recipes" and _is(path.is_dir):
         return Found(path, name)
     hint = did_you_mean(stem, known)
     message = f"no such file, and no {SINGULAR[kind]} of that name ({hint}); `mulki list {kind}` shows all"
@@ -46,9 +46,11 @@ def find(kind: str, name: str) -> Found:
 
 
 def _is(test: Callable[[], bool]) -> bool:
-    """A path's test; no where the system refuses to say, such as for a name that is too long."""
+    """A path's test; no where the system cannot say, such as for a name that is too long."""
     try:
         return test()
+    except PermissionError:  # there may be a file: reading it tells the reason
+        return test.__name__ == "exists"
     except (OSError, ValueError):
         return False
 

@@ -17,13 +17,12 @@ def overlay(lower: Tree, upper: Tree) -> Tree:
     """Mappings are merged, everything else is replaced by the upper layer's."""
     result = Tree(_copied(lower.value), dict(lower.origins))
     _lay(result, upper, (), upper.value)
+    result.origins.update(upper.origins)
     return result
 
 
 def _lay(into: Tree, upper: Tree, path: Path, value: Any) -> None:
     if isinstance(value, dict) and isinstance(get(into.value, path), dict):
-        if path in upper.origins:
-            into.origins[path] = upper.origins[path]
         for key, item in value.items():
             _lay(into, upper, (*path, key), item)
         return
@@ -31,9 +30,6 @@ def _lay(into: Tree, upper: Tree, path: Path, value: Any) -> None:
     if other and get(upper.value, other) is None and get(into.value, other) is not None:
         remove(into, other)
     put(into, path, _copied(value), upper.origin(path))
-    for inner, origin in upper.origins.items():
-        if inner[: len(path)] == path:
-            into.origins[inner] = origin
 
 
 def get(value: Any, path: Path) -> Any:
@@ -53,8 +49,9 @@ def _indexes(part: str | int, value: list[Any]) -> bool:
 
 def put(tree: Tree, path: Path, value: Any, origin: Origin) -> None:
     """Set the value at a path, with the mappings that lead to it."""
-    for inner in [p for p in tree.origins if p[: len(path)] == path]:
-        del tree.origins[inner]
+    if isinstance(get(tree.value, path), (dict, list)):
+        for inner in [p for p in tree.origins if p[: len(path)] == path]:
+            del tree.origins[inner]
     tree.origins[path] = origin
     if not path:
         tree.value = value
@@ -96,20 +93,30 @@ def set_value(tree: Tree, assignment: str) -> None:
     path, problem = _followed(tree.value, parts)
     if problem:
         raise Mistakes([located(origin, path, problem)])
-    value = parse_value(text, str(origin)).value
-    layer = Tree({}, {})
-    put(layer, path, value, origin)
+    value = value_of(text, origin, path)
     other = EITHER.get(path)  # type: ignore[arg-type]
-    if other and get(tree.value, other) is not None:
+    if other and value is not None and get(tree.value, other) is not None:
         remove(tree, other)
     put(tree, path, value, origin)
 
 
+def value_of(text: str, origin: Origin, path: Path) -> Any:
+    """The YAML value of a `--set`. Raises Mistakes, which name the option."""
+    try:
+        text.encode()
+        return parse_value(text, "").value
+    except UnicodeEncodeError:
+        raise Mistakes([located(origin, path, "this is no UTF-8 text")]) from None
+    except Mistakes as mistakes:
+        said = [line.split(": ", 2)[-1] for line in mistakes.lines()]
+        raise Mistakes([located(origin, path, message) for message in said]) from None
+
+
 def _parts(written: str) -> list[str | int]:
     """`a.b[1].c` in parts; an empty list where it is not of that form."""
-    if not re.fullmatch(r"[^.\[\]]+(\.[^.\[\]]+|\[\d+\])*", written):
+    if not re.fullmatch(r"[^.\[\]]+(\.[^.\[\]]+|\[[0-9]{1,6}\])*", written):
         return []
-    return [int(i) if i else name for name, i in re.findall(r"([^.\[\]]+)|\[(\d+)\]", written) if name or i]
+    return [int(i) if i else name for name, i in re.findall(r"([^.\[\]]+)|\[([0-9]+)\]", written) if name or i]
 
 
 def _followed(value: Any, parts: list[str | int]) -> tuple[Path, str]:
@@ -138,7 +145,7 @@ def _followed(value: Any, parts: list[str | int]) -> tuple[Path, str]:
 
 def _place(entries: list[Any], part: str | int, rest: list[str | int]) -> tuple[int | None, str]:
     """Which entry of a list is meant: by number, or a stack's by its plugin's name (which may have dots)."""
-    if isinstance(part, int) or part.isdigit():
+    if isinstance(part, int) or re.fullmatch("[0-9]{1,6}", part):
         return (int(part), "") if int(part) < len(entries) else (None, "")
     for length in range(len(rest), -1, -1):
         name = ".".join([part, *map(str, rest[:length])])

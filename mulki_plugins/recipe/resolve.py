@@ -12,9 +12,10 @@ from typing import Any
 from attrs import field, frozen
 
 from mulki_plugins.errors import Mistakes, did_you_mean
+from mulki_plugins.options import shown
 from mulki_plugins.recipe.check import checked_recipe
 from mulki_plugins.recipe.find import available, find
-from mulki_plugins.recipe.layers import get, overlay, put, set_value
+from mulki_plugins.recipe.layers import get, overlay, put, set_value, value_of
 from mulki_plugins.recipe.schema import Recipe, as_data
 from mulki_plugins.recipe.source import Origin, Tree, in_order, located, read_yaml
 from mulki_plugins.recipe.strategies import read_strategy, write_out_plugins
@@ -48,17 +49,19 @@ def resolve(name: str, changes: Changes | None = None) -> Resolved:
     notices = [found.notice] if found.notice else []
     wrong: list[str] = []
     _normalise(tree)
+    choices = [assignment for assignment in changes.settings if _CHOOSES.match(assignment)]
+    settings = [assignment for assignment in changes.settings if assignment not in choices]
     try:
-        tree = _with_strategy(tree, changes, notices)
+        tree = _with_strategy(tree, changes, choices, notices)
     except Mistakes as mistakes:  # the rest of the recipe is checked all the same
         wrong += mistakes.lines()
         put(tree, ("strategy",), {"name": "unknown", "plugins": []}, tree.origin(("strategy",)))
-    for assignment in changes.settings:
-        if not _names_strategy(assignment):
-            try:
-                set_value(tree, assignment)
-            except Mistakes as mistakes:
-                wrong += mistakes.lines()
+        settings = [assignment for assignment in settings if not _OF_STRATEGY.match(assignment)]
+    for assignment in settings:
+        try:
+            set_value(tree, assignment)
+        except Mistakes as mistakes:
+            wrong += mistakes.lines()
     _normalise(tree)
     if changes.seeds:
         put(tree, ("seeds",), list(changes.seeds), Origin("--seed"))
@@ -69,25 +72,28 @@ def resolve(name: str, changes: Changes | None = None) -> Resolved:
     return Resolved(recipe=recipe, tree=_with_defaults(tree, recipe), notices=notices)
 
 
-def _names_strategy(assignment: str) -> str | None:
-    """The name in `--set strategy=NAME` or `--set strategy.name=NAME`, which decides what is loaded."""
-    match = re.fullmatch(r"\s*(?:\$\.)?strategy(?:\.name)?\s*=\s*(.*?)\s*", assignment)
-    return match[1] if match else None
+_CHOOSES = re.compile(r"\s*(?:\$\.?)?strategy(?:\.name)?\s*=(.*)", re.DOTALL)
+"""`--set strategy=...` or `--set strategy.name=...`, which decides what is loaded."""
+_OF_STRATEGY = re.compile(r"\s*(?:\$\.?)?strategy\b")
 
 
-def _with_strategy(tree: Tree, changes: Changes, notices: list[str]) -> Tree:
+def _with_strategy(tree: Tree, changes: Changes, choices: list[str], notices: list[str]) -> Tree:
     """The tree with its strategy written out as `{name, base, plugins}`, over the strategy's defaults."""
-    wanted, origin = changes.strategy, Origin("--strategy")
-    for assignment in changes.settings:
-        if chosen := _names_strategy(assignment):
-            wanted, origin = chosen, Origin(f"--set {assignment}")
+    if changes.strategy is not None:
+        put(tree, ("strategy",), changes.strategy, Origin("--strategy"))
+    for assignment in choices:
+        match, origin = _CHOOSES.match(assignment), Origin(f"--set {assignment}")
+        assert match is not None
+        put(tree, ("strategy",), value_of(match[1], origin, ("strategy",)), origin)
     said = tree.value.get("strategy")
-    if wanted is not None:
-        put(tree, ("strategy",), {"name": wanted}, origin)
-    elif isinstance(said, str):
+    if isinstance(said, str):
         put(tree, ("strategy",), {"name": said}, tree.origin(("strategy",)))
-    elif not isinstance(said, dict):
+    elif "strategy" not in tree.value:
         return tree  # reported by the schema
+    elif not isinstance(said, dict):
+        path = ("strategy",)
+        message = f"expected a strategy's name or a mapping, got {shown(said)}"
+        raise Mistakes([located(tree.origin(path), path, message)])
     said = tree.value["strategy"]
     if "plugins" not in said and isinstance(said.get("name"), str):
         tree = _loaded(tree, said["name"], notices)
@@ -140,17 +146,17 @@ def _edit_stack(tree: Tree, changes: Changes) -> None:
     if not isinstance(plugins, list) or not (changes.with_plugins or changes.without_plugins):
         return
     names = [next(iter(entry)) if isinstance(entry, dict) and entry else None for entry in plugins]
-    wrong, label = [], tree.value["strategy"]["name"]
+    wrong, label = [], ""
     path = ("strategy", "plugins")
-    for name in changes.without_plugins:
+    for name in dict.fromkeys(changes.without_plugins):
         if name not in names:
-            there = did_you_mean(name, [n for n in names if n])
+            there = did_you_mean(name, [n for n in names if n]) or "it is empty"
             wrong.append(located(Origin(f"--without {name}"), path, f"the stack has no plugin {name!r} ({there})"))
-        label = f"{label}-without-{name}"
-    for name in changes.with_plugins:
-        if name in names:
+        label += f"-without-{name}"
+    for i, name in enumerate(changes.with_plugins):
+        if name in names or name in changes.with_plugins[:i]:
             wrong.append(located(Origin(f"--with {name}"), path, f"the stack has the plugin {name!r} already"))
-        label = f"{label}-with-{name}"
+        label += f"-with-{name}"
     if wrong:
         raise Mistakes(wrong)
     kept = [i for i, name in enumerate(names) if name not in changes.without_plugins]
@@ -162,7 +168,8 @@ def _edit_stack(tree: Tree, changes: Changes) -> None:
         place = len(tree.value["strategy"]["plugins"])
         tree.value["strategy"]["plugins"].append({name: {}})
         tree.origins[path + (place,)] = Origin(f"--with {name}")
-    tree.value["strategy"]["name"] = label
+    if isinstance(named := tree.value["strategy"]["name"], str):
+        tree.value["strategy"]["name"] = named + label
 
 
 def _with_defaults(tree: Tree, recipe: Recipe) -> Tree:

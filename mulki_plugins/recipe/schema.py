@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from attrs import field, frozen
 
-from mulki_plugins.options import CONVERTER, Count, Fraction, Natural, OptionError, Positive, Range, Weight, convert
-
-Smoothing = Annotated[float, Range(least=0, below=1)]
+from mulki_plugins.options import CONVERTER, BelowOne, Count, Natural, OptionError, Positive, Weight, convert
 
 
 @frozen
@@ -34,8 +32,8 @@ class Optimizer:
     name: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Positive
     weight_decay: Weight = 0.0
-    betas: tuple[Fraction, Fraction] | None = None
-    momentum: Fraction | None = None
+    betas: tuple[BelowOne, BelowOne] | None = None
+    momentum: BelowOne | None = None
 
 
 @frozen(kw_only=True)
@@ -71,7 +69,7 @@ class Train:
     batch_size: Count = 64
     optimizer: Optimizer
     schedule: Schedule = field(factory=Schedule)
-    label_smoothing: Smoothing = 0.0
+    label_smoothing: BelowOne = 0.0
     gradient_clip: Positive | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     workers: Natural = 0

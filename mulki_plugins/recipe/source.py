@@ -80,6 +80,8 @@ def read_yaml(path: FilePath, name: str | None = None) -> Tree:
     try:
         if path.is_dir():
             raise fail("this is a folder, expected a YAML file")
+        if path.is_fifo() or path.is_socket():  # which may never answer
+            raise fail("this is no regular file, expected a YAML file")
         with path.open("rb") as file:  # one read, so that a file that grows or never ends cannot fill the memory
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
@@ -180,7 +182,8 @@ class _Reader:
         if level and isinstance(level.container, dict) and not level.awaits_value:
             path = level.path
             self._wrong(line, path, "expected a text as key, got a list or a mapping")
-        if event.tag and not event.tag.startswith(("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")):
+        sort = "map" if isinstance(event, yaml.MappingStartEvent) else "seq"
+        if event.tag not in (None, "!", f"tag:yaml.org,2002:{sort}"):
             self._wrong(line, path, f"the tag {event.tag!r} is not allowed")
         container: dict[Any, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
         self._add(container, None, line)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mulki_plugins.errors import MulkiError, did_you_mean
@@ -86,21 +86,33 @@ def check_plugins(plugins: list[Any], path: Path) -> tuple[list[Any], list[Optio
 def _check_order(names: list[str], path: Path) -> list[OptionError]:
     """What keeps these plugins, in this order, from working together. Unknown names are not reported here."""
     parts = {name: catalog().parts.get(("plugin", name)) for name in names}
-    wrong = []
+    first = {name: i for i, name in reversed(list(enumerate(names)))}
+    wrong = [
+        OptionError("stands in the stack twice", (*path, i, name)) for i, name in repeated(enumerate(names)) if name
+    ]
     for i, name in enumerate(names):
         here = (*path, i, name)
         part = parts[name]
-        if name in names[:i]:
-            wrong.append(OptionError("stands in the stack twice", here))
-        if part is None:
+        if part is None or first[name] < i:
             continue
         for other in part.requires:
-            if other not in names:
+            if other not in first:
                 wrong.append(OptionError(f"needs the plugin {other!r}; add `- {other}` before it", here))
         for other in part.after:
-            if other in names and names.index(other) > i:
+            if first.get(other, -1) > i:
                 wrong.append(OptionError(f"must come after {other!r}", here))
         for other in part.conflicts:
-            if other in names:
+            if other in first:
                 wrong.append(OptionError(f"does not work together with {other!r}", here))
     return wrong
+
+
+def repeated(items: Iterable[tuple[int, Any]]) -> list[tuple[int, Any]]:
+    """The numbered items whose value stood there before."""
+    seen: set[str] = set()
+    again = []
+    for i, item in items:
+        if repr(item) in seen:
+            again.append((i, item))
+        seen.add(repr(item))
+    return again

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mulki_plugins.errors import Mistakes
-from mulki_plugins.options import CONVERTER, Path, mistakes_of
+from mulki_plugins.options import CONVERTER, OptionError, Path, mistakes_of, shown
+from mulki_plugins.recipe.check import checked_recipe, name_problem
 from mulki_plugins.recipe.find import Found
-from mulki_plugins.recipe.layers import get, put
+from mulki_plugins.recipe.layers import get, overlay, put
 from mulki_plugins.recipe.schema import StrategyFile
 from mulki_plugins.recipe.source import Tree, in_order, located, read_yaml
 from mulki_plugins.recipe.stack import check_plugins
@@ -15,30 +18,59 @@ DEFAULTABLE = ("train", "evaluate")
 
 
 def read_strategy(found: Found) -> tuple[StrategyFile, Tree]:
-    """The strategy in a file, and its values with their lines. Raises Mistakes; the stack is not checked yet."""
+    """The strategy in a file, and its values with their lines. Raises Mistakes; stack and defaults are not checked yet."""
     tree = read_yaml(found.path, found.shown)
-    write_out_plugins(tree, ("plugins",))
-    try:
-        strategy: StrategyFile = CONVERTER.structure(tree.value, StrategyFile)
-    except Exception as error:
-        raise Mistakes(in_order(located(tree.origin(e.path), e.path, e.message) for e in mistakes_of(error))) from error
-    wrong = [
-        located(tree.origin(("defaults", key)), ("defaults", key), f"expected one of {', '.join(DEFAULTABLE)}")
-        for key in strategy.defaults
-        if key not in DEFAULTABLE
-    ]
-    if wrong:
-        raise Mistakes(wrong)
+    strategy, wrong = _structured(tree)
+    if strategy is None or wrong:
+        raise Mistakes(_lines(tree, wrong))
     return strategy, tree
 
 
 def check_strategy(found: Found) -> StrategyFile:
-    """The strategy in a file, with its stack checked too. Raises Mistakes."""
-    strategy, tree = read_strategy(found)
-    _, wrong = check_plugins(tree.value.get("plugins", []), ("plugins",))
-    if wrong:
-        raise Mistakes(in_order(located(tree.origin(e.path), e.path, e.message) for e in wrong))
+    """The strategy in a file, with its stack and its defaults checked too. Raises Mistakes."""
+    tree = read_yaml(found.path, found.shown)
+    strategy, wrong = _structured(tree)
+    plugins = tree.value.get("plugins")
+    if isinstance(plugins, list):
+        wrong += check_plugins(plugins, ("plugins",))[1]
+    defaults = tree.value.get("defaults")
+    if isinstance(defaults, dict):
+        wrong += _wrong_defaults({key: value for key, value in defaults.items() if isinstance(value, dict)})
+    if strategy is None or wrong:
+        raise Mistakes(_lines(tree, wrong))
     return strategy
+
+
+def _structured(tree: Tree) -> tuple[StrategyFile | None, list[OptionError]]:
+    write_out_plugins(tree, ("plugins",))
+    wrong: list[OptionError] = []
+    strategy: StrategyFile | None = None
+    try:
+        strategy = CONVERTER.structure(tree.value, StrategyFile)
+    except Exception as error:
+        wrong += mistakes_of(error)
+    name, defaults = tree.value.get("name"), tree.value.get("defaults")
+    if isinstance(name, str) and (problem := name_problem(name)):
+        wrong.append(OptionError(problem, ("name",)))
+    for key, value in defaults.items() if isinstance(defaults, dict) else ():
+        if key not in DEFAULTABLE:
+            wrong.append(OptionError(f"expected one of {', '.join(DEFAULTABLE)}", ("defaults", key)))
+        elif not isinstance(value, dict):
+            wrong.append(OptionError(f"expected a mapping, got {shown(value)}", ("defaults", key)))
+    return strategy, wrong
+
+
+def _wrong_defaults(defaults: dict[str, Any]) -> list[OptionError]:
+    """What is wrong with defaults over the smallest recipe that they may lie under."""
+    plain = Tree({"train": {"iterations": 10**9, "optimizer": {"lr": 1.0}}}, {})
+    said = overlay(plain, Tree(defaults, {})).value
+    recipe = {"name": "any", "stream": {"name": "mtil-mini"}, "model": {"name": "mulki-tiny"}}
+    _, wrong = checked_recipe({**recipe, "strategy": {"name": "any", "plugins": []}, **said})
+    return [OptionError(error.message, ("defaults", *error.path)) for error in wrong]
+
+
+def _lines(tree: Tree, wrong: list[OptionError]) -> list[str]:
+    return in_order(dict.fromkeys(located(tree.origin(e.path), e.path, e.message) for e in wrong))
 
 
 def write_out_plugins(tree: Tree, path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
+from mulki_plugins.options import Count, Fraction, Positive, Weight
 from mulki_plugins.registry.hookspecs import hookimpl
 from mulki_plugins.registry.parts import Provenance, Register
 
@@ -86,6 +88,12 @@ def _register_avalanche(register: Register) -> None:
         summary="elastic weight consolidation: holds the weights that mattered to earlier tasks",
         source="arXiv 1612.00796",
         defaults={"ewc_lambda": 1.0},
+        kinds={
+            "ewc_lambda": Weight,
+            "mode": Literal["separate", "online"],
+            "decay_factor": Fraction | None,
+            "keep_importance_data": bool,
+        },
     )
     register.plugin(
         "avalanche.si",
@@ -93,24 +101,28 @@ def _register_avalanche(register: Register) -> None:
         summary="synaptic intelligence: like EWC, with importances gathered along the path of training",
         source="arXiv 1703.04200",
         defaults={"si_lambda": 1.0},
+        kinds={"si_lambda": Weight | list[Weight], "eps": Positive, "device": Literal["as_strategy"]},
     )
     register.plugin(
         "avalanche.mas",
         f"{package}.mas:MASPlugin",
         summary="memory-aware synapses: like EWC, with importances from the outputs' sensitivity",
         source="arXiv 1711.09601",
+        kinds={"lambda_reg": Weight, "alpha": Fraction, "verbose": bool},
     )
     register.plugin(
         "avalanche.lwf",
         f"{package}.lwf:LwFPlugin",
         summary="learning without forgetting: distils the previous model's outputs on this task's images",
         source="arXiv 1606.09282",
+        kinds={"alpha": Weight | list[Weight], "temperature": Positive},
     )
     register.plugin(
         "avalanche.replay",
         f"{package}.replay:ReplayPlugin",
         summary="rehearsal: keeps images of earlier tasks and mixes them into every batch",
         source="arXiv 1902.10486",
+        kinds={"mem_size": Count, "batch_size": Count | None, "batch_size_mem": Count | None, "storage_policy": None},
         keeps_images=True,
     )
     register.plugin(
@@ -119,6 +131,7 @@ def _register_avalanche(register: Register) -> None:
         summary="projects gradients so that the loss on kept images does not rise",
         source="arXiv 1812.00420",
         defaults={"patterns_per_experience": 64, "sample_size": 64},
+        kinds={"patterns_per_experience": Count, "sample_size": Count},
         keeps_images=True,
     )
 

@@ -39,6 +39,8 @@ class Part:
     """The paper or page that it follows."""
     defaults: Mapping[str, Any] = field(factory=dict)
     """Options that are passed unless a recipe says otherwise, for classes that were not written for MulKI."""
+    kinds: Mapping[str, Any] = field(factory=dict)
+    """The types of options whose own code names none, or wider ones than a recipe can hold."""
     requires: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
@@ -101,6 +103,7 @@ class Register:
         summary: str,
         source: str = "",
         defaults: Mapping[str, Any] | None = None,
+        kinds: Mapping[str, Any] | None = None,
         requires: Sequence[str] = (),
         conflicts: Sequence[str] = (),
         after: Sequence[str] = (),
@@ -108,11 +111,16 @@ class Register:
         needs_reference: bool = False,
         adds_parameters: bool = False,
     ) -> None:
-        """An Avalanche `SupervisedPlugin` class, or a function that returns one."""
+        """An Avalanche `SupervisedPlugin` class, or a function that returns one.
+
+        defaults, kinds: values and types for the options of a class that was not written for MulKI.
+        """
         self._add(
             Part(
-                kind="plugin", name=name, target=target, summary=summary, source=source, provenance=self.provenance,
-                defaults=dict(defaults or {}), requires=tuple(requires), conflicts=tuple(conflicts), after=tuple(after),
+                kind="plugin", name=name, target=target, summary=summary, source=source,
+                provenance=self.provenance,
+                defaults=dict(defaults or {}), kinds=dict(kinds or {}), requires=tuple(requires),
+                conflicts=tuple(conflicts), after=tuple(after),
                 keeps_images=keeps_images, needs_reference=needs_reference, adds_parameters=adds_parameters,
             )
         )  # fmt: skip

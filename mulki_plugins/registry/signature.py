@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Union, get_type_hints
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.options import NAMES
@@ -51,8 +51,11 @@ def signature_of(part: Part) -> Signature:
     """The options that a recipe may give to this part. MulkiError where its module cannot be found or read."""
     if isinstance(part.target, str):
         module, _, attribute = part.target.partition(":")
-        return _read(module, attribute)
-    return _inspected(part.target)
+        signature = _read(module, attribute)
+    else:
+        signature = _inspected(part.target)
+    known = {name: evolve(option, kind=part.kinds.get(name, option.kind)) for name, option in signature.options.items()}
+    return evolve(signature, options=known)
 
 
 def _inspected(target: Any) -> Signature:

@@ -8,8 +8,9 @@ from typing import Any
 
 from attrs import asdict, frozen
 
+from mulki_plugins.errors import plain
 from mulki_plugins.report.result import Result
-from mulki_plugins.report.table import heading, matrix_table, plain
+from mulki_plugins.report.table import heading, matrix_table
 
 
 @frozen(kw_only=True)
@@ -80,6 +81,9 @@ def comparison_text(results: Sequence[Result]) -> str:
         lines.append("note: these runs were evaluated by different protocols; their numbers are not comparable")
     elif len({str(group.tasks) for group in found}) > 1:
         lines.append("note: these runs learned different tasks, or in different orders")
+    again = sum(result.status == "complete" for result in results) - sum(len(group.seeds) for group in found)
+    if again:
+        lines.append(f"note: {again} of these runs repeat a seed; of each seed the run that began last counts")
     named = [(group.recipe, group.strategy) for group in found]
     if len(set(named)) < len(named):
         lines.append("note: lines of the same name differ in their settings; compare the `recipe.yaml` of their runs")
@@ -90,7 +94,9 @@ def _summary(found: list[Group]) -> list[str]:
     metrics = list(dict.fromkeys(name for group in found for name in group.metrics))
     label = max(len("strategy"), *(len(plain(group.strategy)) for group in found)) + 2
     recipe = max(len("recipe"), *(len(plain(group.recipe)) for group in found)) + 2
-    lines = [f"{'recipe':<{recipe}}{'strategy':<{label}}{'seeds':>5}" + "".join(f"{name:>16}" for name in metrics)]
+    lines = [
+        f"{'recipe':<{recipe}}{'strategy':<{label}}{'seeds':>5}" + "".join(f"{plain(name):>16}" for name in metrics)
+    ]
     lines.append("-" * len(lines[0]))
     for group in found:
         cells = [_cell(*group.metrics[name]) if name in group.metrics else "-" for name in metrics]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from attrs import asdict, define, field
 
-from mulki_plugins.errors import MulkiError
+from mulki_plugins.errors import Mistakes, MulkiError
 from mulki_plugins.report.folder import is_aside, write_text
 
 FILE = "result.json"
@@ -52,20 +52,30 @@ class Result:
 def read_result(path: Path) -> Result:
     """The result in a file; MulkiError where it is none."""
     try:
+        if not path.is_file():
+            raise ValueError("it is no regular file")
         data = json.loads(path.read_text("utf-8"))
         known = {a.name for a in Result.__attrs_attrs__} - {"folder"}  # type: ignore[attr-defined]
         result = Result(**{key: value for key, value in data.items() if key in known}, folder=str(path.parent))
         _check(result)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise MulkiError(f"{path}: this is no result of a run: {error}") from error
     return result
 
 
 def _check(result: Result) -> None:
     """That the numbers have the shapes that everything else relies on."""
+    lists = (result.tasks, result.matrix, result.zero_shot, result.plugins)
+    if not all(isinstance(value, list) for value in lists) or not isinstance(result.metrics, dict):
+        raise ValueError("expected lists of tasks, accuracies and plugins, and a mapping of metrics")
+    for text in (*result.tasks, *result.metrics):
+        str(text).encode()
     for name in ("recipe", "strategy", "status", "settings", "started", "error"):
         if not isinstance(getattr(result, name), str):
             raise ValueError(f"expected {name} to be text")
+        getattr(result, name).encode()
+    if result.status not in ("running", "complete", "failed"):
+        raise ValueError(f"expected a status of running, complete or failed, got {result.status!r}")
     if type(result.seed) is not int or not isinstance(result.protocol, dict):
         raise ValueError("expected a number as seed and a mapping as protocol")
     if not result.tasks:
@@ -75,25 +85,34 @@ def _check(result: Result) -> None:
     if not all(isinstance(task, str) for task in result.tasks) or len(result.matrix) > width:
         raise ValueError("tasks and matrix do not fit together")
     for row in rows:
-        if len(row) != width or not all(isinstance(v, int | float) and 0 <= v <= 100 for v in row):
+        if len(row) != width or not all(type(v) in (int, float) and 0 <= v <= 100 for v in row):
             raise ValueError(f"expected rows of {width} accuracies from 0 to 100")
-    if not all(isinstance(v, int | float) and math.isfinite(v) for v in result.metrics.values()):
+    if not all(type(v) in (int, float) and math.isfinite(v) for v in result.metrics.values()):
         raise ValueError("expected finite numbers as metrics")
     if result.status == "complete" and len(result.matrix) != width:
         raise ValueError(f"the run is called complete, but {len(result.matrix)} of {width} rows are there")
 
 
-def find_results(folders: Iterable[Path]) -> list[Result]:
-    """The results in these folders and below them, each once; MulkiError where a folder has none."""
+def find_results(folders: Iterable[Path]) -> tuple[list[Result], list[str]]:
+    """The results in these folders and below them, each once, and what is wrong with those that cannot be read.
+
+    MulkiError where a folder has none, or where none can be read.
+    """
     found: dict[Path, Result] = {}
+    wrong: dict[Path, str] = {}
     for folder in folders:
         paths = [folder] if folder.is_file() else list(_below(folder))
         if not paths:
             what = "no such folder" if not folder.exists() else f"no {FILE} in it or below it"
             raise MulkiError(f"{folder}: {what}", "give the folder of a run, or one above several, such as `runs`")
         for path in paths:
-            found.setdefault(path.resolve(), read_result(path))
-    return list(found.values())
+            try:
+                found.setdefault(path.resolve(), read_result(path))
+            except MulkiError as error:
+                wrong[path.resolve()] = error.lines()[0]
+    if not found:
+        raise Mistakes(wrong.values())
+    return list(found.values()), list(wrong.values())
 
 
 def _below(folder: Path) -> Iterator[Path]:

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
+from mulki_plugins.errors import plain
 from mulki_plugins.report.result import Result
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-
-
-def plain(text: str) -> str:
-    """Without control characters, so that a name from a file cannot steer the terminal."""
-    return _CONTROL.sub("?", text)
 
 
 def matrix_table(result: Result) -> str:
@@ -28,10 +21,10 @@ def matrix_table(result: Result) -> str:
         lines.append(_row(name, row, label, width))
     lines.append("-" * len(lines[0]))
     if result.metrics:
-        lines.append("   ".join(f"{name.capitalize()} {value:.2f}" for name, value in result.metrics.items()))
+        lines.append("   ".join(f"{plain(name).capitalize()} {value:.2f}" for name, value in result.metrics.items()))
     if result.status != "complete":
         done = f"{len(result.matrix)} of {len(names)} tasks finished"
-        lines.append(f"{result.status}: {done}" + (f"; {plain(result.error)}" if result.error else ""))
+        lines.append(f"{plain(result.status)}: {done}" + (f"; {plain(result.error)}" if result.error else ""))
     return "\n".join(lines)
 
 
