@@ -21,8 +21,6 @@ def save_weights(model: ClipClassifier, folder: Path, task: int, name: str, keep
     checkpoints.mkdir(exist_ok=True)
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in model.clip.state_dict().items()}
     safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
-    write_bytes(
-        checkpoints / f"task-{task:02d}-{safe}.safetensors", save(weights, metadata={"format": "pt", "task": name})
-    )
+    write_bytes(checkpoints / f"task-{task:02d}-{safe}.safetensors", save(weights, metadata={"format": "pt"}))
     for old in sorted(checkpoints.glob("task-*.safetensors"), key=lambda p: int(p.name.split("-")[1]))[:-keep]:
         old.unlink()
