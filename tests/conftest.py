@@ -8,10 +8,13 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.supervised import Naive
 from open_clip.model import CLIP
 
 from mulki_plugins.models import ClipClassifier, LoadedClip
-from mulki_plugins.streams import ArrayImages, Task, TaskStream
+from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, Teachers
+from mulki_plugins.streams import ArrayImages, Task, TaskStream, as_benchmark
 
 SIZE = 16
 COLOURS = {
@@ -96,3 +99,44 @@ def classifier(stream: TaskStream, loaded: LoadedClip) -> ClipClassifier:
 @pytest.fixture
 def eval_transform(loaded: LoadedClip) -> Callable:
     return open_clip.image_transform(SIZE, is_train=False, mean=loaded.mean, std=loaded.std)
+
+
+@pytest.fixture
+def benchmark(stream, loaded):
+    return as_benchmark(stream, loaded.transform(train=True), loaded.transform(train=False))
+
+
+class Quiet:
+    """A logger that keeps what it is told."""
+
+    def __init__(self):
+        self.values = []
+
+    def log_metrics(self, values):
+        self.values += [(v.name, float(v.value)) for v in values]
+
+
+def naive(model, plugins, logger=None, lr=0.02, **options):
+    torch.manual_seed(0)
+    return Naive(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=lr),
+        train_mb_size=6,
+        train_epochs=1,
+        eval_mb_size=16,
+        plugins=plugins,
+        evaluator=EvaluationPlugin(loggers=[logger or Quiet()]),
+        **options,
+    )
+
+
+def every_stage():
+    return [Teachers(), Eliciting(), Adding(), Distinguishing(), Connecting(every=2)]
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)

@@ -1,0 +1,144 @@
+"""The teachers and their prototypes: what they are, how often they are asked, and that nothing reaches them."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mulki_plugins.models import ClipClassifier
+from mulki_plugins.stages import Adding, Distinguishing, Eliciting, Teachers
+from mulki_plugins.stages.prototypes import visual_prototypes
+from tests.conftest import Quiet, naive, same, small_clip, small_tokenizer, weights
+
+
+def test_each_teacher_is_forwarded_once_per_step_however_many_ask(classifier, benchmark):
+    teachers = Teachers()
+    seen = []
+
+    class Count(Adding):
+        def after_training_iteration(self, strategy, **kwargs):
+            seen.append([teacher.forwards for teacher in teachers.active])
+
+    strategy = naive(classifier, [teachers, Adding(), Adding(), Count(), Eliciting(), Distinguishing()])
+    first, second, _ = benchmark.train_stream
+    strategy.train(first)
+    steps = len(seen)
+    assert seen == [[step + 1] for step in range(steps)], "on the first task the two teachers are one"
+    initial = teachers.initial.forwards
+    seen.clear()
+    strategy.train(second)
+    assert seen == [[initial + step + 1, step + 1] for step in range(len(seen))]
+
+
+def test_nobody_asks_nobody_is_forwarded(classifier, benchmark):
+    teachers = Teachers()
+    naive(classifier, [teachers]).train(benchmark.train_stream[0])
+    assert teachers.initial.forwards == 0
+
+
+def test_teachers_are_out_of_reach(classifier, benchmark):
+    teachers = Teachers()
+    strategy = naive(classifier, [teachers, Adding(), Eliciting()])
+    start = weights(classifier)
+    first, second, _ = benchmark.train_stream
+    strategy.train(first)
+    after_first = weights(classifier)
+    strategy.train(second)
+    assert same(weights(teachers.initial.model), start)
+    assert same(weights(teachers.previous.model), after_first)
+    held = [p for group in strategy.optimizer.param_groups for p in group["params"]]
+    for teacher in teachers.active:
+        assert not teacher.model.training
+        assert not any(p.requires_grad for p in teacher.model.parameters())
+        assert not {id(p) for p in teacher.model.parameters()} & {id(p) for p in held}
+    assert {id(p) for p in held} == {id(p) for p in classifier.parameters()}
+    assert list(classifier.state_dict()) == list(start), "teachers are no submodules of the model"
+
+
+def test_teachers_in_half_precision_teach_nearly_the_same(stream, benchmark):
+    seen = {}
+    for half in ("never", "always"):
+        teachers, logger = Teachers(half=half), Quiet()
+        model = ClipClassifier(small_clip(), small_tokenizer, stream.tasks)
+        naive(model, [teachers, Adding(), Eliciting()], logger).train(benchmark.train_stream[0])
+        seen[half] = [value for name, value in logger.values if name == "train/loss/eliciting"]
+        dtype = torch.bfloat16 if half == "always" else torch.float32
+        assert {p.dtype for p in teachers.initial.model.parameters()} == {dtype}
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert seen["always"] == pytest.approx(seen["never"], rel=0.05)
+
+
+def test_only_prototypes_grow_with_the_number_of_tasks(classifier, benchmark):
+    teachers = Teachers()
+    strategy = naive(classifier, [teachers, Adding(), Eliciting(), Distinguishing()])
+    for n, experience in enumerate(benchmark.train_stream, 1):
+        strategy.train(experience)
+        for teacher in teachers.active:
+            assert set(teacher.prototypes) == set(range(n))
+            assert {p.shape for p in teacher.prototypes.values()} <= {(2, 16), (3, 16)}
+            assert set(teacher.texts) <= set(range(n))
+    assert teachers._images == []
+    assert teachers._batch is None
+
+
+def test_use_one_teacher_only(classifier, benchmark):
+    for use in ("initial", "previous"):
+        teachers = Teachers(use=use)
+        strategy = naive(classifier, [teachers, Adding()])
+        for experience in list(benchmark.train_stream)[:2]:
+            strategy.train(experience)
+        assert teachers.active == [getattr(teachers, use)]
+
+
+def test_prototypes_are_class_means_seen_through_the_evaluation_transform(classifier, stream, benchmark, loaded):
+    dataset = benchmark.train_stream[1].dataset
+    got = visual_prototypes([classifier.eval()], dataset, {1}, batch_size=5)[0][1]
+    transform = loaded.transform(train=False)
+    images = [(transform(image), label) for image, label in (stream.tasks[1].train[i] for i in range(len(dataset)))]
+    with torch.no_grad():
+        for c in range(3):
+            z = torch.stack([classifier.encode_image(x[None])[0] for x, label in images if label == c])
+            assert torch.allclose(got[c], F.normalize(z.mean(0), dim=0), atol=1e-5)
+
+
+def test_several_models_share_one_reading_of_the_images(classifier, benchmark):
+    other = ClipClassifier(small_clip(3), small_tokenizer, classifier.prompts).eval()
+    dataset, read = benchmark.train_stream[1].dataset, []
+    both = visual_prototypes([classifier.eval(), other], dataset, {1})
+    for model, found in zip((classifier, other), both, strict=True):
+        assert torch.equal(found[1], visual_prototypes([model], dataset, {1})[0][1])
+
+    class Counted(type(dataset)):
+        def __getitem__(self, i):
+            read.append(i)
+            return super().__getitem__(i)
+
+        def eval(self):
+            return self
+
+    counted = copy.copy(dataset.eval())
+    counted.__class__ = Counted
+    visual_prototypes([classifier, other], counted, {1})
+    assert len(read) == len(dataset)
+
+
+def test_a_task_that_comes_again_gets_new_prototypes(classifier, benchmark):
+    whole = benchmark.train_stream[1]
+    without_grey, teachers = copy.copy(whole), Teachers()
+    some = [i for i, y in enumerate(whole.dataset.targets) if y != 2]
+    without_grey._dataset = whole.dataset.subset(some)
+    strategy = naive(classifier, [teachers, Eliciting(), Adding()])
+    strategy.train(without_grey)
+    start = copy.deepcopy(classifier).eval()
+    strategy.train(whole)
+    expected = visual_prototypes([start, teachers.initial.model], whole.dataset, {1})
+    assert torch.equal(teachers.previous.prototypes[1], expected[0][1])
+    assert torch.equal(teachers.initial.prototypes[1], expected[1][1])
+
+
+def test_a_class_without_images_has_its_text_as_prototype(classifier, benchmark):
+    dataset = benchmark.train_stream[1].dataset
+    some = dataset.subset([i for i, y in enumerate(dataset.targets) if y != 2])
+    got = visual_prototypes([classifier.eval()], some, {1})[0][1]
+    assert torch.allclose(got[2], classifier.text_features(1)[2])
