@@ -1,6 +1,10 @@
 """Whole runs through the command line: files, determinism, strategies, failures."""
 
+import contextlib
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
 
@@ -200,6 +204,24 @@ def test_what_shows_only_when_it_is_built_is_told_without_a_traceback(settings, 
     assert why in done.stderr
     assert "Traceback" not in done.stderr
     assert not any(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_bar_on_a_terminal(tmp_path):
+    ours, terminal = pty.openpty()
+    few = ["--set", "stream.tasks=[scans,digits]", "--set", "train.iterations=3", "--set", "train.schedule.warmup=0"]
+    command = [sys.executable, "-m", "mulki_plugins", "run", "mtil", *few, "--out", str(tmp_path)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, text=True)
+    os.close(terminal)
+    said = b""
+    with contextlib.suppress(OSError):  # how a terminal says that nobody writes to it any more
+        while chunk := os.read(ours, 4096):
+            said += chunk
+    stdout, _ = running.communicate()
+    assert running.returncode == 0, said.decode()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
+    assert re.search(r"\[1/2\] digits \S+ +[1-3]/3 loss \d\.\d+, accuracy \d+ % [\d:-]+", text)
+    assert "Transfer" in stdout
+    assert "\x1b" not in stdout
 
 
 def test_a_dry_run_says_what_would_be_done(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
@@ -21,7 +22,7 @@ MOST = 100
 
 
 def reports_mistakes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A user's mistake is printed, one line each, and ends with status 2; a closed pipe ends quietly."""
+    """A user's mistake is printed, one line each, and ends with status 2; a closed pipe ends quietly, a full disk does not."""
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -35,10 +36,21 @@ def reports_mistakes(function: Callable[..., Any]) -> Callable[..., Any]:
                 click.echo(f"error: and {len(lines) - MOST} more", err=True)
             raise SystemExit(2) from None
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _silence_stdout()
             raise SystemExit(0) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            _silence_stdout()
+            click.echo(f"error: {error.strerror}; what was written before is still there", err=True)
+            raise SystemExit(2) from None
 
     return wrapper
+
+
+def _silence_stdout() -> None:
+    """So that the interpreter does not stumble over it once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:

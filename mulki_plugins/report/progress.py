@@ -35,7 +35,7 @@ class ProgressLogger(BaseLogger):
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"),
                 TimeRemainingColumn(), console=Console(stderr=True), transient=True,
             )  # fmt: skip
-            self._row = self._bar.add_task(label, total=None, state="")
+            self._row = self._bar.add_task(label, total=None, state="preparing")
             self._bar.start()
         else:
             self.say(f"{label}: training")
