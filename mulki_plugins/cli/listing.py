@@ -43,8 +43,8 @@ def _more_models() -> None:
     from mulki_plugins.registry.open_clip_names import open_clip_models
 
     names = open_clip_models()
-    some = ", ".join(name for name in names if name.startswith("ViT-B-"))[:60]
-    click.echo(f"  and the {len(names)} architectures of open_clip, such as {some}...")
+    some = [name for name in ("RN50", "ViT-B-32", "ViT-B-16", "ViT-L-14") if name in names]
+    click.echo(f"  and the {len(names)} architectures of open_clip by their names there, such as {', '.join(some)}")
 
 
 def _entries(kind: str) -> list[dict[str, Any]]:

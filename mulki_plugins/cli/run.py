@@ -12,6 +12,7 @@ from mulki_plugins.errors import plain
 
 if TYPE_CHECKING:
     from mulki_plugins.recipe.resolve import Resolved
+    from mulki_plugins.recipe.schema import Choice
 
 
 @click.command()
@@ -61,10 +62,16 @@ def _say_what_would_be_done(result: Resolved, out: Path, as_json: bool) -> None:
     if recipe.strategy.base == "none":
         budget = "no training"
     stack = ", ".join(entry.name for entry in recipe.strategy.plugins) or "no plugins"
-    click.echo(f"recipe    {recipe.name}: {plain(recipe.summary)}")
-    click.echo(f"stream    {recipe.stream.name}")
-    click.echo(f"model     {recipe.model.name}")
+    click.echo(f"recipe    {recipe.name}{': ' if recipe.summary else ''}{plain(recipe.summary)}")
+    click.echo(f"stream    {_said(recipe.stream)}")
+    click.echo(f"model     {_said(recipe.model)}")
     click.echo(f"strategy  {recipe.strategy.name}: {stack}")
     click.echo(f"training  {budget} of {recipe.train.batch_size} images a task, lr {recipe.train.optimizer.lr:g}")
     for folder in folders:
         click.echo(f"folder    {plain(folder)}")
+
+
+def _said(choice: Choice) -> str:
+    """A stream or model with the options that are set."""
+    options = [f"{key}: {value}" for key, value in choice.options.items() if value is not None]
+    return plain(f"{choice.name} ({', '.join(options)})" if options else choice.name)

@@ -19,6 +19,7 @@ from mulki_plugins.recipe.layers import get, overlay, put, set_value, value_of
 from mulki_plugins.recipe.schema import Recipe, as_data
 from mulki_plugins.recipe.source import Origin, Tree, in_order, located, read_yaml
 from mulki_plugins.recipe.strategies import read_strategy, write_out_plugins
+from mulki_plugins.registry.open_clip_names import open_clip_models
 
 
 @frozen(kw_only=True)
@@ -69,6 +70,8 @@ def resolve(name: str, changes: Changes | None = None) -> Resolved:
     wrong += in_order([located(tree.origin(e.path), e.path, e.message) for e in problems])
     if wrong or recipe is None:
         raise Mistakes(dict.fromkeys(wrong))
+    if recipe.model.name in open_clip_models() and not recipe.model.options.get("pretrained"):
+        notices.append(f"model {recipe.model.name}: no `pretrained` is given, so that it begins with random weights")
     return Resolved(recipe=recipe, tree=_with_defaults(tree, recipe), notices=notices)
 
 
@@ -111,7 +114,10 @@ def _loaded(tree: Tree, name: str, notices: list[str]) -> Tree:
         found = find("strategies", name)
     except Mistakes:
         hint = did_you_mean(name, available("strategies"))
-        message = f"no strategy is named {name!r} ({hint}); `mulki list strategies` shows all"
+        file = (
+            ", and there is no such file (a path begins in the current folder)" if "/" in name or ".y" in name else ""
+        )
+        message = f"no strategy is named {shown(name)} ({hint}){file}; `mulki list strategies` shows all"
         raise Mistakes([located(tree.origin(path), path, message)]) from None
     if found.notice and "/" in name:
         notices.append(found.notice)

@@ -83,7 +83,7 @@ def comparison_text(results: Sequence[Result]) -> str:
         lines.append("note: these runs learned different tasks, or in different orders")
     again = sum(result.status == "complete" for result in results) - sum(len(group.seeds) for group in found)
     if again:
-        lines.append(f"note: {again} of these runs repeat a seed; of each seed the run that began last counts")
+        lines.append(f"note: {again} of these runs repeated a seed; of each seed only the run that began last counts")
     named = [(group.recipe, group.strategy) for group in found]
     if len(set(named)) < len(named):
         lines.append("note: lines of the same name differ in their settings; compare the `recipe.yaml` of their runs")

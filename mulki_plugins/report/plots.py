@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -18,13 +20,19 @@ def matrix_figure(result: Result) -> Figure:
         f"after {task}" for task in result.tasks[: len(result.matrix)]
     ]
     values = np.array(rows, dtype=float)
-    figure = Figure(figsize=(2.2 + 0.72 * len(result.tasks), 1.6 + 0.42 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(max(6.0, 2.2 + 0.72 * len(result.tasks)), 1.6 + 0.42 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
     for i, row in enumerate(values):
         for j, value in enumerate(row):
             axes.text(
-                j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value < 60 else "black"
+                j,
+                i,
+                f"{math.floor(value + 0.5)}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if value < 60 else "black",
             )
     first = 1 if result.zero_shot else 0
     for j in range(len(result.matrix)):  # the stair: each task's own cell and what lies below it
@@ -36,6 +44,6 @@ def matrix_figure(result: Result) -> Figure:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("test set")
     numbers = ", ".join(f"{name.capitalize()} {value:.1f}" for name, value in result.metrics.items())
-    axes.set_title(f"{result.strategy}, seed {result.seed}\n{numbers}", fontsize=10)
+    axes.set_title(f"{result.recipe}: {result.strategy}, seed {result.seed}\n{numbers}", fontsize=10)
     figure.colorbar(image, ax=axes, label="accuracy (%)")
     return figure
