@@ -118,7 +118,7 @@ def class_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
 
     features: [B, d]; labels: [B] in 0..classes−1. Returns [C, d], zero where a class is missing, and counts [C].
     """
-    counts = F.one_hot(labels, classes).sum(0)
+    counts = torch.bincount(labels, minlength=classes)
     return class_sums(features, labels, classes) / counts.clamp(min=1)[:, None], counts
 
 

@@ -1,4 +1,4 @@
-"""Broken recipes: each gives located errors, all at once, with status 2, no traceback, and quickly."""
+"""Broken recipes: each gives located errors, all at once, with status 2 and no traceback."""
 
 import os
 import re
@@ -213,6 +213,9 @@ def test_names_cannot_steer_the_terminal(tmp_path):
 
 
 def test_a_name_that_no_file_can_have():
+    done = CliRunner().invoke(main, ["validate", "x" * 400])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: xxx")
     with pytest.raises(Mistakes, match="no such file, and no recipe of that name"):
         resolve("x" * 400)
 

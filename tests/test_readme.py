@@ -43,19 +43,19 @@ def test_the_python_runs():
 
 @pytest.fixture
 def with_the_package(tmp_path):
-    """The README's plugin as an installed package: its modules, and the metadata that pip would have written."""
-    package = tmp_path / "site" / "my_package"
+    """The README's plugin as a package, installed as it stands into a folder of its own."""
+    package = tmp_path / "source" / "my_package"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     for block in blocks("python"):
         if match := re.match(r"# my_package/(\w+\.py)\n", block):
             (package / match[1]).write_text(block)
     [toml] = blocks("toml")
-    entry = re.search(r'^my_package = "(.*)"$', toml, re.M)[1]
-    info = tmp_path / "site" / "my_package-0.1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 0.1\n")
-    (info / "entry_points.txt").write_text(f"[mulki]\nmy_package = {entry}\n")
+    (package.parent / "pyproject.toml").write_text(toml)
+    offline = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(tmp_path / "site")]
+    install = [sys.executable, "-m", "pip", "install", *offline, str(package.parent)]
+    done = subprocess.run(install, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
     def mulki(*arguments):
         environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}

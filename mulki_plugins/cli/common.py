@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mulki_plugins.recipe.resolve import Changes, Resolved
 
 
-MOST = 100
+PRINTED = 100
 """How many mistakes are printed."""
 
 
@@ -30,10 +30,10 @@ def reports_mistakes(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         except MulkiError as error:
             lines = error.lines()
-            for line in lines[:MOST]:
+            for line in lines[:PRINTED]:
                 click.echo(f"error: {plain(line)}", err=True)
-            if len(lines) > MOST:
-                click.echo(f"error: and {len(lines) - MOST} more", err=True)
+            if len(lines) > PRINTED:
+                click.echo(f"error: and {len(lines) - PRINTED} more", err=True)
             raise SystemExit(2) from None
         except BrokenPipeError:
             _silence_stdout()

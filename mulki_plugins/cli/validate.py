@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,9 @@ def validate(recipe: str, as_json: bool, **options: Any) -> None:
     RECIPE is a path, or the name of an installed recipe; a file in a folder `strategies` is checked as a strategy. All
     mistakes are reported at once, with file, line and path; the exit status is then 2.
     """
-    from mulki_plugins.errors import Mistakes
-
     try:
         said = _strategy(recipe, options) if _is_strategy(recipe) else _recipe(recipe, options)
-    except Mistakes as mistakes:
+    except MulkiError as mistakes:
         if not as_json:
             raise
         echo_json({"valid": False, "errors": mistakes.lines()})
@@ -45,7 +44,7 @@ def _recipe(name: str, options: dict[str, Any]) -> str:
 
 def _is_strategy(name: str) -> bool:
     path = Path(name)
-    return path.parent.name == "strategies" or (path.is_file() and path.absolute().parent.name == "strategies")
+    return path.parent.name == "strategies" or (os.path.isfile(path) and path.absolute().parent.name == "strategies")
 
 
 def _strategy(name: str, options: dict[str, Any]) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -61,7 +61,7 @@ def load_clip(name: str, **options: Any) -> LoadedClip:
 
 def open_clip_model(name: str, *, pretrained: str | None = None) -> LoadedClip:
     """An architecture of open_clip; `pretrained` is one of its tags, a file of weights, or null for random weights."""
-    if pretrained is not None and not _is_file(pretrained):
+    if pretrained is not None and not os.path.isfile(pretrained):
         tags = open_clip.list_pretrained_tags_by_model(name)
         if pretrained not in tags:
             raise MissingData(
@@ -85,10 +85,3 @@ def open_clip_model(name: str, *, pretrained: str | None = None) -> LoadedClip:
         interpolation=prepare.get("interpolation", "bicubic"),
         resize_mode=prepare.get("resize_mode", "shortest"),
     )
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return Path(path).is_file()
-    except (OSError, ValueError):  # such as a name that is too long
-        return False

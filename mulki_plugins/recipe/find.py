@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 from pathlib import Path
 
 from attrs import frozen
@@ -30,7 +30,7 @@ def find(kind: str, name: str) -> Found:
     Raises Mistakes where there is neither.
     """
     path = Path(name)
-    if name and _is(path.exists) and not _is(path.is_dir):
+    if name and _may_be_file(path):
         return Found(path, name)
     stem = path.stem if path.suffix in (".yaml", ".yml") else name.removeprefix(f"{kind}/")
     looks_like_ours = path.parent in (Path("."), Path(kind))
@@ -38,21 +38,22 @@ def find(kind: str, name: str) -> Found:
     if looks_like_ours and stem in known:
         found, provenance = known[stem]
         return Found(found, f"{kind}/{found.name}", f"{name}: using the {SINGULAR[kind]} {stem!r} of {provenance}")
-    if name and kind == "recipes" and _is(path.is_dir):
+    if name and kind == "recipes" and os.path.isdir(path):
         return Found(path, name)
     hint = did_you_mean(stem, known)
     message = f"no such file, and no {SINGULAR[kind]} of that name ({hint}); `mulki list {kind}` shows all"
     raise Mistakes([located(Origin(name, 1), (), message)])
 
 
-def _is(test: Callable[[], bool]) -> bool:
-    """A path's test; no where the system cannot say, such as for a name that is too long."""
+def _may_be_file(path: Path) -> bool:
+    """Whether something other than a folder is there, or may be: where the system refuses to say, reading tells why."""
     try:
-        return test()
-    except PermissionError:  # there may be a file: reading it tells the reason
-        return test.__name__ == "exists"
-    except (OSError, ValueError):
+        os.stat(path)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):  # nothing there, or a name that no file can have
         return False
+    return not os.path.isdir(path)
 
 
 def available(kind: str) -> dict[str, tuple[Path, Provenance]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mulki_plugins.errors import Mistakes
 from mulki_plugins.options import Path
-from mulki_plugins.recipe.source import Origin, Tree, dotted, located, parse_value
+from mulki_plugins.recipe.source import Origin, Tree, located, parse_value
 
 EITHER = {("train", "iterations"): ("train", "epochs"), ("train", "epochs"): ("train", "iterations")}
 """Values of which a layer's own replaces the other one of the layers below."""
@@ -153,6 +153,3 @@ def _place(entries: list[Any], part: str | int, rest: list[str | int]) -> tuple[
             if isinstance(entry, dict) and name in entry:
                 return i, name
     return None, ""
-
-
-__all__ = ["dotted", "get", "overlay", "put", "remove", "set_value"]

@@ -50,7 +50,7 @@ def resolve(name: str, changes: Changes | None = None) -> Resolved:
     notices = [found.notice] if found.notice else []
     wrong: list[str] = []
     _normalise(tree)
-    choices = [assignment for assignment in changes.settings if _CHOOSES.match(assignment)]
+    choices = {assignment: match[1] for assignment in changes.settings if (match := _CHOOSES.match(assignment))}
     settings = [assignment for assignment in changes.settings if assignment not in choices]
     try:
         tree = _with_strategy(tree, changes, choices, notices)
@@ -80,14 +80,13 @@ _CHOOSES = re.compile(r"\s*(?:\$\.?)?strategy(?:\.name)?\s*=(.*)", re.DOTALL)
 _OF_STRATEGY = re.compile(r"\s*(?:\$\.?)?strategy\b")
 
 
-def _with_strategy(tree: Tree, changes: Changes, choices: list[str], notices: list[str]) -> Tree:
+def _with_strategy(tree: Tree, changes: Changes, choices: dict[str, str], notices: list[str]) -> Tree:
     """The tree with its strategy written out as `{name, base, plugins}`, over the strategy's defaults."""
     if changes.strategy is not None:
         put(tree, ("strategy",), changes.strategy, Origin("--strategy"))
-    for assignment in choices:
-        match, origin = _CHOOSES.match(assignment), Origin(f"--set {assignment}")
-        assert match is not None
-        put(tree, ("strategy",), value_of(match[1], origin, ("strategy",)), origin)
+    for assignment, text in choices.items():
+        origin = Origin(f"--set {assignment}")
+        put(tree, ("strategy",), value_of(text, origin, ("strategy",)), origin)
     said = tree.value.get("strategy")
     if isinstance(said, str):
         put(tree, ("strategy",), {"name": said}, tree.origin(("strategy",)))

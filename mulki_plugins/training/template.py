@@ -150,9 +150,12 @@ class ContinualTemplate(SupervisedTemplate):
     def _call(self, event: str, **kwargs: Any) -> None:
         """Call the plugins as Avalanche does, and log what those add to the loss that do not log it themselves."""
         for plugin in self.plugins:
-            before = self.loss.detach().clone()  # they may add in place
+            if not hasattr(plugin, event):
+                continue
+            own = getattr(type(plugin), event, None) is not getattr(SupervisedPlugin, event)
+            before = self.loss.detach().clone() if own and plugin in self._silent else None  # it may add in place
             getattr(plugin, event)(self, **kwargs)
-            if plugin in self._silent and getattr(type(plugin), event) is not getattr(SupervisedPlugin, event):
+            if before is not None:
                 self.publish(f"train/loss/{_term(plugin)}", (self.loss.detach() - before).sum())
 
     def backward(self) -> None:

@@ -22,9 +22,8 @@ def mulki_tiny(*, pretrained: str | None = None) -> LoadedClip:
     settings = json.loads((_HERE / "mulki-tiny.json").read_text())
     context = settings["text_cfg"]["context_length"]
     tokenizer = SimpleTokenizer(bpe_path=str(_HERE / "mulki-tiny-merges.txt.gz"), context_length=context)
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # the random weights, replaced at once, must not move anybody's random numbers
+    # the random weights, replaced at once, must not move anybody's random numbers
+    with torch.random.fork_rng(devices=[]):
         clip = CLIP(**settings)
     path = Path(pretrained) if pretrained else _HERE / "mulki-tiny.safetensors"
     try:
