@@ -1,4 +1,4 @@
-"""The losses of the four stages as pure functions of tensors.
+"""The losses of the four stages, and of the peers, as pure functions of tensors.
 
 Notation: B samples of a batch, C classes of their task, d features, s the logit scale; z [B, d] image features and
 t [C, d] text features of unit norm; P [C, d] visual prototypes of unit norm. The equations are our reading of the abstract
@@ -85,6 +85,59 @@ def relation_distillation(
         w = sample_weights if relation.startswith("image") else sample_weights.mean()
         total = total + factor * (w * divergence).mean()
     return total
+
+
+def contrastive_distillation(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Distils the similarities of images and texts both ways: (over the texts of each image, over the images of each text).
+
+    student, teacher: s·z·tᵀ, [B, N]. Each is a mean of T²·KL(teacher ‖ student), a scalar ≥ 0: over the rows, and over the
+    columns. Zheng et al., 2023 (ZSCL, arXiv 2303.06628), who write a cross-entropy, which has the same gradient.
+    """
+    over_texts = distillation(student, teacher, temperature).mean()
+    return over_texts, distillation(student.T, teacher.T, temperature).mean()
+
+
+def squared_distance(weights: Sequence[Tensor], anchors: Sequence[Tensor]) -> Tensor:
+    """Σ (θ − θ_anchor)² over every number of every tensor, in single precision at least: a scalar ≥ 0."""
+    moved = [w.to(torch.promote_types(w.dtype, torch.float32)) - a for w, a in zip(weights, anchors, strict=True)]
+    return torch.stack([change.square().sum() for change in moved]).sum() if moved else torch.zeros(())
+
+
+def selection(initial: Tensor, previous: Tensor, slope: float, threshold: float) -> Tensor:
+    """How much the previous teacher is to be heard of each image: w_b = σ(slope·(‖z⁰_b − z^p_b‖ − threshold)), [B] in 0..1.
+
+    initial z⁰, previous z^p: [B, d], unit norm. Where the two disagree the image is like what was learned since.
+    Yu et al., 2024 (SnD, arXiv 2403.09296).
+    """
+    return torch.sigmoid(slope * ((initial - previous).norm(dim=1) - threshold))
+
+
+def selective_distillation(z: Tensor, initial: Tensor, previous: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean_b w_b·‖z_b − z^p_b‖², mean_b (1 − w_b)·‖z_b − z⁰_b‖²), two scalars ≥ 0.
+
+    z, initial, previous: [B, d]; weights w: [B], each sample's own (the released code multiplies means by mistake).
+    Yu et al., 2024 (SnD, arXiv 2403.09296).
+    """
+    to_previous, to_initial = ((z - other).square().sum(1) for other in (previous, initial))
+    return (weights * to_previous).mean(), ((1 - weights) * to_initial).mean()
+
+
+def herded(features: Tensor, count: int) -> Tensor:
+    """The places of `count` samples, in order, whose mean comes closest to the mean of all: [N, d] -> [min(count, N)].
+
+    Each next one is that which brings the mean of those chosen nearest to the mean of all.
+    Rebuffi et al., 2017 (iCaRL, arXiv 1611.07725, algorithm 4).
+    """
+    target = features.mean(0)
+    total, left = torch.zeros_like(target), torch.ones(len(features), dtype=torch.bool, device=features.device)
+    chosen: list[int] = []
+    for n in range(1, min(count, len(features)) + 1):
+        distance = ((total + features) / n - target).norm(dim=1)
+        best = int(distance.masked_fill(~left, float("inf")).argmin())
+        chosen.append(best)
+        left[best] = False
+        total = total + features[best]
+    return torch.tensor(chosen, dtype=torch.long, device=features.device)
 
 
 def teacher_scores(logits: Tensor, targets: Tensor, score: Score) -> Tensor:

@@ -305,8 +305,13 @@ def checked(init: Init) -> Init:
         hints = get_type_hints(init, include_extras=True)
         wrong = []
         for name, value in bound.arguments.items():
+            kind = hints.get(name, Any)
+            if hasattr(kind, "__attrs_attrs__"):  # an object that no recipe can write
+                if not isinstance(value, kind):
+                    wrong.append(f"{name}: expected a {kind.__name__}, got {shown(value)}")
+                continue
             try:
-                convert(value, hints.get(name, Any))
+                convert(value, kind)
             except Exception as error:
                 wrong += [f"{'.'.join(map(str, (name, *e.path)))}: {e.message}" for e in mistakes_of(error)]
         if wrong:

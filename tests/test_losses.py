@@ -186,3 +186,81 @@ def test_finite_at_scale_100_in_any_dtype_and_with_one_class(dtype, classes):
         scores = [losses.teacher_scores(x["image_to_text"], targets, score) for x in (student, teacher)]
         values.append(losses.teacher_weights(scores, 0.01).sum())
     assert all(torch.isfinite(v) for v in values)
+
+
+def test_contrastive_distillation_by_loops():
+    student, teacher = torch.randn(4, 6, dtype=torch.float64), torch.randn(4, 6, dtype=torch.float64)
+    over_texts, over_images = losses.contrastive_distillation(student, teacher, 2.0)
+    rows = [slow_kl(s, t, 2.0) for s, t in zip(student.tolist(), teacher.tolist(), strict=True)]
+    columns = [slow_kl(s, t, 2.0) for s, t in zip(student.T.tolist(), teacher.T.tolist(), strict=True)]
+    assert over_texts.item() == pytest.approx(sum(rows) / 4)
+    assert over_images.item() == pytest.approx(sum(columns) / 6)
+    assert min(over_texts, over_images) > 0
+    assert all(
+        part.item() == pytest.approx(0, abs=1e-12) for part in losses.contrastive_distillation(student, student, 2.0)
+    )
+
+
+def test_squared_distance_by_loops():
+    a = [torch.randn(3, 2, dtype=torch.float64), torch.randn(4, dtype=torch.float64)]
+    b = [torch.randn(3, 2, dtype=torch.float64), torch.randn(4, dtype=torch.float64)]
+    flat_a, flat_b = torch.cat([p.flatten() for p in a]).tolist(), torch.cat([q.flatten() for q in b]).tolist()
+    slow = sum((x - y) ** 2 for x, y in zip(flat_a, flat_b, strict=True))
+    assert losses.squared_distance(a, b).item() == pytest.approx(slow)
+    assert losses.squared_distance(b, a).item() == pytest.approx(slow)
+    assert losses.squared_distance(a, a).item() == 0
+    assert losses.squared_distance([], []).item() == 0
+
+
+def test_selection_and_selective_distillation_by_loops():
+    z, z0, zp = unit(5, 4, seed=1), unit(5, 4, seed=2), unit(5, 4, seed=3)
+    z0[0] = zp[0]
+    w = losses.selection(z0, zp, 6.0, 0.2)
+
+    def distance(a, b):
+        return math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)))
+
+    slow = [1 / (1 + math.exp(-6 * (distance(a, b) - 0.2))) for a, b in zip(z0.tolist(), zp.tolist(), strict=True)]
+    assert w.tolist() == pytest.approx(slow)
+    assert w[0] == w.min()
+    assert w[0] < 0.5, "where the teachers agree, the first is heard"
+    to_previous, to_initial = losses.selective_distillation(z, z0, zp, w)
+    own = list(zip(z.tolist(), z0.tolist(), zp.tolist(), slow, strict=True))
+    assert to_previous.item() == pytest.approx(sum(v * distance(a, p) ** 2 for a, _, p, v in own) / 5)
+    assert to_initial.item() == pytest.approx(sum((1 - v) * distance(a, o) ** 2 for a, o, _, v in own) / 5)
+    means = w.mean() * (z - zp).square().sum(1).mean()
+    assert to_previous.item() != pytest.approx(means.item(), rel=1e-3), "no product of means"
+
+
+def test_herded_is_greedy_and_its_mean_comes_close():
+    features = unit(12, 5, seed=4)
+    chosen = losses.herded(features, 4).tolist()
+    target, picked = features.mean(0), []
+    for _ in range(4):
+        left = [i for i in range(12) if i not in picked]
+        picked.append(min(left, key=lambda i: (features[[*picked, i]].mean(0) - target).norm().item()))
+    assert chosen == picked
+    assert losses.herded(features, 99).sort().values.tolist() == list(range(12))
+    assert len(losses.herded(features, 0)) == 0
+    first = (features[:4].mean(0) - target).norm()
+    assert (features[chosen].mean(0) - target).norm() < first
+
+
+def test_gradients_of_the_peers():
+    leaf = lambda *shape, seed: unit(*shape, seed=seed).requires_grad_()  # noqa: E731
+    z, z0, zp = leaf(3, 4, seed=1), unit(3, 4, seed=2), unit(3, 4, seed=3)
+    w = losses.selection(z0, zp, 6.0, 0.2)
+    assert torch.autograd.gradcheck(lambda x: sum(losses.selective_distillation(x, z0, zp, w)), (z,))
+    logits, taught = leaf(3, 5, seed=4), unit(3, 5, seed=5)
+    assert torch.autograd.gradcheck(lambda x: sum(losses.contrastive_distillation(x, taught, 2.0)), (logits,))
+    assert torch.autograd.gradcheck(lambda x: losses.squared_distance([x], [z0]), (z,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_peers_are_finite_at_scale_100_in_any_dtype_and_with_one_class(dtype):
+    for classes in (1, 7):
+        student, teacher = (100 * unit(4, classes, seed=s).to(dtype) for s in (1, 2))
+        assert all(part.isfinite() for part in losses.contrastive_distillation(student, teacher, 2.0))
+    z, z0, zp = (unit(4, 8, seed=s).to(dtype) for s in (1, 2, 3))
+    assert all(x.isfinite() for x in losses.selective_distillation(z, z0, zp, losses.selection(z0, zp, 6.0, 0.2)))
+    assert losses.squared_distance([z], [zp]).isfinite()

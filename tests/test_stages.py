@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 from mulki_plugins.losses import prototype_alignment, relation_distillation, relation_logits, teacher_scores
 from mulki_plugins.models import ClipClassifier
 from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, Teachers
-from mulki_plugins.stages.connecting import RunningMean
+from mulki_plugins.stages.connecting import RunningMean, interpolation_shares
 from mulki_plugins.stages.prototypes import visual_prototypes
 from tests.conftest import Quiet, every_stage, naive, same, small_clip, small_tokenizer, weights
 
@@ -163,6 +163,68 @@ def test_connecting_on_known_weights(classifier, benchmark, inter, every):
         )
         expected = (1 - inter) * learned + inter * start[name].double()
         assert torch.allclose(value.double(), expected, atol=1e-5), name
+
+
+def test_shares_of_interpolation_by_loops():
+    before, now = torch.tensor([0.0, 1.0, 4.0, 0.0], dtype=torch.float64), torch.tensor([0.0, 1.0, 1.0, 3.0]).double()
+    shares = interpolation_shares(before, now, 0.3, damping=0.01)
+    floor = 0.01 * (sum(before.tolist()) / 4 + sum(now.tolist()) / 4)
+    for a, b, n in zip(shares.tolist(), before.tolist(), now.tolist(), strict=True):
+        kept, new = 0.3 * (b + floor), 0.7 * (n + floor)
+        assert a == pytest.approx(kept / (kept + new))
+    assert shares[0].item() == pytest.approx(0.3), "no gradient anywhere: as without importances"
+    assert shares[1].item() == pytest.approx(0.3)
+    assert shares[2] > 0.3 > shares[3]
+    assert torch.equal(interpolation_shares(before, now, 0.0), torch.zeros(4).double())
+    assert torch.equal(interpolation_shares(before, now, 1.0), torch.ones(4).double())
+    assert interpolation_shares(torch.zeros(2), torch.zeros(2), 0.4).tolist() == pytest.approx([0.4, 0.4])
+
+
+def test_connecting_by_importance_on_known_gradients(classifier, benchmark):
+    """Each weight moves from the task's last value towards its first by its own share."""
+    squares, starts, seen = [], [], {}
+
+    class Spy(Connecting):
+        def before_training_exp(self, strategy, **kwargs):
+            super().before_training_exp(strategy, **kwargs)
+            starts.append(weights(strategy.model))
+            squares.append([])
+
+        def before_update(self, strategy, **kwargs):
+            super().before_update(strategy, **kwargs)
+            squares[-1].append({n: p.grad.square() for n, p in strategy.model.named_parameters() if p.grad is not None})
+
+        def after_training_exp(self, strategy, **kwargs):
+            seen["last"] = weights(strategy.model)
+            super().after_training_exp(strategy, **kwargs)
+
+    strategy = naive(classifier, [Spy(every=None, inter=0.4, importance=True)], lr=0.1)
+    strategy.train(benchmark.train_stream[0])
+    for name, p in classifier.named_parameters():
+        assert torch.allclose(p, 0.6 * seen["last"][name] + 0.4 * starts[0][name], atol=1e-6), "the first task: evenly"
+    strategy.train(benchmark.train_stream[1])
+    before, now = ([torch.stack([step[n] for step in task]).mean(0) for n in task[0]] for task in squares)
+    for name, b, n in zip(squares[0][0], before, now, strict=True):
+        a = interpolation_shares(b, n, 0.4)
+        expected = (1 - a) * seen["last"][name] + a * starts[1][name]
+        assert torch.allclose(dict(classifier.named_parameters())[name], expected, atol=1e-6)
+
+
+def test_adding_sees_the_classes_of_earlier_tasks(classifier, benchmark):
+    shapes = []
+
+    class Spy(Teachers):
+        def views(self, *args, **kwargs):
+            views = super().views(*args, **kwargs)
+            shapes.append([(len(view.text), len(view.anchors), len(view.prototypes)) for view in views])
+            return views
+
+    for classes, expected in (("task", [[(2, 2, 2)], [(3, 3, 3)] * 2]), ("seen", [[(2, 2, 2)], [(3, 5, 5)] * 2])):
+        shapes.clear()
+        strategy = naive(classifier, [Spy(), Adding(classes=classes)], lr=0.1)
+        strategy.train(benchmark.train_stream[0])
+        strategy.train(benchmark.train_stream[1])
+        assert [shapes[0], shapes[-1]] == expected
 
 
 def test_connecting_leaves_buffers_alone(benchmark, stream):

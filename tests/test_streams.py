@@ -10,7 +10,7 @@ from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.streams import as_benchmark, mtil_mini
 from mulki_plugins.streams.mini import artworks, cache, pictures
 from mulki_plugins.streams.mini.renditions import BANDS, SIZE, STYLES, angles
-from mulki_plugins.streams.mini.stream import ORDERS, declared_tasks
+from mulki_plugins.streams.mini.stream import ORDERS, declared_tasks, mtil_mini_reference
 
 
 def test_eleven_tasks_of_ten_to_sixty_classes():
@@ -147,3 +147,34 @@ def test_the_benchmark_keeps_names_labels_and_transforms(stream, loaded):
         assert test.dataset[5][0] == ("eval", (SIZE, SIZE))
         assert train.dataset[5][1] == stream.tasks[i].train.labels[5]
         assert train.dataset[5][2] == i
+
+
+def test_validation_images_are_held_out_of_training_evenly():
+    whole = {task.name: task for task in mtil_mini().tasks}
+    for task in mtil_mini(evaluate_on="validation").tasks:
+        train, held = task.train, task.test
+        assert len(train) + len(held) == len(whole[task.name].train)
+        together = np.concatenate([train.images, held.images])
+        assert {i.tobytes() for i in together} == {i.tobytes() for i in whole[task.name].train.images}
+        counts = np.bincount(held.labels, minlength=len(task.class_names))
+        full = np.bincount(whole[task.name].train.labels, minlength=len(task.class_names))
+        assert (counts == full // 5).all()
+        if task.name != "flags":  # two renditions may agree to the last pixel only where drawings do
+            assert not {i.tobytes() for i in train.images} & {i.tobytes() for i in held.images}
+
+
+def test_reference_shares_no_image_and_no_class_name_with_the_eleven():
+    [reference] = mtil_mini_reference().tasks
+    names, drawings, pictures = set(), set(), set()
+    for task in mtil_mini().tasks:
+        names |= {name.lower() for name in task.class_names}
+        pictures |= {i.tobytes() for part in (task.train, task.test) for i in part.images}
+    for entry in declared_tasks().values():
+        drawings |= set(entry["classes"].values()) if entry["source"] == "openmoji" else set()
+    own = declared_tasks("reference.yaml")["reference"]["classes"]
+    assert not {name.lower() for name in reference.class_names} & names
+    assert not {text.rstrip("\ufe0f") for text in own.values()} & {text.rstrip("\ufe0f") for text in drawings}
+    assert not {i.tobytes() for i in reference.train.images} & pictures
+    assert len(reference.train) == 1600
+    assert len(set(own.values())) == len(own) == len(reference.class_names)
+    assert np.bincount(reference.train.labels).min() >= 1600 // len(own)

@@ -9,6 +9,9 @@ import click
 from mulki_plugins.cli.common import echo_json, reports_mistakes
 from mulki_plugins.errors import plain
 
+NOTES = {"keeps_images": "past images", "needs_reference": "reference data"}
+"""What somebody who compares methods must know of a strategy: what it keeps, and what it needs."""
+
 KINDS = ("recipes", "strategies", "plugins", "streams", "models", "metrics", "loggers")
 
 
@@ -28,10 +31,14 @@ def list_command(kind: str | None, as_json: bool) -> None:
     for k, entries in found.items():
         click.echo(f"{k}:")
         width = max((len(e["name"]) for e in entries), default=0)
+        notes = NOTES if k == "strategies" else {}
+        if notes:
+            click.echo("  ".join(["", " " * width, *notes.values()]))
         for entry in entries:
             source = f" [{entry['source']}]" if entry.get("source") else ""
             brought = "" if entry["distribution"] == "mulki" else f" (from {entry['distribution']})"
-            click.echo(plain(f"  {entry['name']:<{width}}  {entry['summary']}{source}{brought}"))
+            marks = "".join(f"{'yes' if entry.get(key) else 'no':<{len(words)}}  " for key, words in notes.items())
+            click.echo(plain(f"  {entry['name']:<{width}}  {marks}{entry['summary']}{source}{brought}"))
         if k == "models":
             _more_models()
         click.echo()
@@ -69,6 +76,19 @@ def _entries(kind: str) -> list[dict[str, Any]]:
     return entries
 
 
+def _of_stack(strategy: Any) -> dict[str, bool]:
+    """Whether a strategy keeps images of earlier tasks, and whether it needs reference data: what its base and plugins do."""
+    from mulki_plugins.registry.discovery import catalog
+
+    plugins = strategy.get("plugins")
+    names = [next(iter(e), "") if isinstance(e, dict) else e for e in (plugins if isinstance(plugins, list) else ())]
+    parts = [part for name in names if (part := catalog().parts.get(("plugin", str(name))))]
+    return {
+        "keeps_images": strategy.get("base") in ("cumulative", "joint") or any(part.keeps_images for part in parts),
+        "needs_reference": any(part.needs_reference for part in parts),
+    }
+
+
 def _files(kind: str) -> list[dict[str, Any]]:
     """Recipes and strategies; one that cannot be read is listed with what is wrong with it."""
     from mulki_plugins.errors import Mistakes
@@ -81,6 +101,7 @@ def _files(kind: str) -> list[dict[str, Any]]:
         try:
             value = read_yaml(path, f"{kind}/{path.name}").value
             entry |= {"summary": str(value.get("summary", "")), "source": str(value.get("paper", ""))}
+            entry |= _of_stack(value) if kind == "strategies" else {}
         except Mistakes as mistakes:
             entry["summary"] = f"cannot be read: {mistakes.lines()[0]}"
         entries.append(entry | {"distribution": provenance.distribution, "version": provenance.version})

@@ -7,12 +7,16 @@ from typing import Any
 
 from mulki_plugins.errors import MulkiError, did_you_mean
 from mulki_plugins.options import MOST, OptionError, Path, mistakes_of, shown
+from mulki_plugins.recipe.composition import check_composition
 from mulki_plugins.recipe.layers import get
 from mulki_plugins.recipe.schema import Recipe, as_data, as_recipe
 from mulki_plugins.recipe.stack import check_options, check_plugins, repeated
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.open_clip_names import open_clip_models
 from mulki_plugins.registry.parts import Kind, Part, Provenance
+
+_CHOICES: dict[str, Kind] = {"stream": "stream", "reference": "stream", "model": "model"}
+"""The parts of a recipe that a registered part stands in, and of which kind."""
 
 
 def checked_recipe(data: dict[str, Any]) -> tuple[Recipe | None, list[OptionError]]:
@@ -24,11 +28,11 @@ def checked_recipe(data: dict[str, Any]) -> tuple[Recipe | None, list[OptionErro
     except Exception as error:
         wrong += mistakes_of(error)
     filled: dict[str, Any] = {}
-    for kind in ("stream", "model"):
-        value = data.get(kind)
+    for key, kind in _CHOICES.items():
+        value = data.get(key)
         if isinstance(value, dict) and isinstance(value.get("name"), str):
             options = {k: v for k, v in value.items() if k != "name"}
-            filled[kind], problems = _checked_choice(kind, value["name"], options, (kind,))
+            filled[key], problems = _checked_choice(kind, value["name"], options, (key,))
             wrong += problems
     plugins = get(data, ("strategy", "plugins"))
     stack: list[Any] = []
@@ -38,11 +42,12 @@ def checked_recipe(data: dict[str, Any]) -> tuple[Recipe | None, list[OptionErro
     for kind, path in (("metric", ("evaluate", "metrics")), ("logger", ("loggers",))):
         wrong += _known_names(kind, get(data, path), path)  # type: ignore[arg-type]
     wrong += _crosswise(data)
+    wrong += check_composition(data)
     if recipe is None or wrong:
         return None, wrong
     whole = as_data(recipe)
-    for kind, options in filled.items():
-        whole[kind] = {"name": whole[kind]["name"], **options}
+    for key, options in filled.items():
+        whole[key] = {"name": whole[key]["name"], **options}
     whole["strategy"]["plugins"] = stack
     return as_recipe(whole), []
 

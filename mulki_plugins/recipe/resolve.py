@@ -12,7 +12,7 @@ from typing import Any
 from attrs import field, frozen
 
 from mulki_plugins.errors import Mistakes, did_you_mean
-from mulki_plugins.options import shown
+from mulki_plugins.options import Path, shown
 from mulki_plugins.recipe.check import checked_recipe
 from mulki_plugins.recipe.find import available, find
 from mulki_plugins.recipe.layers import get, overlay, put, set_value, value_of
@@ -136,13 +136,20 @@ def _loaded(tree: Tree, name: str, notices: list[str]) -> Tree:
 
 def _normalise(tree: Tree) -> None:
     """Short forms written out: `stream: name`, `model: name`, `- plugin`."""
-    for key in ("stream", "model"):
+    for key in ("stream", "reference", "model"):
         if isinstance(value := tree.value.get(key), str):
-            put(tree, (key,), {"name": value}, tree.origin((key,)))
+            _put_name(tree, (key,), value)
     for key in ("optimizer", "schedule"):
         if isinstance(value := get(tree.value, ("train", key)), str):
-            put(tree, ("train", key), {"name": value}, tree.origin(("train", key)))
+            _put_name(tree, ("train", key), value)
     write_out_plugins(tree, ("strategy", "plugins"))
+
+
+def _put_name(tree: Tree, path: Path, name: str) -> None:
+    """`name` written out as `{name: ...}`, where it stood."""
+    origin = tree.origin(path)
+    put(tree, path, {}, origin)
+    put(tree, (*path, "name"), name, origin)
 
 
 def _edit_stack(tree: Tree, changes: Changes) -> None:

@@ -86,12 +86,17 @@ class Evaluate:
     batch_size: Count = 256
 
 
+Base = Literal["naive", "cumulative", "joint", "none"]
+"""What a task's training sees: its own images (naive), those of all tasks so far (cumulative), of all tasks of the stream
+at once (joint), or no training at all (none)."""
+
+
 @frozen(kw_only=True)
 class Strategy:
-    """A method: its stack of plugins. `base: none` trains nothing."""
+    """A method: its stack of plugins, and over which of Avalanche's strategies it lies."""
 
     name: str
-    base: Literal["naive", "none"] = "naive"
+    base: Base = "naive"
     plugins: list[Entry] = field(factory=list)
 
 
@@ -102,6 +107,8 @@ class Recipe:
     name: str
     summary: str = ""
     stream: Choice
+    reference: Choice | None = None
+    """A stream of other images and class names, for methods that need reference data; built only for those."""
     model: Choice
     strategy: Strategy
     train: Train
@@ -118,7 +125,7 @@ class StrategyFile:
     name: str
     summary: str = ""
     paper: str = ""
-    base: Literal["naive", "none"] = "naive"
+    base: Base = "naive"
     plugins: list[Entry] = field(factory=list)
     defaults: dict[str, Any] = field(factory=dict)
 

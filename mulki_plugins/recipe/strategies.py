@@ -13,7 +13,7 @@ from mulki_plugins.recipe.schema import StrategyFile
 from mulki_plugins.recipe.source import Tree, in_order, located, read_yaml
 from mulki_plugins.recipe.stack import check_plugins
 
-DEFAULTABLE = ("train", "evaluate")
+DEFAULTABLE = ("train", "evaluate", "model")
 """The parts of a recipe for which a strategy may bring defaults."""
 
 
@@ -57,15 +57,21 @@ def _structured(tree: Tree) -> tuple[StrategyFile | None, list[OptionError]]:
             wrong.append(OptionError(f"expected one of {', '.join(DEFAULTABLE)}", ("defaults", key)))
         elif not isinstance(value, dict):
             wrong.append(OptionError(f"expected a mapping, got {shown(value)}", ("defaults", key)))
+        elif key == "model":
+            where = "a strategy says only which towers learn; the model is the recipe's"
+            wrong += [OptionError(where, ("defaults", key, name)) for name in value if name != "train"]
     return strategy, wrong
 
 
 def _wrong_defaults(defaults: dict[str, Any]) -> list[OptionError]:
     """What is wrong with defaults over the smallest recipe that they may lie under."""
-    plain = Tree({"train": {"iterations": 10**9, "optimizer": {"lr": 1.0}}}, {})
-    said = overlay(plain, Tree(defaults, {})).value
-    recipe = {"name": "any", "stream": {"name": "mtil-mini"}, "model": {"name": "mulki-tiny"}}
-    _, wrong = checked_recipe({**recipe, "strategy": {"name": "any", "plugins": []}, **said})
+    smallest = {
+        "name": "any", "stream": {"name": "mtil-mini"}, "model": {"name": "mulki-tiny"},
+        "strategy": {"name": "any", "plugins": []}, "train": {"iterations": 10**9, "optimizer": {"lr": 1.0}},
+    }  # fmt: skip
+    towers = {"train": defaults["model"]["train"]} if "train" in defaults.get("model", {}) else {}
+    said = {**defaults, "model": towers}
+    _, wrong = checked_recipe(overlay(Tree(smallest, {}), Tree(said, {})).value)
     return [OptionError(error.message, ("defaults", *error.path)) for error in wrong]
 
 

@@ -29,6 +29,7 @@ def mulki_register(register: Register) -> None:
     for kind in ("recipes", "strategies"):
         register.folder(kind, _yaml_folder(kind))  # type: ignore[arg-type]
     _register_stages(register)
+    _register_baselines(register)
     _register_avalanche(register)
     _register_streams_and_models(register)
     _register_reports(register)
@@ -80,6 +81,52 @@ def _register_stages(register: Register) -> None:
     )
 
 
+def _register_baselines(register: Register) -> None:
+    package = "mulki_plugins.baselines"
+    register.plugin(
+        "lwf",
+        f"{package}.lwf:LearningWithoutForgetting",
+        summary="distils the previous model's image-text similarities on this task's images; over random texts: LwF-VR",
+        source="arXiv 1606.09282, arXiv 2207.09248",
+        requires=["teachers"],
+        after=["teachers"],
+    )
+    register.plugin(
+        "l2",
+        f"{package}.l2:WeightConstraint",
+        summary="holds the weights near those before this task (WC)",
+        source="arXiv 2303.06628",
+    )
+    register.plugin(
+        "icarl",
+        f"{package}.icarl:ICarl",
+        summary="keeps herded exemplars of earlier tasks, trains on them and distils the previous model on them",
+        source="arXiv 1611.07725",
+        requires=["teachers"],
+        after=["teachers"],
+        conflicts=["avalanche.replay"],
+        keeps_images=True,
+    )
+    register.plugin(
+        "zscl",
+        f"{package}.zscl:ReferenceDistillation",
+        summary="distils the pre-trained model on reference images and texts",
+        source="arXiv 2303.06628",
+        requires=["teachers"],
+        after=["teachers"],
+        needs_reference=True,
+    )
+    register.plugin(
+        "snd",
+        f"{package}.snd:SelectiveDistillation",
+        summary="distils both teachers' features on reference images, each where it knows better",
+        source="arXiv 2403.09296",
+        requires=["teachers"],
+        after=["teachers"],
+        needs_reference=True,
+    )
+
+
 def _register_avalanche(register: Register) -> None:
     package = "avalanche.training.plugins"
     register.plugin(
@@ -94,6 +141,7 @@ def _register_avalanche(register: Register) -> None:
             "decay_factor": Fraction | None,
             "keep_importance_data": bool,
         },
+        sequential=True,
     )
     register.plugin(
         "avalanche.si",
@@ -102,6 +150,7 @@ def _register_avalanche(register: Register) -> None:
         source="arXiv 1703.04200",
         defaults={"si_lambda": 1.0},
         kinds={"si_lambda": Weight | list[Weight], "eps": Positive, "device": Literal["as_strategy"]},
+        sequential=True,
     )
     register.plugin(
         "avalanche.mas",
@@ -109,6 +158,7 @@ def _register_avalanche(register: Register) -> None:
         summary="memory-aware synapses: like EWC, with importances from the outputs' sensitivity",
         source="arXiv 1711.09601",
         kinds={"lambda_reg": Weight, "alpha": Fraction, "verbose": bool},
+        sequential=True,
     )
     register.plugin(
         "avalanche.lwf",
@@ -116,6 +166,7 @@ def _register_avalanche(register: Register) -> None:
         summary="learning without forgetting: distils the previous model's outputs on this task's images",
         source="arXiv 1606.09282",
         kinds={"alpha": Weight | list[Weight], "temperature": Positive},
+        sequential=True,
     )
     register.plugin(
         "avalanche.replay",
@@ -134,6 +185,19 @@ def _register_avalanche(register: Register) -> None:
         kinds={"patterns_per_experience": Count, "sample_size": Count},
         keeps_images=True,
     )
+    for name, reason in _REFUSED.items():
+        register.refuse("plugin", f"avalanche.{name}", reason)
+
+
+_REFUSED = {
+    "der": "Avalanche's DER keeps logits of one fixed width, and a CLIP's logits are as wide as the task has classes",
+    "lfl": "Avalanche's LFL asks the model for `get_features`, which a CLIP has not",
+    "feature_distillation": "Avalanche's feature distillation asks the model for features by Avalanche's own wrapper",
+    "gem": "Avalanche's GEM needs a solver of quadratic programs, which is not installed; take avalanche.agem",
+    "lr_scheduler": "Avalanche's scheduler plugin restarts a warm-up wrongly from the second task on; use train.schedule",
+    "early_stopping": "Avalanche's early stopping looks for a metric's name that it does not find",
+}
+"""Avalanche's plugins that do not work with a task-aware CLIP, and why."""
 
 
 def _register_streams_and_models(register: Register) -> None:
@@ -146,6 +210,13 @@ def _register_streams_and_models(register: Register) -> None:
         ],
         extra="mini",
     )  # fmt: skip
+    register.stream(
+        "mtil-mini-reference",
+        "mulki_plugins.streams.mini.stream:mtil_mini_reference",
+        summary="reference images and texts for mtil-mini, of other drawings and with other names than its eleven",
+        tasks=["reference"],
+        extra="mini",
+    )
     register.model(
         "mulki-tiny",
         "mulki_plugins.models.tiny:mulki_tiny",
@@ -172,6 +243,7 @@ def _register_reports(register: Register) -> None:
         "mulki_plugins.metrics:last",
         summary="accuracy over all tasks at the end of the stream",
         source=zscl,
+        sequential=False,
     )
     register.metric(
         "forgetting",

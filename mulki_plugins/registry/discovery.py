@@ -38,7 +38,11 @@ def _provenance(entry: EntryPoint) -> Provenance:
 
 def _register(manager: pluggy.PluginManager, name: str, module: Any, provenance: Provenance, into: Catalog) -> None:
     """Call one package's hook on a copy of the catalog, which is kept only where nothing went wrong."""
-    attempt = Catalog(dict(into.parts), {kind: list(paths) for kind, paths in into.folders.items()})
+    attempt = Catalog(
+        dict(into.parts),
+        {kind: list(paths) for kind, paths in into.folders.items()},
+        refused=dict(into.refused),
+    )
     try:
         manager.register(module, name=name)
         manager.check_pending()
@@ -50,4 +54,4 @@ def _register(manager: pluggy.PluginManager, name: str, module: Any, provenance:
         if manager.is_registered(module):
             manager.unregister(module)
         return
-    into.parts, into.folders = attempt.parts, attempt.folders
+    into.parts, into.folders, into.refused = attempt.parts, attempt.folders, attempt.refused

@@ -48,6 +48,8 @@ class Part:
     keeps_images: bool = False
     needs_reference: bool = False
     adds_parameters: bool = False
+    sequential: bool = False
+    """Of a plugin: it works from one task to the next; of a metric: it compares moments of the stream."""
     tasks: tuple[str, ...] = ()
     """For a stream whose tasks are fixed: their names, so that a recipe's `per_task` can be checked."""
     extra: str = ""
@@ -75,14 +77,18 @@ class Catalog:
     parts: dict[tuple[Kind, str], Part] = field(factory=dict)
     folders: dict[str, list[tuple[Path, Provenance]]] = field(factory=lambda: {"recipes": [], "strategies": []})
     problems: list[str] = field(factory=list)
+    refused: dict[tuple[Kind, str], str] = field(factory=dict)
+    """Names that somebody may look for, and why there is no such part."""
 
     def of_kind(self, kind: Kind) -> list[Part]:
         return sorted((part for part in self.parts.values() if part.kind == kind), key=lambda part: part.name)
 
     def find(self, kind: Kind, name: str) -> Part:
-        """The part of that name; MulkiError with what may have been meant."""
+        """The part of that name; MulkiError with what may have been meant, or why there is none."""
         if part := self.parts.get((kind, name)):
             return part
+        if reason := self.refused.get((kind, name)):
+            raise MulkiError(f"the {kind} {name!r} cannot be used: {reason}")
         hint = did_you_mean(name, [part.name for part in self.of_kind(kind)])
         left_out = f"; {'; '.join(self.problems)}" if self.problems else ""
         raise MulkiError(f"no {kind} is named {name!r} ({hint}); `mulki list {kind}s` shows all{left_out}")
@@ -110,10 +116,13 @@ class Register:
         keeps_images: bool = False,
         needs_reference: bool = False,
         adds_parameters: bool = False,
+        sequential: bool = False,
     ) -> None:
         """An Avalanche `SupervisedPlugin` class, or a function that returns one.
 
         defaults, kinds: values and types for the options of a class that was not written for MulKI.
+        needs_reference: it takes a keyword argument `reference` (a `Reference`), which no recipe writes among the options.
+        sequential: it does nothing, or fails, where all tasks are trained at once.
         """
         self._add(
             Part(
@@ -122,6 +131,7 @@ class Register:
                 defaults=dict(defaults or {}), kinds=dict(kinds or {}), requires=tuple(requires),
                 conflicts=tuple(conflicts), after=tuple(after),
                 keeps_images=keeps_images, needs_reference=needs_reference, adds_parameters=adds_parameters,
+                sequential=sequential,
             )
         )  # fmt: skip
 
@@ -142,11 +152,17 @@ class Register:
             Part(kind="model", name=name, target=target, summary=summary, source=source, provenance=self.provenance)
         )
 
-    def metric(self, name: str, target: Target, *, summary: str, source: str = "") -> None:
-        """A function from the accuracy matrix [T, T] in percent to a number."""
+    def metric(self, name: str, target: Target, *, summary: str, source: str = "", sequential: bool = True) -> None:
+        """A function from the accuracy matrix [T, T] in percent to a number.
+
+        sequential: it compares moments of the stream, so that it means nothing where all tasks are trained at once.
+        """
         self._add(
-            Part(kind="metric", name=name, target=target, summary=summary, source=source, provenance=self.provenance)
-        )
+            Part(
+                kind="metric", name=name, target=target, summary=summary, source=source, provenance=self.provenance,
+                sequential=sequential,
+            )
+        )  # fmt: skip
 
     def logger(self, name: str, target: Target, *, summary: str, source: str = "") -> None:
         """A function from a run's folder to an Avalanche `BaseLogger`."""
@@ -157,6 +173,10 @@ class Register:
     def folder(self, kind: Literal["recipes", "strategies"], path: Path) -> None:
         """A folder whose `*.yaml` files are recipes or strategies, found by their file names."""
         self.catalog.folders[kind].append((path, self.provenance))
+
+    def refuse(self, kind: Kind, name: str, reason: str) -> None:
+        """Say why there is no part of that name, to those who look for it."""
+        self.catalog.refused[kind, name] = reason
 
     def _add(self, part: Part) -> None:
         if other := self.catalog.parts.get((part.kind, part.name)):

@@ -54,7 +54,11 @@ def signature_of(part: Part) -> Signature:
         signature = _read(module, attribute)
     else:
         signature = _inspected(part.target)
-    known = {name: evolve(option, kind=part.kinds.get(name, option.kind)) for name, option in signature.options.items()}
+    known = {
+        name: evolve(option, kind=part.kinds.get(name, option.kind))
+        for name, option in signature.options.items()
+        if not (part.needs_reference and name == "reference")  # which the recipe declares, once for all plugins
+    }
     return evolve(signature, options=known)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mulki_plugins.report.result import Result
+from mulki_plugins.report.table import named_rows
 
 
 def matrix_figure(result: Result) -> Figure:
@@ -15,10 +16,9 @@ def matrix_figure(result: Result) -> Figure:
 
     Above the stair is what was not learned yet (transfer), below it what was learned before.
     """
-    rows = ([result.zero_shot] if result.zero_shot else []) + result.matrix
-    labels = (["zero-shot"] if result.zero_shot else []) + [
-        f"after {task}" for task in result.tasks[: len(result.matrix)]
-    ]
+    named = named_rows(result)
+    rows = [row for _, row in named]
+    labels = [name if name == "zero-shot" else f"after {name}" for name, _ in named]
     values = np.array(rows, dtype=float)
     figure = Figure(figsize=(max(6.0, 2.2 + 0.72 * len(result.tasks)), 1.6 + 0.42 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
@@ -35,7 +35,8 @@ def matrix_figure(result: Result) -> Figure:
                 color="white" if value < 60 else "black",
             )
     first = 1 if result.zero_shot else 0
-    for j in range(len(result.matrix)):  # the stair: each task's own cell and what lies below it
+    stairs = len(rows) - first if len(rows) - first == len(result.matrix) else 0  # none in joint training's one row
+    for j in range(stairs):  # each task's own cell and what lies below it
         axes.plot([j - 0.5, j + 0.5], [first + j - 0.5] * 2, color="white", linewidth=2)
         axes.plot([j - 0.5] * 2, [first + j - 0.5, first + j + (-1.5 if j else 0.5)], color="white", linewidth=2)
     axes.set_xticks(range(len(result.tasks)), result.tasks, rotation=35, ha="right")

@@ -12,13 +12,11 @@ def matrix_table(result: Result) -> str:
     """A run's matrix and metrics, in percent."""
     names = [plain(name) for name in result.tasks]
     width = max(6, *(len(name) for name in names)) + 1
-    label = max(len("zero-shot"), *(len(name) for name in names)) + 2
+    rows = named_rows(result)
+    label = max(len(name) for name in ("zero-shot", *names, *(name for name, _ in rows))) + 2
     lines = [f"{'after':<{label}}" + "".join(f"{name:>{width}}" for name in names) + f"{'mean':>8}"]
     lines.append("-" * len(lines[0]))
-    if result.zero_shot:
-        lines.append(_row("zero-shot", result.zero_shot, label, width))
-    for name, row in zip(names, result.matrix, strict=False):
-        lines.append(_row(name, row, label, width))
+    lines += [_row(plain(name), row, label, width) for name, row in rows]
     lines.append("-" * len(lines[0]))
     if result.metrics:
         lines.append("   ".join(f"{plain(name).capitalize()} {value:.2f}" for name, value in result.metrics.items()))
@@ -26,6 +24,14 @@ def matrix_table(result: Result) -> str:
         done = f"{len(result.matrix)} of {len(names)} tasks finished"
         lines.append(f"{plain(result.status)}: {done}" + (f"; {plain(result.error)}" if result.error else ""))
     return "\n".join(lines)
+
+
+def named_rows(result: Result) -> list[tuple[str, list[float]]]:
+    """The zero-shot row and the rows of the matrix, each with what had been learned; joint training has but one."""
+    rows = [("zero-shot", result.zero_shot)] if result.zero_shot else []
+    if result.protocol.get("base") == "joint" and result.matrix:
+        return [*rows, ("all tasks", result.matrix[-1])]
+    return [*rows, *zip(result.tasks, result.matrix, strict=False)]
 
 
 def _row(name: str, values: Sequence[float], label: int, width: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from mulki_plugins.losses import RELATIONS, Relation, relation_distillation, relation_logits
 from mulki_plugins.options import Positive, Weight, checked
@@ -15,17 +15,25 @@ class Adding(Stage):
     """Adds weight·Σ_m Σ_r λ_r·mean_b w^m_b·T²·KL(teacher m ‖ student) over the relations r to the prototypes.
 
     relations: the factor λ of each of image_to_text, image_to_image, text_to_text, text_to_image; one that is not named
-    has 0. Both sides are compared against the teacher's prototypes, visual and textual. The teachers' shares w are uniform
-    unless Distinguishing sets them.
+    has 0. Both sides are compared against the teacher's prototypes, visual and textual. classes: the prototypes of the
+    sample's own `task`, or of all classes `seen` so far, whose prototypes the teachers keep: so the model before this task
+    hands on what it knew of earlier tasks without an image of them. The teachers' shares w are uniform unless
+    Distinguishing sets them.
     """
 
     @checked
     def __init__(
-        self, *, weight: Weight = 1.0, temperature: Positive = 2.0, relations: dict[Relation, Weight] | None = None
+        self,
+        *,
+        weight: Weight = 1.0,
+        temperature: Positive = 2.0,
+        relations: dict[Relation, Weight] | None = None,
+        classes: Literal["task", "seen"] = "task",
     ) -> None:
         super().__init__()
         self.weight = weight
         self.temperature = temperature
+        self.classes = classes
         chosen = dict.fromkeys(RELATIONS, 1.0) if relations is None else relations
         self.relations: dict[Relation, float] = {r: w for r, w in chosen.items() if w > 0}
 
@@ -40,15 +48,15 @@ class Adding(Stage):
         teachers = Teachers.of(strategy, self)
         total = features.image.new_zeros(())
         for task, rows in by_task(features):
-            views = teachers.views(strategy, features, task, rows)
+            views = teachers.views(strategy, features, task, rows, seen=self.classes == "seen")
             z, t, s = features.image[rows], features.text[task], features.scale
             own = [s * view.image @ view.text.T for view in views]
             weights = teachers.weights(own, strategy.mb_y[rows], task)
             for view, w in zip(views, weights, strict=True):
                 loss = relation_distillation(
-                    {r: relation_logits(r, z, t, view.prototypes, view.text, s) for r in self.relations},
+                    {r: relation_logits(r, z, t, view.prototypes, view.anchors, s) for r in self.relations},
                     {
-                        r: relation_logits(r, view.image, view.text, view.prototypes, view.text, s)
+                        r: relation_logits(r, view.image, view.text, view.prototypes, view.anchors, s)
                         for r in self.relations
                     },
                     self.relations,

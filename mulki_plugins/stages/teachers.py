@@ -57,8 +57,10 @@ class View:
     """[B, d]"""
     text: Tensor
     """[C, d]"""
+    anchors: Tensor
+    """Texts [A, d]: the task's own C, and after them those of the other tasks that were asked for."""
     prototypes: Tensor
-    """[C, d]"""
+    """Visual prototypes of the same classes [A, d]."""
 
 
 class Teachers(SupervisedPlugin):
@@ -126,17 +128,27 @@ class Teachers(SupervisedPlugin):
             self._batch = strategy.mbatch
         return self._images
 
-    def views(self, strategy: Any, features: Features, task: int, rows: Tensor) -> list[View]:
-        """What each active teacher says of these rows of the batch, in the dtype of the student's features."""
+    def views(self, strategy: Any, features: Features, task: int, rows: Tensor, *, seen: bool = False) -> list[View]:
+        """What each active teacher says of these rows of the batch, in the dtype of the student's features.
+
+        seen: with the classes of every other task that has been learned among anchors and prototypes.
+        """
         dtype = features.image.dtype
-        return [
-            View(
-                image=z[rows].to(dtype),
-                text=teacher.text(task).to(dtype),
-                prototypes=self.prototypes(strategy, teacher, task).to(dtype),
+        found = []
+        for teacher, z in zip(self.active, self.images(strategy), strict=True):
+            own = self.prototypes(strategy, teacher, task)
+            tasks = [task, *sorted(set(teacher.prototypes) - {task})] if seen else [task]
+            texts = [teacher.text(each).to(dtype) for each in tasks]
+            prototypes = [own, *(teacher.prototypes[each] for each in tasks[1:])]
+            found.append(
+                View(
+                    image=z[rows].to(dtype),
+                    text=texts[0],
+                    anchors=torch.cat(texts),
+                    prototypes=torch.cat(prototypes).to(dtype),
+                )
             )
-            for teacher, z in zip(self.active, self.images(strategy), strict=True)
-        ]
+        return found
 
     def prototypes(self, strategy: Any, teacher: Teacher, task: int) -> Tensor:
         """The teacher's visual prototypes [C, d] of a task; earlier tasks' stay as they were when it was trained."""

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mulki_plugins.streams.benchmark import as_benchmark
     from mulki_plugins.streams.mini.stream import mtil_mini
+    from mulki_plugins.streams.reference import Reference, as_reference
     from mulki_plugins.streams.task import ArrayImages, Task, TaskStream
 
-__all__ = ["ArrayImages", "Task", "TaskStream", "as_benchmark", "mtil_mini"]
+__all__ = ["ArrayImages", "Reference", "Task", "TaskStream", "as_benchmark", "as_reference", "mtil_mini"]
 
 _HOMES = {
     "ArrayImages": "task",
+    "Reference": "reference",
     "Task": "task",
     "TaskStream": "task",
     "as_benchmark": "benchmark",
+    "as_reference": "reference",
     "mtil_mini": "mini.stream",
 }
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from attrs import frozen
 from avalanche.benchmarks.scenarios import CLScenario
+from torch import Tensor
 
 from mulki_plugins.errors import MulkiError, did_you_mean
 from mulki_plugins.models.classifier import ClipClassifier
@@ -14,6 +16,7 @@ from mulki_plugins.models.load import load_clip
 from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.streams.benchmark import as_benchmark
+from mulki_plugins.streams.reference import Reference, as_reference
 from mulki_plugins.streams.task import TaskStream
 
 
@@ -37,9 +40,27 @@ def build(recipe: Recipe) -> Built:
     train = options.pop("train", "all")
     loaded = load_clip(recipe.model.name, **options)
     model = ClipClassifier(loaded.clip, loaded.tokenizer, stream.tasks, train=train)
-    plugins = [_made("plugin", entry.name, entry.options) for entry in recipe.strategy.plugins]
+    reference = _reference(recipe, loaded.transform(train=False))
+    plugins = [_made("plugin", e.name, e.options | _given(e.name, reference)) for e in recipe.strategy.plugins]
     benchmark = as_benchmark(stream, loaded.transform(train=True), loaded.transform(train=False))
     return Built(stream=stream, benchmark=benchmark, model=model.to(device), plugins=plugins, device=device)
+
+
+def needs_reference(recipe: Recipe) -> bool:
+    """Whether a plugin of the recipe's stack needs reference data."""
+    return any(catalog().find("plugin", entry.name).needs_reference for entry in recipe.strategy.plugins)
+
+
+def _reference(recipe: Recipe, transform: Callable[[Any], Tensor]) -> Reference | None:
+    """The recipe's reference data, where a plugin needs it."""
+    if recipe.reference is None or not needs_reference(recipe):
+        return None
+    return as_reference(_made("stream", recipe.reference.name, recipe.reference.options), transform)
+
+
+def _given(plugin: str, reference: Reference | None) -> dict[str, Any]:
+    """What a plugin is given beside its options."""
+    return {"reference": reference} if catalog().find("plugin", plugin).needs_reference else {}
 
 
 def choose_device(name: str) -> torch.device:

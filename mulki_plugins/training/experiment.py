@@ -27,10 +27,10 @@ from mulki_plugins.report.progress import ProgressLogger
 from mulki_plugins.report.result import Result
 from mulki_plugins.report.table import matrix_table
 from mulki_plugins.training.accuracy import AccuracyRecorder
-from mulki_plugins.training.build import Built, build
+from mulki_plugins.training.bases import TEMPLATES
+from mulki_plugins.training.build import Built, build, needs_reference
 from mulki_plugins.training.checkpoints import save_weights
 from mulki_plugins.training.seeding import seed_everything
-from mulki_plugins.training.template import ContinualTemplate
 
 
 def run_experiment(resolved: Resolved, seed: int, out: Path) -> Result:
@@ -70,7 +70,7 @@ class _Run:
     def all_tasks(self) -> Result:
         recipe, built = self.recipe, self.built
         self.loggers += [catalog().find("logger", name).load()(self.folder) for name in recipe.loggers]
-        self.strategy = ContinualTemplate(
+        self.strategy = TEMPLATES[recipe.strategy.base](
             model=built.model,
             train=recipe.train,
             evaluate=recipe.evaluate,
@@ -82,32 +82,50 @@ class _Run:
         self.result.zero_shot = self.evaluated()
         self.progress.say(f"zero-shot: mean accuracy {_mean(self.result.zero_shot):.1f} %")
         self.result.write(self.folder)
-        for i, experience in enumerate(self.built.benchmark.train_stream):
-            if self.recipe.strategy.base != "none":
+        if recipe.strategy.base == "none":
+            self.no_task()
+        elif recipe.strategy.base == "joint":
+            self.all_at_once()
+        else:
+            for i, experience in enumerate(built.benchmark.train_stream):
                 self.one_task(i, experience)
-            elif self.recipe.evaluate.classes == "seen":  # what is told apart grows, though nothing is learned
-                self.strategy.learned.add(i)
-                self.result.matrix.append(self.evaluated())
-            else:
-                self.result.matrix.append(list(self.result.zero_shot))
         self.result.seconds["total"] = round(time.monotonic() - began, 2)
         self.finish()
         return self.result
 
+    def no_task(self) -> None:
+        """No training: every row is the zero-shot row, but for what is told apart, which may grow."""
+        for i in range(len(self.result.tasks)):
+            self.strategy.learned.add(i)
+            grows = self.recipe.evaluate.classes == "seen"
+            self.result.matrix.append(self.evaluated() if grows else list(self.result.zero_shot))
+
     def one_task(self, i: int, experience: Any) -> None:
         name = self.built.stream.tasks[i].name
-        seed_everything(self.seed, i + 1)
-        began = time.monotonic()
-        workers = self.recipe.train.workers
-        self.strategy.train(experience, eval_streams=[], num_workers=workers, persistent_workers=workers > 0)
-        trained = time.monotonic()
-        save_weights(self.built.model, self.folder, i + 1, name, self.recipe.train.checkpoint.keep)
-        row = self.evaluated()
+        row = self.trained_and_evaluated(i + 1, name, experience)
         self.result.matrix.append(row)
-        self.result.seconds.setdefault("train", []).append(round(trained - began, 2))
-        self.result.seconds.setdefault("evaluate", []).append(round(time.monotonic() - trained, 2))
         self.result.write(self.folder)
         self.progress.say(f"    {name} {row[i]:.1f} %, mean of all {_mean(row):.1f} %")
+
+    def all_at_once(self) -> None:
+        """One training on the whole stream; every row of the matrix is that one model's."""
+        tasks = len(self.result.tasks)
+        row = self.trained_and_evaluated(tasks, "all", self.built.benchmark.train_stream)
+        self.result.matrix += [list(row) for _ in range(tasks)]
+        self.progress.say(f"    mean of all {_mean(row):.1f} %")
+
+    def trained_and_evaluated(self, learned: int, name: str, experiences: Any) -> list[float]:
+        """Train, keep the weights, evaluate. learned: how many tasks will then have been learned."""
+        seed_everything(self.seed, learned)
+        began = time.monotonic()
+        workers = self.recipe.train.workers
+        self.strategy.train(experiences, eval_streams=[], num_workers=workers, persistent_workers=workers > 0)
+        trained = time.monotonic()
+        save_weights(self.built.model, self.folder, learned, name, self.recipe.train.checkpoint.keep)
+        row = self.evaluated()
+        self.result.seconds.setdefault("train", []).append(round(trained - began, 2))
+        self.result.seconds.setdefault("evaluate", []).append(round(time.monotonic() - trained, 2))
+        return row
 
     def evaluated(self) -> list[float]:
         """Accuracy in percent on every task's test set."""
@@ -118,9 +136,12 @@ class _Run:
     def finish(self) -> None:
         """Metrics, table and picture."""
         self.result.status = "complete"
+        self.result.device["peak_memory_mib"] = _peak_memory(self.built.device)
         if len(self.result.tasks) > 1:
             for name in self.recipe.evaluate.metrics:
-                self.result.metrics[name] = float(catalog().find("metric", name).load()(self.result.matrix))
+                metric = catalog().find("metric", name)
+                if not (metric.sequential and self.recipe.strategy.base == "joint"):
+                    self.result.metrics[name] = float(metric.load()(self.result.matrix))
         self.result.write(self.folder)
         write_text(self.folder / "matrix.csv", _csv(self.result))
         write_text(self.folder / "matrix.txt", matrix_table(self.result) + "\n")
@@ -149,8 +170,9 @@ def _new_result(recipe: Recipe, built: Built, seed: int, folder: Path) -> Result
         strategy=recipe.strategy.name,
         seed=seed,
         tasks=[task.name for task in built.stream.tasks],
-        protocol={"stream": recipe.stream.name, "model": recipe.model.name, "classes": recipe.evaluate.classes},
-        settings=_fingerprint(recipe),
+        protocol={"stream": recipe.stream.name, "model": recipe.model.name, "classes": recipe.evaluate.classes}
+        | ({"base": recipe.strategy.base} if recipe.strategy.base == "joint" else {}),
+        settings=fingerprint(recipe),
         plugins=plugins,
         versions={"python": platform.python_version(), **_versions()},
         device={"type": built.device.type, "name": _device_name(built.device), "threads": torch.get_num_threads()},
@@ -159,10 +181,11 @@ def _new_result(recipe: Recipe, built: Built, seed: int, folder: Path) -> Result
     )
 
 
-def _fingerprint(recipe: Recipe) -> str:
+def fingerprint(recipe: Recipe) -> str:
     """Of everything that moves the numbers but the seed, so that only repetitions of one experiment are averaged."""
     train = evolve(recipe.train, workers=0, checkpoint=Checkpoint())
-    said = as_data(evolve(recipe, summary="", train=train, seeds=[0], loggers=[], device="auto"))
+    reference = recipe.reference if needs_reference(recipe) else None
+    said = as_data(evolve(recipe, summary="", train=train, reference=reference, seeds=[0], loggers=[], device="auto"))
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -174,6 +197,18 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:  # a checkout that was never installed
             found[package] = ""
     return found
+
+
+def _peak_memory(device: torch.device) -> float:
+    """MiB: on a GPU the most that tensors took, else the most that the process ever held."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return 0.0
+    unit = 1 if platform.system() == "Darwin" else 2**10
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
 
 
 def _device_name(device: torch.device) -> str:

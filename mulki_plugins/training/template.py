@@ -58,6 +58,8 @@ class ContinualTemplate(SupervisedTemplate):
         self.dataloader: Any
         self.steps = 0
         """Steps of the current task."""
+        self.budgets = 1
+        """How many tasks' iterations one experience is given."""
         self.learned: set[int] = set()
         """Task labels that have been trained."""
         self._classes = evaluate.classes
@@ -87,7 +89,7 @@ class ContinualTemplate(SupervisedTemplate):
         settings = self.task_settings
         self.train_epochs = settings.epochs or 1
         if settings.iterations:
-            self.dataloader = CountedLoader(self.dataloader, settings.iterations)
+            self.dataloader = CountedLoader(self.dataloader, self.budgets * settings.iterations)
         self.steps = self.train_epochs * len(self.dataloader)  # type: ignore[arg-type]
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.precision == "fp16")
 

@@ -31,7 +31,7 @@ class Pictures:
 def draw(name: str, task: dict[str, Any], split: Literal["train", "test"]) -> Pictures:
     """The pictures of one task's split; `task` is its entry in tasks.yaml."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"mtil-mini/{VERSION}/{name}/{split}".encode()))
-    n = TRAIN if split == "train" else TEST
+    n = task.get("images", TRAIN) if split == "train" else TEST
     classes = list(task["classes"])
     labels = torch.arange(n)[torch.randperm(n, generator=generator)] % len(classes)
     source = task["source"]

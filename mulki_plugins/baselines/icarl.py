@@ -1,0 +1,112 @@
+"""iCaRL for CLIP-like models: herded exemplars of earlier tasks, and the previous model distilled on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from avalanche.benchmarks.utils import concat_datasets
+from avalanche.training.plugins import ReplayPlugin
+from avalanche.training.storage_policy import ExemplarsBuffer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mulki_plugins.losses import distillation, herded
+from mulki_plugins.models.classifier import ClipClassifier
+from mulki_plugins.options import Count, Positive, Weight, checked
+from mulki_plugins.stages.stage import Stage, by_task, classifier_of, features_of
+from mulki_plugins.stages.teachers import Teachers
+
+Group = tuple[int, int]
+"""(task, class)"""
+
+
+class HerdedExemplars(ExemplarsBuffer):
+    """At most `max_size` images of the tasks so far, as many of each class as of any other, those nearest the class's mean.
+
+    Chosen by `herded` on the model's unit-norm features at the end of the class's task, through the evaluation transform.
+    When room gets scarce each class gives up those chosen last.
+    """
+
+    def __init__(self, max_size: int) -> None:
+        super().__init__(max_size)
+        self.groups: dict[Group, Any] = {}
+
+    def add(self, model: ClipClassifier, dataset: Any) -> None:
+        """Choose among a task's training images, and make the others give way."""
+        features, classes, tasks = _seen_by(model, dataset)
+        found = {(int(t), int(c)) for t, c in zip(tasks, classes, strict=True)}
+        room = self._room(len(self.groups.keys() | found))
+        for task, c in sorted(found):
+            rows = ((tasks == task) & (classes == c)).nonzero()[:, 0]
+            self.groups[task, c] = dataset.subset(rows[herded(features[rows], room)].tolist())
+        self._fit()
+
+    def resize(self, strategy: Any, new_size: int) -> None:
+        self.max_size = new_size
+        self._fit()
+
+    def _room(self, groups: int) -> int:
+        return self.max_size // max(1, groups)
+
+    def _fit(self) -> None:
+        room = self._room(len(self.groups))
+        self.groups = {key: kept.subset(range(min(room, len(kept)))) for key, kept in self.groups.items()}
+        self.buffer = concat_datasets([kept for kept in self.groups.values() if len(kept)])
+
+
+@torch.no_grad()
+def _seen_by(model: ClipClassifier, dataset: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Features [N, d], classes [N] and task labels [N] of a training set."""
+    features, classes, tasks = [], [], []
+    for batch in DataLoader(dataset.eval(), batch_size=256):
+        features.append(model.encode_image(batch[0].to(model.scale.device)).float().cpu())
+        classes.append(batch[1])
+        tasks.append(batch[-1])
+    return torch.cat(features), torch.cat(classes), torch.cat(tasks)
+
+
+class ICarl(Stage):
+    """Mixes exemplars of earlier tasks into every batch, and adds weight·T²·KL(previous model ‖ student) on them.
+
+    memory: images kept in all, as many of each class seen. Each exemplar is told from its own task's classes, in the
+    cross-entropy as in the distillation. The classification by nearest exemplars is not used: CLIP's texts classify.
+    Rebuffi et al., 2017, arXiv 1611.07725; for CLIP in Zheng et al., 2023 (arXiv 2303.06628), whose code herds by data set,
+    distils from the pre-trained model and loses the pairing of features and images.
+    """
+
+    @checked
+    def __init__(
+        self,
+        *,
+        memory: Count = 550,
+        batch_size: Count | None = None,
+        weight: Weight = 1.0,
+        temperature: Positive = 2.0,
+    ) -> None:
+        super().__init__()
+        self.weight, self.temperature = weight, temperature
+        self.exemplars = HerdedExemplars(memory)
+        self._replay = ReplayPlugin(mem_size=memory, batch_size_mem=batch_size, storage_policy=self.exemplars)
+        self._current: set[int] = set()
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self._current = {int(task) for task in strategy.adapted_dataset.targets_task_labels.uniques}
+        self._replay.before_training_exp(strategy, **kwargs)
+
+    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+        features = features_of(strategy, self)
+        total = features.image.new_zeros(())
+        kept = [(task, rows) for task, rows in by_task(features) if task not in self._current]
+        if kept:
+            teachers = Teachers.of(strategy, self)
+            previous, known = teachers.active[-1], teachers.images(strategy)[-1]
+            samples = sum(len(rows) for _, rows in kept)
+            for task, rows in kept:
+                z, t, s = features.image[rows], features.text[task], features.scale
+                taught = s * known[rows].to(z) @ previous.text(task).to(z).T
+                total = total + distillation(s * z @ t.T, taught, self.temperature).sum() / samples
+        self.add_loss(strategy, "icarl", total, self.weight)
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self.exemplars.add(classifier_of(strategy, self), strategy.experience.dataset)

@@ -1,0 +1,75 @@
+"""ZSCL: distil the pre-trained model on reference images and texts that are no task's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mulki_plugins.baselines.lwf import encoded
+from mulki_plugins.losses import contrastive_distillation
+from mulki_plugins.options import Count, Positive, Weight, checked
+from mulki_plugins.stages.stage import Stage, classifier_of
+from mulki_plugins.stages.teachers import Teachers
+from mulki_plugins.streams.reference import Reference
+
+
+class ReferenceDistillation(Stage):
+    """Adds image·KD over the texts and text·KD over the images between each teacher and the student on a reference batch.
+
+    reference: images and texts to distil on; a batch of the images a step, all of the texts. The teacher's texts stand on
+    both sides, encoded once per task, so that only the student's image tower is taught, as in the authors' code.
+    batch_size: reference images a step; null for as many as the task's.
+    Zheng et al., 2023, arXiv 2303.06628 (whose teacher is the pre-trained model: `teachers: {use: initial}`).
+    """
+
+    @checked
+    def __init__(
+        self,
+        *,
+        reference: Reference,
+        image: Weight = 1.0,
+        text: Weight = 1.0,
+        temperature: Positive = 2.0,
+        batch_size: Count | None = None,
+    ) -> None:
+        super().__init__()
+        self.reference = reference
+        self.image, self.text, self.temperature = image, text, temperature
+        self.batch_size = batch_size
+        self._texts: list[Tensor] = []
+        self._batches: Iterator[Tensor] = iter(())
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        model = classifier_of(strategy, self)
+        tokens = model.tokenizer(list(self.reference.texts)).to(model.scale.device)
+        self._texts = [encoded(teacher.model, tokens) for teacher in Teachers.of(strategy, self).active]
+        self._batches = reference_batches(self.reference, self.batch_size or strategy.train_mb_size)
+
+    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+        model = classifier_of(strategy, self)
+        x = next(self._batches).to(strategy.device)
+        z, s = model.encode_image(x), model.scale
+        total = z.new_zeros(())
+        teachers = Teachers.of(strategy, self).active
+        for teacher, texts in zip(teachers, self._texts, strict=True):
+            t = texts.to(z)
+            known = teacher.images(x).to(z)
+            over_texts, over_images = contrastive_distillation(s * z @ t.T, s * known @ t.T, self.temperature)
+            total = total + (self.image * over_texts + self.text * over_images) / len(teachers)
+        self.add_loss(strategy, "zscl", total)
+
+
+def reference_batches(reference: Reference, batch_size: int) -> Iterator[Tensor]:
+    """Batches of reference images without end, shuffled anew each time around; the last of a round may be smaller."""
+    loader = DataLoader(reference.images, batch_size=batch_size, shuffle=True, generator=_fork())
+    while True:
+        yield from loader
+
+
+def _fork() -> torch.Generator:
+    """A generator that follows from torch's state now, and moves it no further with each epoch."""
+    return torch.Generator().manual_seed(int(torch.randint(2**62, ())))

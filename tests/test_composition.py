@@ -1,0 +1,126 @@
+"""What is put together: bases, stages, Avalanche's plugins and reference data; and what is refused, with its reason."""
+
+import json
+
+import pytest
+import torch
+
+from mulki_plugins.errors import Mistakes
+from mulki_plugins.recipe.resolve import Changes, resolve
+from mulki_plugins.training.experiment import run_experiment
+
+SMALL = (
+    "stream.tasks=[digits,scans]", "train.iterations=2", "train.schedule.warmup=0", "train.batch_size=8",
+    "loggers=[]", "train.checkpoint.keep=0",
+)  # fmt: skip
+
+
+def resolved(strategy, *settings, with_plugins=(), without=()):
+    changes = Changes(
+        strategy=strategy, settings=(*SMALL, *settings), with_plugins=with_plugins, without_plugins=without
+    )
+    return resolve("recipes/mtil.yaml", changes)
+
+
+def run(tmp_path, strategy, *settings, **changes):
+    torch.set_num_threads(1)
+    return run_experiment(resolved(strategy, *settings, **changes), 0, tmp_path)
+
+
+def refusal(strategy, *settings, **changes):
+    with pytest.raises(Mistakes) as caught:
+        resolved(strategy, *settings, **changes)
+    return "\n".join(caught.value.lines())
+
+
+@pytest.mark.parametrize(
+    ("strategy", "words"),
+    [
+        ("mulki", ("--with", "avalanche.replay")), ("mulki", ("--with", "avalanche.ewc")),
+        ("mulki", ("--with", "avalanche.si")), ("mulki", ("--with", "avalanche.mas")),
+        ("mulki", ("--with", "avalanche.agem")), ("mulki", ("--with", "avalanche.lwf")),
+        ("mulki", ("--with", "zscl")), ("mulki", ("strategy.base=cumulative",)), ("mulki", ("strategy.base=joint",)),
+        ("ewc", ("strategy.base=cumulative",)), ("lwf", ("strategy.base=joint",)), ("icarl", ()), ("snd", ()),
+    ],
+)  # fmt: skip
+def test_what_goes_together(tmp_path, strategy, words):
+    added = words[1:] if words[:1] == ("--with",) else ()
+    result = run(tmp_path, strategy, *(() if added else words), with_plugins=added)
+    assert result.status == "complete"
+    assert len(result.matrix) == 2
+    assert all(0 <= value <= 100 for row in result.matrix for value in row)
+
+
+def test_joint_training_is_one_training_and_has_no_transfer(tmp_path):
+    result = run(tmp_path, "joint")
+    assert result.matrix[0] == result.matrix[1]
+    assert set(result.metrics) == {"last"}
+    assert len(result.seconds["train"]) == 1
+    table = (tmp_path / "mtil" / "joint" / "seed-0" / "matrix.txt").read_text()
+    assert "all tasks" in table
+    assert "after" in table.splitlines()[0]
+    assert not any(line.startswith(("digits", "scans")) for line in table.splitlines()), "no row for what was no moment"
+    data = json.loads((tmp_path / "mtil" / "joint" / "seed-0" / "result.json").read_text())
+    assert data["protocol"]["base"] == "joint"
+
+
+def test_bases_see_what_they_say(tmp_path, monkeypatch):
+    """Naive: a task's own images; cumulative: those of all so far; joint: all, in the budget of all tasks."""
+    from mulki_plugins.training import template
+
+    seen = []
+    original = template.ContinualTemplate.criterion
+
+    def spy(self):
+        if self.is_training:
+            seen.append((self.clock.train_exp_counter, set(self.mb_task_id.tolist())))
+        return original(self)
+
+    monkeypatch.setattr(template.ContinualTemplate, "criterion", spy)
+    budget = ("train.iterations=6", "train.batch_size=16")
+    for base, expected in {
+        "naive": [{0}, {1}], "cumulative": [{0}, {0, 1}], "joint": [{0, 1}],
+    }.items():  # fmt: skip
+        seen.clear()
+        run(tmp_path / base, "finetune", f"strategy.base={base}", *budget)
+        tasks = [set().union(*(found for task, found in seen if task == i)) for i in range(len(expected))]
+        assert tasks == expected
+        assert len(seen) == 12, "the same number of steps in all"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "settings", "added", "reason"),
+    [
+        ("finetune", ["strategy.base=joint"], ["avalanche.replay"], "trains on the images of all tasks at once already"),
+        ("finetune", ["strategy.base=cumulative"], ["icarl", "teachers"], "trains on the images of all tasks so far already"),
+        ("finetune", ["strategy.base=joint"], ["avalanche.ewc"], "trains once on all of them"),
+        ("zero-shot", [], ["connecting"], "trains nothing"),
+        ("zscl", ["reference=null"], [], "needs reference images; declare a stream of them"),
+        ("snd", ["reference=null"], [], "such as `reference: mtil-mini-reference`"),
+        ("joint", ["train.per_task={digits: {lr: 0.1}}"], [], "all tasks at once, in one budget"),
+        ("icarl", [], ["avalanche.replay"], "does not work together with 'avalanche.replay'"),
+        ("finetune", [], ["lwf"], "needs the plugin 'teachers'"),
+        ("finetune", [], ["avalanche.der"], "keeps logits of one fixed width"),
+        ("finetune", [], ["avalanche.gem"], "take avalanche.agem"),
+        ("finetune", [], ["avalanche.lfl"], "get_features"),
+        ("finetune", ["strategy.base=jiont"], [], "expected 'naive' or 'cumulative' or 'joint' or 'none'"),
+        ("zscl", ["reference=mtil-mini-refrence"], [], "did you mean 'mtil-mini-reference'"),
+        ("zscl", ["strategy.zscl.reference=mtil-mini-reference"], [], "unknown option"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_says_why(strategy, settings, added, reason):
+    assert reason in refusal(strategy, *settings, with_plugins=tuple(added))
+
+
+def test_a_reference_is_no_setting_of_those_who_need_none():
+    from mulki_plugins.training.experiment import fingerprint
+
+    assert fingerprint(resolved("lwf").recipe) == fingerprint(resolved("lwf", "reference=null").recipe)
+    other = fingerprint(resolved("zscl", "reference={name: mtil-mini, tasks: [faces]}").recipe)
+    assert fingerprint(resolved("zscl").recipe) != other
+
+
+def test_a_strategy_may_say_which_towers_learn():
+    assert resolved("snd").recipe.model.options["train"] == "image"
+    assert resolved("snd", "model.train=all").recipe.model.options["train"] == "all"
+    assert resolved("mulki").recipe.model.options["train"] == "all"
