@@ -29,7 +29,7 @@ class ProgressLogger(BaseLogger):
 
     def before_training_exp(self, strategy: Any, metric_values: Any) -> None:
         self._smooth, self._began = {}, time.monotonic()
-        label = f"[{strategy.clock.train_exp_counter + 1}/{self.tasks}] {strategy.experience.task_name}"
+        label = self._label(strategy)
         if sys.stderr.isatty():
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"),
@@ -52,7 +52,7 @@ class ProgressLogger(BaseLogger):
 
     def after_training_exp(self, strategy: Any, metric_values: Any) -> None:
         self.stop()
-        label = f"[{strategy.clock.train_exp_counter + 1}/{self.tasks}] {strategy.experience.task_name}"
+        label = self._label(strategy)
         self.say(f"{label}: {strategy.steps} steps in {time.monotonic() - self._began:.0f} s, {self._state()}")
 
     def stop(self) -> None:
@@ -60,6 +60,11 @@ class ProgressLogger(BaseLogger):
         if self._bar:
             self._bar.stop()
             self._bar = None
+
+    def _label(self, strategy: Any) -> str:
+        if strategy.budgets > 1:  # joint training: one experience stands for all
+            return f"[1-{self.tasks}/{self.tasks}] all tasks"
+        return f"[{strategy.clock.train_exp_counter + 1}/{self.tasks}] {strategy.experience.task_name}"
 
     def _state(self) -> str:
         loss, right = self._smooth.get("train/loss/total"), self._smooth.get("train/accuracy")
