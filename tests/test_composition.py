@@ -61,7 +61,7 @@ def test_joint_training_is_one_training_and_has_no_transfer(tmp_path):
     assert "after" in table.splitlines()[0]
     assert not any(line.startswith(("digits", "scans")) for line in table.splitlines()), "no row for what was no moment"
     data = json.loads((tmp_path / "mtil" / "joint" / "seed-0" / "result.json").read_text())
-    assert data["protocol"]["base"] == "joint"
+    assert data["base"] == "joint"
 
 
 def test_bases_see_what_they_say(tmp_path, monkeypatch):
@@ -106,6 +106,10 @@ def test_bases_see_what_they_say(tmp_path, monkeypatch):
         ("finetune", ["strategy.base=jiont"], [], "expected 'naive' or 'cumulative' or 'joint' or 'none'"),
         ("zscl", ["reference=mtil-mini-refrence"], [], "did you mean 'mtil-mini-reference'"),
         ("zscl", ["strategy.zscl.reference=mtil-mini-reference"], [], "unknown option"),
+        ("zscl", ["reference=mtil-mini"], [], "shares no task with the one that is learned"),
+        ("zscl", ["reference={name: mtil-mini, tasks: [food, scans]}"], [], "shares no task"),
+        ("icarl", ["strategy.base=[joint]"], [], "expected 'naive' or 'cumulative'"),
+        ("replay", ["strategy.base={joint: 1}"], [], "expected 'naive' or 'cumulative'"),
     ],
 )  # fmt: skip
 def test_what_is_refused_says_why(strategy, settings, added, reason):
@@ -123,4 +127,6 @@ def test_a_reference_is_no_setting_of_those_who_need_none():
 def test_a_strategy_may_say_which_towers_learn():
     assert resolved("snd").recipe.model.options["train"] == "image"
     assert resolved("snd", "model.train=all").recipe.model.options["train"] == "all"
+    assert resolved("snd", "model=ViT-B-32").recipe.model.options["train"] == "image"
+    assert resolved("snd", "model={name: ViT-B-32, train: text}").recipe.model.options["train"] == "text"
     assert resolved("mulki").recipe.model.options["train"] == "all"

@@ -260,11 +260,26 @@ def test_what_answers_at_once_imports_neither_torch_nor_avalanche(command):
 def test_lists_say_who_brought_what():
     data = json.loads(mulki("list", "--json").stdout)
     assert set(data) == {"recipes", "strategies", "plugins", "streams", "models", "metrics", "loggers"}
-    assert {entry["name"] for entry in data["strategies"]} == {"finetune", "mulki", "zero-shot"}
+    assert {entry["name"] for entry in data["strategies"]} == {
+        "finetune", "zero-shot", "joint", "lwf", "lwf-vr", "wise-ft", "l2", "weight-ensemble", "icarl", "zscl", "snd",
+        "ewc", "replay", "si", "mas", "mulki",
+    }  # fmt: skip
     assert all(entry["distribution"] == "mulki" and entry["summary"] for entries in data.values() for entry in entries)
     text = mulki("list", "models").stdout
     assert "mulki-tiny" in text
     assert "architectures of open_clip" in text
+
+
+def test_of_each_strategy_the_list_says_its_paper_and_what_it_keeps_and_needs():
+    entries = {entry["name"]: entry for entry in json.loads(mulki("list", "strategies", "--json").stdout)["strategies"]}
+    assert {name for name, entry in entries.items() if entry["keeps_images"]} == {"icarl", "replay", "joint"}
+    assert {name for name, entry in entries.items() if entry["needs_reference"]} == {"zscl", "snd"}
+    assert {name for name, entry in entries.items() if not entry["source"]} == {"finetune", "joint"}
+    lines = {line.split()[0]: line for line in mulki("list", "strategies").stdout.splitlines()[2:] if line.strip()}
+    assert lines["icarl"].split()[1:3] == ["yes", "no"]
+    assert lines["zscl"].split()[1:3] == ["no", "yes"]
+    assert "[arXiv 2303.06628]" in lines["zscl"]
+    assert lines["mulki"].split()[1:3] == ["no", "no"]
 
 
 def test_validate_as_json(tmp_path):

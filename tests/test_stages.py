@@ -165,6 +165,28 @@ def test_connecting_on_known_weights(classifier, benchmark, inter, every):
         assert torch.allclose(value.double(), expected, atol=1e-5), name
 
 
+@pytest.mark.parametrize("options", [{"every": 100}, {"every": None}, {"every": 100, "start": False}])
+def test_a_task_shorter_than_a_snapshot_is_not_thrown_away(classifier, benchmark, options):
+    seen = {}
+
+    class Spy(Connecting):
+        def after_training_exp(self, strategy, **kwargs):
+            seen["last"] = weights(strategy.model)
+            super().after_training_exp(strategy, **kwargs)
+
+    start = weights(classifier)
+    options = {"start": True, **options}
+    naive(classifier, [Spy(inter=0.0, **options)], lr=0.1).train(benchmark.train_stream[0])
+    for name, p in classifier.named_parameters():
+        expected = (start[name] + seen["last"][name]) / 2 if options["start"] else seen["last"][name]
+        assert torch.allclose(p, expected, atol=1e-6)
+
+
+def test_adding_needs_a_relation():
+    with pytest.raises(ValueError, match="expected at least one above 0"):
+        Adding(relations={"image_to_text": 0.0})
+
+
 def test_shares_of_interpolation_by_loops():
     before, now = torch.tensor([0.0, 1.0, 4.0, 0.0], dtype=torch.float64), torch.tensor([0.0, 1.0, 1.0, 3.0]).double()
     shares = interpolation_shares(before, now, 0.3, damping=0.01)

@@ -2,6 +2,8 @@
 
 import csv
 import importlib.util
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -38,9 +40,10 @@ def plan(tmp_path):
         "recipe": str(tmp_path / "small.yaml"),
         "orders": {"I": "I", "random": ["scans", "digits"]},
         "many": ["mulki", "finetune"],
-        "few": ["zero-shot"],
-        "seeds": {"I": {"many": [0, 1], "few": [0, 1]}, "random": {"many": [0], "few": []}},
+        "few": ["lwf"],
+        "seeds": {"I": {"many": [0, 1], "few": []}, "random": {"many": [0], "few": []}},
         "once": ["zero-shot"],
+        "alone": {"stream": "mtil-mini", "strategy": "finetune", "seeds": []},
         "ablation": {
             "strategy": "mulki", "seeds": [0], "without": ["adding"],
             "changed": {"only the previous teacher": ["strategy.teachers.use=previous"]},
@@ -59,6 +62,8 @@ def invoke(study, plan, *words):
 
 
 def test_the_shipped_plan_covers_what_is_promised(study):
+    import study_jobs
+
     plan = yaml.safe_load((TOOLS / "study.yaml").read_text())
     jobs = list(study.planned(plan))
     assert len({(j.part, j.order, j.label, j.seed) for j in jobs}) == len(jobs)
@@ -68,12 +73,14 @@ def test_the_shipped_plan_covers_what_is_promised(study):
     for name in ("mulki", "finetune", "lwf", "wise-ft", "weight-ensemble", "snd", "zscl"):
         assert count["study", "I", name] >= 5
         assert min(count["study", "II", name], count["study", "random", name]) >= 3
+    assert all(count["study", order, "zero-shot"] == 1 for order in plan["orders"])
+    assert sum(part == "alone" for part, _, _ in count) == 11
     for name in ("joint", "lwf-vr", "l2", "icarl", "ewc", "replay", "si", "mas"):
         assert count["study", "I", name] >= 3
     assert sorted(plan["orders"]["random"]) == sorted(catalog().find("stream", "mtil-mini").tasks)
     assert plan["orders"]["random"] not in (list(ORDERS["I"]), list(ORDERS["II"]))
     for job in [*jobs, *study.choices(plan)]:
-        recipe = study.resolved(plan, job).recipe
+        recipe = study_jobs.resolved(plan, job).recipe
         assert recipe.seeds == [job.seed]
         assert recipe.stream.options["evaluate_on"] == ("validation" if job.part == "choice" else "test")
     reported = {job.seed for job in jobs}
@@ -85,13 +92,14 @@ def test_the_shipped_plan_covers_what_is_promised(study):
 def test_runs_what_is_missing_and_reports(study, plan):
     folder = plan.parent
     out = ("--out", str(folder / "out"), "--jobs", "1")
-    assert "9 are missing" in invoke(study, plan, "run", "--dry-run", *out).output
+    assert "10 are missing" in invoke(study, plan, "run", "--dry-run", *out).output
     invoke(study, plan, "run", "--only", "study", "--only", "random", *out)
     with (folder / "runs.csv").open() as file:
         first = list(csv.DictReader(file))
-    assert [(row["label"], row["order"]) for row in first] == [("mulki", "random"), ("finetune", "random")]
-    assert "2 runs are there, 7 are missing" in invoke(study, plan, "run", *out).output
-    assert "9 runs are there, 0 are missing" in invoke(study, plan, "run", *out).output
+    assert [row["label"] for row in first] == ["zero-shot", "mulki", "finetune"]
+    assert {row["order"] for row in first} == {"random"}
+    assert "3 runs are there, 7 are missing" in invoke(study, plan, "run", *out).output
+    assert "10 runs are there, 0 are missing" in invoke(study, plan, "run", *out).output
     (folder / "results.md").write_text("Before.\n<!-- study: begin -->\nold\n<!-- study: end -->\nAfter.\n")
     table = invoke(study, plan, "report", "--docs", str(folder)).output
     document = (folder / "results.md").read_text()
@@ -99,6 +107,7 @@ def test_runs_what_is_missing_and_reports(study, plan):
     assert document.endswith("After.\n")
     assert "old" not in document
     assert "| without adding | 1 |" in document
+    assert "Zero-shot: " in document
     assert "| only the previous teacher | 1 |" in table
     assert (folder / "study.png").stat().st_size > 10_000
     with (folder / "runs.csv").open() as file:
@@ -112,7 +121,7 @@ def test_runs_what_is_missing_and_reports(study, plan):
     changed = yaml.safe_load(plan.read_text())
     changed["ablation"]["changed"]["only the previous teacher"] = ["strategy.teachers.use=initial"]
     plan.write_text(yaml.safe_dump(changed))
-    assert "8 runs are there, 1 are missing" in invoke(study, plan, "run", "--dry-run", *out).output
+    assert "9 runs are there, 1 are missing" in invoke(study, plan, "run", "--dry-run", *out).output
 
 
 def test_chooses_on_validation_images(study, plan):
@@ -125,7 +134,7 @@ def test_chooses_on_validation_images(study, plan):
 
 def test_a_run_that_fails_ends_no_other(study, plan):
     changed = yaml.safe_load(plan.read_text())
-    changed["few"] = []
+    changed["once"] = []
     changed["many"] = ["finetune"]
     changed["seeds"] = {"I": {"many": [0], "few": []}, "random": {"many": [], "few": []}}
     changed["ablation"] |= {"without": [], "changed": {"broken": ["device=cuda:7"]}}
@@ -133,6 +142,54 @@ def test_a_run_that_fails_ends_no_other(study, plan):
     output = invoke(study, plan, "run", "--out", str(plan.parent / "out"), "--jobs", "1").output
     assert "broken seed 0: FAILED: $.device: cuda:7 is not on this machine" in output
     assert "1 runs are there, 1 are missing" in invoke(study, plan, "run", "--dry-run").output
+
+
+def test_a_killed_run_ends_no_other(study, plan):
+    """A process that dies takes its own run with it and no more."""
+    import study_jobs
+
+    said = yaml.safe_load(plan.read_text())
+    said["killed"] = True
+    jobs = [
+        study_jobs.Job(part="study", order="I", label=name, seed=0, strategy=name) for name in ("finetune", "zero-shot")
+    ]
+    original = study_jobs.run_job
+    study_jobs.run_job = dying
+    try:
+        study_jobs.work_off(said, jobs, plan.parent / "runs.csv", plan.parent / "out", 2, 1)
+    finally:
+        study_jobs.run_job = original
+    with (plan.parent / "runs.csv").open() as file:
+        assert [row["label"] for row in csv.DictReader(file)] == ["zero-shot"]
+
+
+def dying(plan, job, out, threads):
+    import study_jobs
+
+    if job.label == "finetune":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return study_jobs.run_job(plan, job, out, threads)
+
+
+def test_only_what_there_is(study, plan):
+    result = CliRunner().invoke(study.main, ["--plan", str(plan), "run", "--only", "mulkee"])
+    assert result.exit_code == 2
+    assert "no run is of mulkee" in result.output
+
+
+def test_a_line_of_another_device_is_no_line_of_this_one(study, plan):
+    import study_jobs
+    from study_report import Line
+
+    said = yaml.safe_load(plan.read_text())
+    job = next(iter(study.planned(said)))
+    recipe = study_jobs.resolved(said, job).recipe
+    from mulki_plugins.training.experiment import fingerprint
+
+    common = {"part": job.part, "order": job.order, "label": job.label, "seed": job.seed, "code": ""}
+    here, there = (Line(**common, fingerprint=fingerprint(recipe), device=d, last=50.0) for d in ("cpu", "tpu"))
+    assert study.missing(said, [job], [there])[0] == [job]
+    assert study.missing(said, [job], [there, here]) == ([], [here])
 
 
 def test_costs_are_ratios(study):

@@ -71,7 +71,7 @@ def test_teachers_in_half_precision_teach_nearly_the_same(stream, benchmark):
 
 def test_only_prototypes_grow_with_the_number_of_tasks(classifier, benchmark):
     teachers = Teachers()
-    strategy = naive(classifier, [teachers, Adding(), Eliciting(), Distinguishing()])
+    strategy = naive(classifier, [teachers, Adding(classes="seen"), Eliciting(), Distinguishing()])
     for n, experience in enumerate(benchmark.train_stream, 1):
         strategy.train(experience)
         for teacher in teachers.active:

@@ -14,7 +14,6 @@ from attrs import asdict, field, fields, frozen
 from matplotlib.figure import Figure
 
 METRICS = ("transfer", "average", "last")
-START, END = "<!-- study: begin -->", "<!-- study: end -->"
 
 
 @frozen(kw_only=True)
@@ -26,6 +25,10 @@ class Line:
     label: str
     seed: int
     fingerprint: str
+    """Of the resolved recipe."""
+    device: str
+    code: str
+    """A fingerprint of the package's code."""
     transfer: float | None = None
     average: float | None = None
     last: float | None = None
@@ -176,12 +179,34 @@ def figure(lines: Sequence[Line], plan: dict[str, Any]) -> Figure:
     return result
 
 
-def write_between_marks(path: Path, text: str) -> None:
-    """Put the table where a document marks its place; a document without the marks is left alone."""
-    if not path.is_file():
-        return
-    document = path.read_text("utf-8")
-    before, begin, rest = document.partition(START)
-    _, end, after = rest.partition(END)
-    if begin and end:
-        path.write_text(f"{before}{START}\n\n{text}\n\n{END}{after}", "utf-8")
+def zero_shot_text(lines: Sequence[Line]) -> str:
+    """What Transfer is to be held against."""
+    known = {line.order: line for line in lines if line.part == "study"}
+    said = [f"{line.zero_shot_later:.1f} in order {order}" for order, line in known.items()]
+    if not said:
+        return ""
+    mean = next(iter(known.values())).zero_shot
+    return f"Zero-shot: {mean:.1f} in the mean of all tasks; of all but the first {', '.join(said)}."
+
+
+def alone_text(lines: Sequence[Line]) -> str:
+    """What fine-tuning reaches on each task alone, from the pre-trained model."""
+    by_task: dict[str, list[float]] = defaultdict(list)
+    for line in lines:
+        if line.part == "alone" and line.last is not None:
+            by_task[line.label].append(line.last)
+    if not by_task:
+        return ""
+    means = {task: statistics.fmean(values) for task, values in by_task.items()}
+    each = ", ".join(f"{task} {value:.1f}" for task, value in means.items())
+    return f"Fine-tuned on each task alone: {statistics.fmean(means.values()):.1f} in the mean ({each})."
+
+
+def write_between_marks(path: Path, name: str, text: str) -> None:
+    """Put a table where a document marks its place; a document without the marks is left alone."""
+    start, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    document = path.read_text("utf-8") if path.is_file() else ""
+    before, begun, rest = document.partition(start)
+    _, ended, after = rest.partition(end)
+    if begun and ended:
+        path.write_text(f"{before}{start}\n\n{text}\n\n{end}{after}", "utf-8")

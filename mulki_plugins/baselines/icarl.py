@@ -22,10 +22,11 @@ Group = tuple[int, int]
 
 
 class HerdedExemplars(ExemplarsBuffer):
-    """At most `max_size` images of the tasks so far, as many of each class as of any other, those nearest the class's mean.
+    """At most `max_size` images of the tasks so far, as many of each class as of any other, or one more.
 
-    Chosen by `herded` on the model's unit-norm features at the end of the class's task, through the evaluation transform.
-    When room gets scarce each class gives up those chosen last.
+    Chosen by `herded` on the model's unit-norm features at the end of the class's task, through the evaluation transform,
+    so that their mean is near the class's. When room gets scarce each class gives up those chosen last; where there are
+    more classes than room, the first learned keep one each.
     """
 
     def __init__(self, max_size: int) -> None:
@@ -35,23 +36,19 @@ class HerdedExemplars(ExemplarsBuffer):
     def add(self, model: ClipClassifier, dataset: Any) -> None:
         """Choose among a task's training images, and make the others give way."""
         features, classes, tasks = _seen_by(model, dataset)
-        found = {(int(t), int(c)) for t, c in zip(tasks, classes, strict=True)}
-        room = self._room(len(self.groups.keys() | found))
-        for task, c in sorted(found):
+        for task, c in sorted({(int(t), int(c)) for t, c in zip(tasks, classes, strict=True)}):
             rows = ((tasks == task) & (classes == c)).nonzero()[:, 0]
-            self.groups[task, c] = dataset.subset(rows[herded(features[rows], room)].tolist())
+            self.groups[task, c] = dataset.subset(rows[herded(features[rows], self.max_size)].tolist())
         self._fit()
 
     def resize(self, strategy: Any, new_size: int) -> None:
         self.max_size = new_size
         self._fit()
 
-    def _room(self, groups: int) -> int:
-        return self.max_size // max(1, groups)
-
     def _fit(self) -> None:
-        room = self._room(len(self.groups))
-        self.groups = {key: kept.subset(range(min(room, len(kept)))) for key, kept in self.groups.items()}
+        room, more = divmod(self.max_size, max(1, len(self.groups)))
+        for i, (key, kept) in enumerate(self.groups.items()):
+            self.groups[key] = kept.subset(range(min(room + (i < more), len(kept))))
         self.buffer = concat_datasets([kept for kept in self.groups.values() if len(kept)])
 
 
@@ -59,10 +56,13 @@ class HerdedExemplars(ExemplarsBuffer):
 def _seen_by(model: ClipClassifier, dataset: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Features [N, d], classes [N] and task labels [N] of a training set."""
     features, classes, tasks = [], [], []
+    learning = model.training
+    model.eval()
     for batch in DataLoader(dataset.eval(), batch_size=256):
         features.append(model.encode_image(batch[0].to(model.scale.device)).float().cpu())
         classes.append(batch[1])
         tasks.append(batch[-1])
+    model.train(learning)
     return torch.cat(features), torch.cat(classes), torch.cat(tasks)
 
 

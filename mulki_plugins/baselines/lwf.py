@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mulki_plugins.errors import MulkiError
 from mulki_plugins.losses import contrastive_distillation
 from mulki_plugins.options import Count, Positive, Weight, checked
 from mulki_plugins.stages.stage import Stage, by_task, classifier_of, features_of
@@ -67,14 +68,14 @@ class LearningWithoutForgetting(Stage):
 def random_tokens(tokenizer: Any, count: int, length: int) -> Tensor:
     """Token ids [count, context]: start, `length` random tokens of no special meaning, end, padding with 0.
 
-    tokenizer: one of open_clip's with start and end token. ValueError for another sort; a string that is longer than the
+    tokenizer: one of open_clip's with start and end token. MulkiError for another sort; a string that is longer than the
     context is cut before its end token.
     """
     try:
         start, end, size = int(tokenizer.sot_token_id), int(tokenizer.eot_token_id), int(tokenizer.vocab_size)
     except AttributeError:
         what = f"random texts need open_clip's SimpleTokenizer, the model has a {type(tokenizer).__name__}"
-        raise ValueError(f"{what}; use `texts: classes`") from None
+        raise MulkiError(f"lwf: {what}", "use `texts: classes`") from None
     special = {0, *tokenizer.all_special_ids}
     ordinary = torch.tensor([token for token in range(size) if token not in special])
     length = min(length, tokenizer.context_length - 2)

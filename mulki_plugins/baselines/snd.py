@@ -10,7 +10,7 @@ from torch import Tensor
 from mulki_plugins.baselines.zscl import reference_batches
 from mulki_plugins.losses import selection, selective_distillation
 from mulki_plugins.options import Count, Positive, Weight, checked
-from mulki_plugins.stages.stage import Stage, classifier_of
+from mulki_plugins.stages.stage import Stage, autocast_of, classifier_of
 from mulki_plugins.stages.teachers import Teachers
 from mulki_plugins.streams.reference import Reference
 
@@ -44,14 +44,19 @@ class SelectiveDistillation(Stage):
         self._batches: Iterator[Tensor] = iter(())
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._batches = reference_batches(self.reference, self.batch_size or 2 * strategy.train_mb_size)
+        size = self.batch_size or 2 * strategy.train_mb_size
+        self._batches = reference_batches(self.reference, size, int(kwargs.get("num_workers") or 0))
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         x = next(self._batches).to(strategy.device)
-        z = classifier_of(strategy, self).encode_image(x)
+        with autocast_of(strategy):
+            z = classifier_of(strategy, self).encode_image(x)
         views = [teacher.images(x).to(z) for teacher in Teachers.of(strategy, self).active]
         initial, previous = views[0], views[-1]  # on the first task the two are one
         weights = selection(initial, previous, self.slope, self.threshold)
         to_previous, to_initial = selective_distillation(z, initial, previous, weights)
         self.log(strategy, "train/share/previous", weights.mean())
         self.add_loss(strategy, "snd", self.previous * to_previous + self.initial * to_initial)
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self._batches = iter(())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch.utils.data import DataLoader
 from mulki_plugins.baselines.lwf import encoded
 from mulki_plugins.losses import contrastive_distillation
 from mulki_plugins.options import Count, Positive, Weight, checked
-from mulki_plugins.stages.stage import Stage, classifier_of
-from mulki_plugins.stages.teachers import Teachers
+from mulki_plugins.stages.stage import Stage, autocast_of, classifier_of
+from mulki_plugins.stages.teachers import Teacher, Teachers
 from mulki_plugins.streams.reference import Reference
 
 
@@ -40,36 +41,42 @@ class ReferenceDistillation(Stage):
         self.reference = reference
         self.image, self.text, self.temperature = image, text, temperature
         self.batch_size = batch_size
-        self._texts: list[Tensor] = []
+        self._texts: dict[Teacher, Tensor] = {}
         self._batches: Iterator[Tensor] = iter(())
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         model = classifier_of(strategy, self)
         tokens = model.tokenizer(list(self.reference.texts)).to(model.scale.device)
-        self._texts = [encoded(teacher.model, tokens) for teacher in Teachers.of(strategy, self).active]
-        self._batches = reference_batches(self.reference, self.batch_size or strategy.train_mb_size)
+        teachers, known = Teachers.of(strategy, self).active, self._texts
+        self._texts = {t: known[t] if t in known else encoded(t.model, tokens) for t in teachers}
+        size = self.batch_size or strategy.train_mb_size
+        self._batches = reference_batches(self.reference, size, int(kwargs.get("num_workers") or 0))
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         model = classifier_of(strategy, self)
         x = next(self._batches).to(strategy.device)
-        z, s = model.encode_image(x), model.scale
+        with autocast_of(strategy):
+            z, s = model.encode_image(x), model.scale
         total = z.new_zeros(())
-        teachers = Teachers.of(strategy, self).active
-        for teacher, texts in zip(teachers, self._texts, strict=True):
+        for teacher, texts in self._texts.items():
             t = texts.to(z)
             known = teacher.images(x).to(z)
             over_texts, over_images = contrastive_distillation(s * z @ t.T, s * known @ t.T, self.temperature)
-            total = total + (self.image * over_texts + self.text * over_images) / len(teachers)
+            total = total + (self.image * over_texts + self.text * over_images) / len(self._texts)
         self.add_loss(strategy, "zscl", total)
 
-
-def reference_batches(reference: Reference, batch_size: int) -> Iterator[Tensor]:
-    """Batches of reference images without end, shuffled anew each time around; the last of a round may be smaller."""
-    loader = DataLoader(reference.images, batch_size=batch_size, shuffle=True, generator=_fork())
-    while True:
-        yield from loader
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self._batches = iter(())
 
 
-def _fork() -> torch.Generator:
-    """A generator that follows from torch's state now, and moves it no further with each epoch."""
-    return torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+def reference_batches(reference: Reference, batch_size: int, workers: int = 0) -> Iterator[Tensor]:
+    """Batches of reference images without end, shuffled anew each time around; the last of a round may be smaller.
+
+    The order follows from torch's state now, and moves it no further.
+    """
+    generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+    loader = DataLoader(
+        reference.images, batch_size=batch_size, shuffle=True, generator=generator, num_workers=workers,
+        persistent_workers=workers > 0,
+    )  # fmt: skip
+    return (batch for _ in count() for batch in loader)

@@ -17,7 +17,8 @@ _ALL_IMAGES = {
 
 def check_composition(recipe: dict[str, Any]) -> list[OptionError]:
     """Every refusal with its reason. recipe: plain data, in which anything may be wrong."""
-    base = get(recipe, ("strategy", "base")) or "naive"
+    said = get(recipe, ("strategy", "base"))
+    base = said if isinstance(said, str) else "naive"
     wrong: list[OptionError] = []
     for part, path in _stack(recipe):
         if base == "none":
@@ -35,7 +36,18 @@ def check_composition(recipe: dict[str, Any]) -> list[OptionError]:
     per_task = get(recipe, ("train", "per_task"))
     if base == "joint" and isinstance(per_task, dict) and per_task:
         wrong.append(OptionError("the base 'joint' trains all tasks at once, in one budget", ("train", "per_task")))
-    return wrong
+    return wrong + _overlap(recipe)
+
+
+def _overlap(recipe: dict[str, Any]) -> list[OptionError]:
+    """Reference data that are the tasks' own would tell a method what it is to learn later."""
+    stream, reference = (get(recipe, (key, "name")) for key in ("stream", "reference"))
+    if stream is None or stream != reference:
+        return []
+    tasks = [get(recipe, (key, "tasks")) for key in ("stream", "reference")]
+    if all(isinstance(names, list) for names in tasks) and not {str(n) for n in tasks[0]} & {str(n) for n in tasks[1]}:
+        return []
+    return [OptionError("expected a stream that shares no task with the one that is learned", ("reference", "name"))]
 
 
 def _stack(recipe: dict[str, Any]) -> list[tuple[Part, Path]]:

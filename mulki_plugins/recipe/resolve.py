@@ -50,10 +50,11 @@ def resolve(name: str, changes: Changes | None = None) -> Resolved:
     notices = [found.notice] if found.notice else []
     wrong: list[str] = []
     _normalise(tree)
+    defaults = Tree({}, {})
     choices = {assignment: match[1] for assignment in changes.settings if (match := _CHOOSES.match(assignment))}
     settings = [assignment for assignment in changes.settings if assignment not in choices]
     try:
-        tree = _with_strategy(tree, changes, choices, notices)
+        tree, defaults = _with_strategy(tree, changes, choices, notices)
     except Mistakes as mistakes:  # the rest of the recipe is checked all the same
         wrong += mistakes.lines()
         put(tree, ("strategy",), {"name": "unknown", "plugins": []}, tree.origin(("strategy",)))
@@ -64,6 +65,7 @@ def resolve(name: str, changes: Changes | None = None) -> Resolved:
         except Mistakes as mistakes:
             wrong += mistakes.lines()
     _normalise(tree)
+    _which_towers(tree, defaults)
     if changes.seeds:
         put(tree, ("seeds",), list(changes.seeds), Origin("--seed"))
     recipe, problems = checked_recipe(tree.value)
@@ -80,8 +82,9 @@ _CHOOSES = re.compile(r"\s*(?:\$\.?)?strategy(?:\.name)?\s*=(.*)", re.DOTALL)
 _OF_STRATEGY = re.compile(r"\s*(?:\$\.?)?strategy\b")
 
 
-def _with_strategy(tree: Tree, changes: Changes, choices: dict[str, str], notices: list[str]) -> Tree:
-    """The tree with its strategy written out as `{name, base, plugins}`, over the strategy's defaults."""
+def _with_strategy(tree: Tree, changes: Changes, choices: dict[str, str], notices: list[str]) -> tuple[Tree, Tree]:
+    """The tree with its strategy written out as `{name, base, plugins}`, over the strategy's defaults; and these."""
+    defaults = Tree({}, {})
     if changes.strategy is not None:
         put(tree, ("strategy",), changes.strategy, Origin("--strategy"))
     for assignment, text in choices.items():
@@ -91,23 +94,31 @@ def _with_strategy(tree: Tree, changes: Changes, choices: dict[str, str], notice
     if isinstance(said, str):
         put(tree, ("strategy",), {"name": said}, tree.origin(("strategy",)))
     elif "strategy" not in tree.value:
-        return tree  # reported by the schema
+        return tree, defaults  # reported by the schema
     elif not isinstance(said, dict):
         path = ("strategy",)
         message = f"expected a strategy's name or a mapping, got {shown(said)}"
         raise Mistakes([located(tree.origin(path), path, message)])
     said = tree.value["strategy"]
     if "plugins" not in said and isinstance(said.get("name"), str):
-        tree = _loaded(tree, said["name"], notices)
+        tree, defaults = _loaded(tree, said["name"], notices)
     elif "plugins" in said:
         said.setdefault("name", "custom")
     _normalise(tree)
     _edit_stack(tree, changes)
-    return tree
+    return tree, defaults
 
 
-def _loaded(tree: Tree, name: str, notices: list[str]) -> Tree:
-    """The strategy file's stack under the recipe's own words on it, and its defaults under the recipe."""
+def _which_towers(tree: Tree, defaults: Tree) -> None:
+    """The strategy's default, also under a model that `--set model=...` put in the recipe's place."""
+    path = ("model", "train")
+    towers = get(defaults.value, path)
+    if towers is not None and isinstance(model := tree.value.get("model"), dict) and "train" not in model:
+        put(tree, path, towers, defaults.origin(path))
+
+
+def _loaded(tree: Tree, name: str, notices: list[str]) -> tuple[Tree, Tree]:
+    """The strategy file's stack under the recipe's own words on it, and its defaults under the recipe; and these."""
     path = ("strategy", "name") if ("strategy", "name") in tree.origins else ("strategy",)
     try:
         found = find("strategies", name)
@@ -131,7 +142,7 @@ def _loaded(tree: Tree, name: str, notices: list[str]) -> Tree:
     lower.origins["strategy", "base"] = source.origin(("base",))
     result = overlay(lower, tree)
     result.value["strategy"]["name"] = strategy.name
-    return result
+    return result, lower
 
 
 def _normalise(tree: Tree) -> None:

@@ -32,6 +32,8 @@ class Result:
     """a[i][j]: accuracy in percent on task j after task i; as many rows as tasks were finished."""
     metrics: dict[str, float] = field(factory=dict)
     protocol: dict[str, Any] = field(factory=dict)
+    base: str = "naive"
+    """What a task's training saw: naive, cumulative, joint or none."""
     settings: str = ""
     """A fingerprint of the resolved recipe but its seed: runs that share it are repetitions of one experiment."""
     plugins: list[dict[str, Any]] = field(factory=list)
@@ -70,7 +72,7 @@ def _check(result: Result) -> None:
         raise ValueError("expected lists of tasks, accuracies and plugins, and a mapping of metrics")
     for text in (*result.tasks, *result.metrics):
         str(text).encode()
-    for name in ("recipe", "strategy", "status", "settings", "started", "error"):
+    for name in ("recipe", "strategy", "status", "base", "settings", "started", "error"):
         if not isinstance(getattr(result, name), str):
             raise ValueError(f"expected {name} to be text")
         getattr(result, name).encode()

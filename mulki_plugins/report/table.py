@@ -29,7 +29,7 @@ def matrix_table(result: Result) -> str:
 def named_rows(result: Result) -> list[tuple[str, list[float]]]:
     """The zero-shot row and the rows of the matrix, each with what had been learned; joint training has but one."""
     rows = [("zero-shot", result.zero_shot)] if result.zero_shot else []
-    if result.protocol.get("base") == "joint" and result.matrix:
+    if result.base == "joint" and result.matrix:
         return [*rows, ("all tasks", result.matrix[-1])]
     return [*rows, *zip(result.tasks, result.matrix, strict=False)]
 

@@ -16,8 +16,8 @@ class Adding(Stage):
 
     relations: the factor λ of each of image_to_text, image_to_image, text_to_text, text_to_image; one that is not named
     has 0. Both sides are compared against the teacher's prototypes, visual and textual. classes: the prototypes of the
-    sample's own `task`, or of all classes `seen` so far, whose prototypes the teachers keep: so the model before this task
-    hands on what it knew of earlier tasks without an image of them. The teachers' shares w are uniform unless
+    sample's own `task`, or of all classes `seen` so far, so that the model before this task hands on how it tells these
+    images from the classes of earlier tasks, without an image of those. The teachers' shares w are uniform unless
     Distinguishing sets them.
     """
 
@@ -36,10 +36,13 @@ class Adding(Stage):
         self.classes = classes
         chosen = dict.fromkeys(RELATIONS, 1.0) if relations is None else relations
         self.relations: dict[Relation, float] = {r: w for r, w in chosen.items() if w > 0}
+        if not self.relations:
+            raise ValueError("Adding: relations: expected at least one above 0")
+        self._visual = any(r.endswith("_to_image") for r in self.relations)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         teachers = Teachers.of(strategy, self)
-        for task in tasks_of(strategy.adapted_dataset):
+        for task in tasks_of(strategy.adapted_dataset) if self._visual else ():
             for teacher in teachers.active:
                 teachers.prototypes(strategy, teacher, task)
 
@@ -48,7 +51,7 @@ class Adding(Stage):
         teachers = Teachers.of(strategy, self)
         total = features.image.new_zeros(())
         for task, rows in by_task(features):
-            views = teachers.views(strategy, features, task, rows, seen=self.classes == "seen")
+            views = teachers.views(strategy, features, task, rows, seen=self.classes == "seen", visual=self._visual)
             z, t, s = features.image[rows], features.text[task], features.scale
             own = [s * view.image @ view.text.T for view in views]
             weights = teachers.weights(own, strategy.mb_y[rows], task)

@@ -32,15 +32,17 @@ class RunningMean:
 class Connecting(SupervisedPlugin):
     """Sets the weights at a task's end to (1 − inter)·θ̄ + inter·θ_start.
 
-    θ̄ is the mean of the weights after every `every` steps of this task (null: the last weights themselves; start: with
-    θ_start as one of them), θ_start the weights before it. Only weights that learn are touched: buffers, such as
-    BatchNorm's, stay as training left them.
+    θ̄ is the mean of the weights after every `every` steps of this task (null, or a task of fewer steps: the last weights
+    themselves; start: with θ_start as one of them), θ_start the weights before it. Only weights that learn are touched:
+    buffers, such as BatchNorm's, stay as training left them.
     Weight averaging: Izmailov et al., 2018, arXiv 1803.05407; interpolation: Wortsman et al., 2022, arXiv 2109.01903.
     importance: interpolate each weight by how much it matters, see `interpolation_shares`.
     """
 
     @checked
-    def __init__(self, *, every: Count | None = 10, inter: Fraction = 0.2, start: bool = False, importance: bool = False) -> None:
+    def __init__(
+        self, *, every: Count | None = 10, inter: Fraction = 0.2, start: bool = False, importance: bool = False
+    ) -> None:
         super().__init__()
         self.every = every
         self.inter = inter
@@ -71,12 +73,14 @@ class Connecting(SupervisedPlugin):
 
     @torch.no_grad()
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        if self._running.count == int(self.start):  # fewer steps than `every`, or no mean asked for
+            self._running.add({n: p for n, p in strategy.model.named_parameters() if n in self._start})
         for name, p in strategy.model.named_parameters():
             if name in self._start:
-                learned, share = self._running.mean.get(name, p), torch.tensor(self.inter).to(p)
-                if self._before.count:
+                share = torch.tensor(self.inter).to(p)
+                if name in self._before.mean:
                     share = interpolation_shares(self._before.mean[name], self._now.mean[name], self.inter)
-                p.copy_(torch.lerp(learned, self._start[name], share))
+                p.copy_(torch.lerp(self._running.mean[name], self._start[name], share))
         if self.importance:
             self._before.add(self._now.mean)
         self._start, self._running, self._now = {}, RunningMean(), RunningMean()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -45,6 +46,11 @@ def classifier_of(strategy: Any, plugin: object) -> ClipClassifier:
             f"the strategy's model is a {type(model).__name__}"
         )
     return model
+
+
+def autocast_of(strategy: Any) -> AbstractContextManager[Any]:
+    """The precision in which the strategy forwards the model, where it says one."""
+    return strategy.autocast() if hasattr(strategy, "autocast") else nullcontext()
 
 
 def by_task(features: Features) -> Iterator[tuple[int, Tensor]]:

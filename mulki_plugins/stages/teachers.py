@@ -60,7 +60,7 @@ class View:
     anchors: Tensor
     """Texts [A, d]: the task's own C, and after them those of the other tasks that were asked for."""
     prototypes: Tensor
-    """Visual prototypes of the same classes [A, d]."""
+    """Visual prototypes of the same classes [A, d]; empty where they were not asked for."""
 
 
 class Teachers(SupervisedPlugin):
@@ -70,7 +70,7 @@ class Teachers(SupervisedPlugin):
     the two are one, which is forwarded once. Each is forwarded once per step, however many plugins ask, and only if one
     does. half: keep them in half precision; `auto` does where the device is a GPU.
     Visual prototypes are computed on first request, once per task, over the task's training set with the evaluation
-    transform; those of earlier tasks are kept (d numbers a class), nothing else grows with the number of tasks.
+    transform; those of earlier tasks are kept, as the texts of their classes are (d numbers a class each), nothing else.
     """
 
     @checked
@@ -83,6 +83,8 @@ class Teachers(SupervisedPlugin):
         self.initial: Teacher | None = None
         self.previous: Teacher | None = None
         self.weigh: Weigh | None = None
+        self.seen: set[int] = set()
+        """Tasks whose training has begun."""
         self._batch: Any = None
         self._images: list[Tensor] = []
         self._workers = 0
@@ -106,6 +108,7 @@ class Teachers(SupervisedPlugin):
         for teacher in (self.initial, self.previous):  # a task that comes again may bring other images
             for task in tasks_of(strategy.adapted_dataset):
                 teacher.prototypes.pop(task, None)
+        self.seen |= tasks_of(strategy.adapted_dataset)
         self._batch = None
         self._workers = int(kwargs.get("num_workers") or 0)
 
@@ -128,24 +131,26 @@ class Teachers(SupervisedPlugin):
             self._batch = strategy.mbatch
         return self._images
 
-    def views(self, strategy: Any, features: Features, task: int, rows: Tensor, *, seen: bool = False) -> list[View]:
+    def views(
+        self, strategy: Any, features: Features, task: int, rows: Tensor, *, seen: bool = False, visual: bool = True
+    ) -> list[View]:
         """What each active teacher says of these rows of the batch, in the dtype of the student's features.
 
-        seen: with the classes of every other task that has been learned among anchors and prototypes.
+        seen: with the classes of every other task that has been learned among anchors and prototypes. visual: with
+        visual prototypes; those of an earlier task are as the teachers of that time saw its images.
         """
         dtype = features.image.dtype
+        tasks = [task, *sorted(self.seen - {task})] if seen else [task]
         found = []
         for teacher, z in zip(self.active, self.images(strategy), strict=True):
-            own = self.prototypes(strategy, teacher, task)
-            tasks = [task, *sorted(set(teacher.prototypes) - {task})] if seen else [task]
             texts = [teacher.text(each).to(dtype) for each in tasks]
-            prototypes = [own, *(teacher.prototypes[each] for each in tasks[1:])]
+            prototypes = [self.prototypes(strategy, teacher, each) for each in tasks] if visual else []
             found.append(
                 View(
                     image=z[rows].to(dtype),
                     text=texts[0],
                     anchors=torch.cat(texts),
-                    prototypes=torch.cat(prototypes).to(dtype),
+                    prototypes=torch.cat(prototypes).to(dtype) if visual else z.new_zeros(0),
                 )
             )
         return found
@@ -154,12 +159,9 @@ class Teachers(SupervisedPlugin):
         """The teacher's visual prototypes [C, d] of a task; earlier tasks' stay as they were when it was trained."""
         if task not in teacher.prototypes:
             dataset = strategy.adapted_dataset
-            asked = [teacher, *(other for other in self.active if other is not teacher)]
-            found = visual_prototypes(
-                [each.model for each in asked], dataset, tasks_of(dataset) | {task}, num_workers=self._workers
-            )
-            for each, prototypes in zip(asked, found, strict=True):
-                each.prototypes = prototypes | each.prototypes
+            tasks = tasks_of(dataset) | {task}
+            [found] = visual_prototypes([teacher.model], dataset, tasks, num_workers=self._workers)
+            teacher.prototypes = found | teacher.prototypes
         return teacher.prototypes[task]
 
     def weights(self, logits: list[Tensor], classes: Tensor, task: int) -> Tensor:

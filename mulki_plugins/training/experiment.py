@@ -170,8 +170,9 @@ def _new_result(recipe: Recipe, built: Built, seed: int, folder: Path) -> Result
         strategy=recipe.strategy.name,
         seed=seed,
         tasks=[task.name for task in built.stream.tasks],
+        base=recipe.strategy.base,
         protocol={"stream": recipe.stream.name, "model": recipe.model.name, "classes": recipe.evaluate.classes}
-        | ({"base": recipe.strategy.base} if recipe.strategy.base == "joint" else {}),
+        | ({"images": part} if (part := recipe.stream.options.get("evaluate_on", "test")) != "test" else {}),
         settings=fingerprint(recipe),
         plugins=plugins,
         versions={"python": platform.python_version(), **_versions()},

@@ -130,7 +130,7 @@ class ContinualTemplate(SupervisedTemplate):
         return y + sum(len(self.model.prompts[task].class_names) for task in before)  # type: ignore[index]
 
     def forward(self) -> Tensor:
-        with self._autocast():
+        with self.autocast():
             if self.is_training or self._scope is None:
                 return super().forward()  # type: ignore[no-any-return]
             logits: Tensor = self.model.union_logits(self.mb_x, self._scope)  # type: ignore[operator]
@@ -177,7 +177,8 @@ class ContinualTemplate(SupervisedTemplate):
         at = self.clock.train_iterations
         self.evaluator.publish_metric_value(MetricValue(self, tag, value, at))  # type: ignore[arg-type]
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of a forward in the recipe's precision, also for forwards that a plugin makes."""
         precision = self.settings.precision
         return torch.autocast(self.device.type, dtype=_DTYPES.get(precision), enabled=precision != "fp32")
 
