@@ -232,22 +232,6 @@ def test_connecting_by_importance_on_known_gradients(classifier, benchmark):
         assert torch.allclose(dict(classifier.named_parameters())[name], expected, atol=1e-6)
 
 
-def test_the_first_task_may_be_connected_less(classifier, benchmark):
-    last = {}
-
-    class Spy(Connecting):
-        def after_training_exp(self, strategy, **kwargs):
-            last.update(weights(strategy.model))
-            super().after_training_exp(strategy, **kwargs)
-
-    strategy = naive(classifier, [Spy(every=None, inter=0.4, first=0.1)], lr=0.1)
-    for task, share in ((0, 0.1), (1, 0.4)):
-        start = weights(classifier)
-        strategy.train(benchmark.train_stream[task])
-        for name, p in classifier.named_parameters():
-            assert torch.allclose(p, (1 - share) * last[name] + share * start[name], atol=1e-6)
-
-
 def test_adding_sees_the_classes_of_earlier_tasks(classifier, benchmark):
     shapes = []
 

@@ -36,27 +36,18 @@ class Connecting(SupervisedPlugin):
     themselves; start: with θ_start as one of them), θ_start the weights before it. Only weights that learn are touched:
     buffers, such as BatchNorm's, stay as training left them.
     Weight averaging: Izmailov et al., 2018, arXiv 1803.05407; interpolation: Wortsman et al., 2022, arXiv 2109.01903.
-    first: what `inter` is on the first task (null: the same). importance: interpolate each weight by how much it matters,
-    see `interpolation_shares`; on the first task, before which nothing is known of that, all by the same share.
+    importance: interpolate each weight by how much it matters, see `interpolation_shares`.
     """
 
     @checked
     def __init__(
-        self,
-        *,
-        every: Count | None = 10,
-        inter: Fraction = 0.2,
-        start: bool = False,
-        importance: bool = False,
-        first: Fraction | None = None,
+        self, *, every: Count | None = 10, inter: Fraction = 0.2, start: bool = False, importance: bool = False
     ) -> None:
         super().__init__()
         self.every = every
         self.inter = inter
         self.start = start
         self.importance = importance
-        self.first = inter if first is None else first
-        self._tasks = 0
         self._start: dict[str, Tensor] = {}
         self._running = RunningMean()
         self._now = RunningMean()
@@ -86,11 +77,10 @@ class Connecting(SupervisedPlugin):
             self._running.add({n: p for n, p in strategy.model.named_parameters() if n in self._start})
         for name, p in strategy.model.named_parameters():
             if name in self._start:
-                share = torch.tensor(self.inter if self._tasks else self.first).to(p)
+                share = torch.tensor(self.inter).to(p)
                 if name in self._before.mean:
                     share = interpolation_shares(self._before.mean[name], self._now.mean[name], self.inter)
                 p.copy_(torch.lerp(self._running.mean[name], self._start[name], share))
-        self._tasks += 1
         if self.importance:
             self._before.add(self._now.mean)
         self._start, self._running, self._now = {}, RunningMean(), RunningMean()
