@@ -100,12 +100,14 @@ def test_runs_what_is_missing_and_reports(study, plan):
     assert {row["order"] for row in first} == {"random"}
     assert "3 runs are there, 7 are missing" in invoke(study, plan, "run", *out).output
     assert "10 runs are there, 0 are missing" in invoke(study, plan, "run", *out).output
-    (folder / "results.md").write_text("Before.\n<!-- study: begin -->\nold\n<!-- study: end -->\nAfter.\n")
-    table = invoke(study, plan, "report", "--docs", str(folder)).output
+    marks = "<!-- study: begin -->\nold\n<!-- study: end -->\n<!-- choice: begin -->\n<!-- choice: end -->\n"
+    (folder / "results.md").write_text(f"Before.\n{marks}After.\n")
+    table = invoke(study, plan, "report").output
     document = (folder / "results.md").read_text()
     assert document.startswith("Before.\n")
     assert document.endswith("After.\n")
     assert "old" not in document
+    assert "| setting | Transfer |" in document
     assert "| without adding | 1 |" in document
     assert "Zero-shot: " in document
     assert "| only the previous teacher | 1 |" in table

@@ -72,9 +72,7 @@ def choose(told: tuple[dict[str, Any], Path], **options: Any) -> None:
     found = missing(plan, choices(plan), read_lines(table))[1]
     if options["dry_run"]:
         return
-    text = choice_table(found)
-    click.echo(text)
-    write_between_marks(ROOT / "docs" / "results.md", "choice", text)
+    click.echo(choice_table(found))
 
 
 @main.command()
@@ -86,16 +84,18 @@ def run(told: tuple[dict[str, Any], Path], **options: Any) -> None:
 
 
 @main.command()
-@click.option("--docs", type=click.Path(file_okay=False, path_type=Path), default=ROOT / "docs")
 @click.pass_obj
-def report(told: tuple[dict[str, Any], Path], docs: Path) -> None:
-    """The tables (to the screen and into docs/results.md, between its marks) and the figure docs/study.png."""
+def report(told: tuple[dict[str, Any], Path]) -> None:
+    """The tables (to the screen and into results.md beside the table of runs, between its marks) and the figure study.png."""
     plan, table = told
     left, found = missing(plan, planned(plan), read_lines(table))
     text = "\n\n".join(filter(None, [results_table(found, plan), zero_shot_text(found), alone_text(found)]))
     click.echo(text)
-    write_between_marks(docs / "results.md", "study", text)
-    figure(found, plan).savefig(docs / "study.png", dpi=130)
+    write_between_marks(table.parent / "results.md", "study", text)
+    tried = missing(plan, choices(plan), read_lines(table))[1]
+    write_between_marks(table.parent / "results.md", "choice", choice_table(tried))
+    if found:
+        figure(found, plan).savefig(table.parent / "study.png", dpi=130)
     if left:
         click.echo(f"{len(left)} of {len(left) + len(found)} runs are missing", err=True)
     if (codes := len({line.code for line in found})) > 1:
@@ -112,10 +112,10 @@ def cost(told: tuple[dict[str, Any], Path], rounds: int, out: Path) -> None:
     Time is that of the last of four tasks, with two teachers and three tasks' classes behind it, from its prototypes to its
     last step. Memory is the process's peak, evaluation and libraries included, or what tensors took on a GPU.
     """
-    plan, _ = told
+    plan, table = told
     text = cost_table(measured_costs(plan, rounds, out))
     click.echo(text)
-    write_between_marks(ROOT / "docs" / "results.md", "cost", text)
+    write_between_marks(table.parent / "results.md", "cost", text)
 
 
 def run_missing(
