@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 from mulki_plugins.losses import prototype_alignment, relation_distillation, relation_logits, teacher_scores
 from mulki_plugins.models import ClipClassifier
 from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, Teachers
-from mulki_plugins.stages.connecting import RunningMean, interpolation_shares
+from mulki_plugins.stages.importance import RunningMean, interpolation_shares, rescaled, sensitivity
 from mulki_plugins.stages.prototypes import visual_prototypes
 from tests.conftest import Quiet, every_stage, naive, same, small_clip, small_tokenizer, weights
 
@@ -220,16 +220,65 @@ def test_connecting_by_importance_on_known_gradients(classifier, benchmark):
             seen["last"] = weights(strategy.model)
             super().after_training_exp(strategy, **kwargs)
 
+    learning = {n: p for n, p in classifier.named_parameters() if p.requires_grad}
+    zero = sensitivity(classifier, learning, benchmark.train_stream[0].dataset)
     strategy = naive(classifier, [Spy(every=None, inter=0.4, importance=True)], lr=0.1)
-    strategy.train(benchmark.train_stream[0])
-    for name, p in classifier.named_parameters():
-        assert torch.allclose(p, 0.6 * seen["last"][name] + 0.4 * starts[0][name], atol=1e-6), "the first task: evenly"
-    strategy.train(benchmark.train_stream[1])
-    before, now = ([torch.stack([step[n] for step in task]).mean(0) for n in task[0]] for task in squares)
-    for name, b, n in zip(squares[0][0], before, now, strict=True):
-        a = interpolation_shares(b, n, 0.4)
-        expected = (1 - a) * seen["last"][name] + a * starts[1][name]
-        assert torch.allclose(dict(classifier.named_parameters())[name], expected, atol=1e-6)
+    importances = []
+    for task in (0, 1, 2):
+        strategy.train(benchmark.train_stream[task])
+        steps = squares[task]
+        now = {n: torch.stack([step[n] for step in steps]).mean(0) for n in steps[0]}
+        importances.append(now)
+        if task == 0:
+            importances.insert(0, rescaled(zero, now))
+        for name in now:
+            before = torch.stack([each[name] for each in importances[:-1]]).mean(0)
+            a = interpolation_shares(before, now[name], 0.4)
+            expected = (1 - a) * seen["last"][name] + a * starts[task][name]
+            assert torch.allclose(dict(classifier.named_parameters())[name], expected, atol=1e-6)
+            assert a.max() - a.min() > 1e-3, "or the test tells nothing"
+
+
+def test_sensitivity_by_loops_and_what_it_leaves_alone(classifier, benchmark):
+    learning = {n: p for n, p in classifier.named_parameters() if p.requires_grad}
+    dataset = benchmark.train_stream[1].dataset
+    before, state = weights(classifier), torch.get_rng_state()
+    classifier.train()
+    found = sensitivity(classifier, learning, dataset, batches=2, batch_size=5)
+    assert torch.equal(state, torch.get_rng_state())
+    assert classifier.training
+    assert same(before, weights(classifier))
+    assert all(p.grad is None for p in learning.values())
+    again = sensitivity(classifier, learning, dataset, batches=2, batch_size=5)
+    assert all(torch.equal(found[n], again[n]) for n in found)
+    assert all((f >= 0).all() and f.shape == learning[n].shape for n, f in found.items())
+    assert {n.split(".")[1] == "visual" for n, f in found.items() if f.sum() > 0} == {True, False}, "both towers"
+
+    generator = torch.Generator().manual_seed(0)
+    total = dict.fromkeys(learning, 0.0)
+    loader = torch.utils.data.DataLoader(dataset.eval(), batch_size=5, shuffle=True, generator=generator)
+    classifier.eval()
+    for _, batch in zip(range(2), loader, strict=False):
+        z, t = classifier.encode_image(batch[0]), classifier.encode_text(1, all_templates=False)
+        v, u = (F.normalize(torch.randn(f.shape, generator=generator), dim=1) for f in (z, t))
+        moved = sum((a * b).sum() for a, b in zip(z, v, strict=True)) / 5
+        moved = moved + sum((a * b).sum() for a, b in zip(t, u, strict=True)) / 3
+        classifier.zero_grad()
+        moved.backward()
+        for n, p in learning.items():
+            total[n] = total[n] + p.grad**2 / 2
+    assert all(torch.allclose(found[n], total[n], rtol=1e-3, atol=1e-9) for n in found)
+
+
+def test_rescaled_has_the_sum_of_another():
+    a, b = (
+        {"x": torch.tensor([1.0, 3.0]), "y": torch.tensor([4.0])},
+        {"x": torch.tensor([1.0, 1.0]), "y": torch.ones(2)},
+    )
+    result = rescaled(a, b)
+    assert sum(v.sum() for v in result.values()) == pytest.approx(4.0)
+    assert result["x"][1] / result["x"][0] == pytest.approx(3.0)
+    assert torch.equal(rescaled({"x": torch.zeros(2)}, b)["x"], torch.zeros(2))
 
 
 def test_adding_sees_the_classes_of_earlier_tasks(classifier, benchmark):

@@ -5,28 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from attrs import define, field
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
+from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.options import Count, Fraction, checked
-
-
-@define(eq=False)
-class RunningMean:
-    """The mean of the snapshots so far, tensor by tensor: θ̄ ← θ̄ + (θ − θ̄)/n."""
-
-    count: int = 0
-    mean: dict[str, Tensor] = field(factory=dict)
-
-    @torch.no_grad()
-    def add(self, weights: dict[str, Tensor]) -> None:
-        self.count += 1
-        for name, weight in weights.items():
-            if self.count == 1:
-                self.mean[name] = weight.detach().clone()
-            else:
-                self.mean[name].lerp_(weight.detach(), 1 / self.count)
+from mulki_plugins.stages.importance import RunningMean, interpolation_shares, rescaled, sensitivity, squared_gradient
 
 
 class Connecting(SupervisedPlugin):
@@ -36,7 +20,9 @@ class Connecting(SupervisedPlugin):
     themselves; start: with θ_start as one of them), θ_start the weights before it. Only weights that learn are touched:
     buffers, such as BatchNorm's, stay as training left them.
     Weight averaging: Izmailov et al., 2018, arXiv 1803.05407; interpolation: Wortsman et al., 2022, arXiv 2109.01903.
-    importance: interpolate each weight by how much it matters, see `interpolation_shares`.
+    importance: interpolate each weight by how much it matters, see `interpolation_shares`: to the tasks before, by the mean
+    of their squared gradients, with the pre-trained model as the first of them, by how much its features depend on it (of a
+    ClipClassifier; with another model the first task's weights are interpolated alike).
     """
 
     @checked
@@ -54,6 +40,7 @@ class Connecting(SupervisedPlugin):
         """Squared gradients of this task's steps."""
         self._before = RunningMean()
         """The same, over the tasks before: as large as the weights, however many tasks there were."""
+        self._pretrained: dict[str, Tensor] = {}
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._start = {n: p.detach().clone() for n, p in strategy.model.named_parameters() if p.requires_grad}
@@ -61,11 +48,15 @@ class Connecting(SupervisedPlugin):
         self._now = RunningMean()
         if self.start:
             self._running.add(self._start)
+        model = getattr(strategy.model, "module", strategy.model)
+        if self.importance and not self._before.count and isinstance(model, ClipClassifier):
+            learning = {n: p for n, p in strategy.model.named_parameters() if n in self._start}
+            self._pretrained = sensitivity(model, learning, strategy.adapted_dataset)
 
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
         if self.importance:
             weights = {n: p for n, p in strategy.model.named_parameters() if n in self._start}
-            self._now.add({n: _squared(p) for n, p in weights.items()})
+            self._now.add({n: squared_gradient(p) for n, p in weights.items()})
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         if self.every and (strategy.clock.train_exp_iterations + 1) % self.every == 0:
@@ -75,6 +66,9 @@ class Connecting(SupervisedPlugin):
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         if self._running.count == int(self.start):  # fewer steps than `every`, or no mean asked for
             self._running.add({n: p for n, p in strategy.model.named_parameters() if n in self._start})
+        if self._pretrained:
+            self._before.add(rescaled(self._pretrained, self._now.mean))
+            self._pretrained = {}
         for name, p in strategy.model.named_parameters():
             if name in self._start:
                 share = torch.tensor(self.inter).to(p)
@@ -84,22 +78,3 @@ class Connecting(SupervisedPlugin):
         if self.importance:
             self._before.add(self._now.mean)
         self._start, self._running, self._now = {}, RunningMean(), RunningMean()
-
-
-def _squared(weight: Tensor) -> Tensor:
-    """The squared gradient; 0 where there is none, or where half precision overflowed and the step is skipped."""
-    gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
-    return gradient.square().nan_to_num(0.0, 0.0, 0.0)
-
-
-def interpolation_shares(before: Tensor, now: Tensor, inter: float, damping: float = 1e-3) -> Tensor:
-    """How much of the earlier weights is kept, weight by weight: a = inter·F_before / (inter·F_before + (1 − inter)·F_now).
-
-    before, now: importances F ≥ 0 of one tensor's weights, the mean squared gradients over the earlier tasks and over this
-    one; returns the like, in 0..1, inter where the two are equal. Both are raised by damping·(their means), so that a
-    weight that never had a gradient is interpolated by `inter`.
-    The mean of two models under diagonal Fisher information: Matena and Raffel, 2022, arXiv 2111.09832.
-    """
-    floor = damping * (before.mean() + now.mean()) + torch.finfo(now.dtype).tiny
-    kept, new = inter * (before + floor), (1 - inter) * (now + floor)
-    return kept / (kept + new)
