@@ -91,7 +91,7 @@ def report(told: tuple[dict[str, Any], Path]) -> None:
     left, found = missing(plan, planned(plan), read_lines(table))
     text = "\n\n".join(filter(None, [results_table(found, plan), zero_shot_text(found), alone_text(found)]))
     click.echo(text)
-    write_between_marks(table.parent / "results.md", "study", text)
+    write_between_marks(table.parent / "results.md", "study", text or "Not run yet.")
     tried = missing(plan, choices(plan), read_lines(table))[1]
     write_between_marks(table.parent / "results.md", "choice", choice_table(tried))
     if found:

@@ -24,10 +24,10 @@ class RunningMean:
     def add(self, weights: dict[str, Tensor]) -> None:
         self.count += 1
         for name, weight in weights.items():
-            if self.count == 1:
-                self.mean[name] = weight.detach().clone()
-            else:
+            if name in self.mean:
                 self.mean[name].lerp_(weight.detach(), 1 / self.count)
+            else:
+                self.mean[name] = weight.detach().clone()
 
 
 def squared_gradient(weight: Tensor) -> Tensor:
