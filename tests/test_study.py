@@ -151,7 +151,6 @@ def test_a_killed_run_ends_no_other(study, plan):
     import study_jobs
 
     said = yaml.safe_load(plan.read_text())
-    said["killed"] = True
     jobs = [
         study_jobs.Job(part="study", order="I", label=name, seed=0, strategy=name) for name in ("finetune", "zero-shot")
     ]

@@ -88,11 +88,12 @@ def run(told: tuple[dict[str, Any], Path], **options: Any) -> None:
 def report(told: tuple[dict[str, Any], Path]) -> None:
     """The tables (to the screen and into results.md beside the table of runs, between its marks) and the figure study.png."""
     plan, table = told
-    left, found = missing(plan, planned(plan), read_lines(table))
+    lines = read_lines(table)
+    left, found = missing(plan, planned(plan), lines)
     text = "\n\n".join(filter(None, [results_table(found, plan), zero_shot_text(found), alone_text(found)]))
     click.echo(text)
     write_between_marks(table.parent / "results.md", "study", text or "Not run yet.")
-    tried = missing(plan, choices(plan), read_lines(table))[1]
+    tried = missing(plan, choices(plan), lines)[1]
     write_between_marks(table.parent / "results.md", "choice", choice_table(tried))
     if found:
         figure(found, plan).savefig(table.parent / "study.png", dpi=130)

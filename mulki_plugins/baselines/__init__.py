@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mulki_plugins.lazy import from_modules
 
 if TYPE_CHECKING:
     from mulki_plugins.baselines.icarl import ICarl
@@ -13,18 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ICarl", "LearningWithoutForgetting", "ReferenceDistillation", "SelectiveDistillation", "WeightConstraint"]
 
-_HOMES = {
-    "ICarl": "icarl",
-    "LearningWithoutForgetting": "lwf",
-    "ReferenceDistillation": "zscl",
-    "SelectiveDistillation": "snd",
-    "WeightConstraint": "l2",
-}
-
-
-def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = from_modules(
+    __name__,
+    {
+        "ICarl": "icarl",
+        "LearningWithoutForgetting": "lwf",
+        "ReferenceDistillation": "zscl",
+        "SelectiveDistillation": "snd",
+        "WeightConstraint": "l2",
+    },
+)

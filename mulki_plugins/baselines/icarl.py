@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from mulki_plugins.losses import distillation, herded
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.options import Count, Positive, Weight, checked
+from mulki_plugins.stages.prototypes import tasks_of
 from mulki_plugins.stages.stage import Stage, by_task, classifier_of, features_of
 from mulki_plugins.stages.teachers import Teachers
 
@@ -91,7 +92,7 @@ class ICarl(Stage):
         self._current: set[int] = set()
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._current = {int(task) for task in strategy.adapted_dataset.targets_task_labels.uniques}
+        self._current = tasks_of(strategy.adapted_dataset)
         self._replay.before_training_exp(strategy, **kwargs)
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:

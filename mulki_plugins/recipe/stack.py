@@ -98,7 +98,7 @@ def _check_order(names: list[str], path: Path) -> list[OptionError]:
         for other in part.requires:
             if other not in first:
                 wrong.append(OptionError(f"needs the plugin {other!r}; add `- {other}` before it", here))
-        for other in part.after:
+        for other in dict.fromkeys((*part.requires, *part.after)):
             if first.get(other, -1) > i:
                 wrong.append(OptionError(f"must come after {other!r}", here))
         for other in part.conflicts:

@@ -55,7 +55,6 @@ def _register_stages(register: Register) -> None:
         summary="stage 1: aligns images and texts through visual prototypes that follow the student",
         source=MULKI,
         requires=["teachers"],
-        after=["teachers"],
     )
     register.plugin(
         "adding",
@@ -63,7 +62,6 @@ def _register_stages(register: Register) -> None:
         summary="stage 2: distils the relations between samples and prototypes from each teacher",
         source=MULKI,
         requires=["teachers"],
-        after=["teachers"],
     )
     register.plugin(
         "distinguishing",
@@ -71,7 +69,6 @@ def _register_stages(register: Register) -> None:
         summary="stage 3: weighs the two teachers for each sample",
         source=MULKI,
         requires=["teachers"],
-        after=["teachers"],
     )
     register.plugin(
         "connecting",
@@ -89,7 +86,6 @@ def _register_baselines(register: Register) -> None:
         summary="distils the previous model's image-text similarities on this task's images; over random texts: LwF-VR",
         source="arXiv 1606.09282, arXiv 2207.09248",
         requires=["teachers"],
-        after=["teachers"],
     )
     register.plugin(
         "l2",
@@ -103,7 +99,6 @@ def _register_baselines(register: Register) -> None:
         summary="keeps herded exemplars of earlier tasks, trains on them and distils the previous model on them",
         source="arXiv 1611.07725",
         requires=["teachers"],
-        after=["teachers"],
         conflicts=["avalanche.replay"],
         keeps_images=True,
     )
@@ -113,7 +108,6 @@ def _register_baselines(register: Register) -> None:
         summary="distils the pre-trained model on reference images and texts",
         source="arXiv 2303.06628",
         requires=["teachers"],
-        after=["teachers"],
         needs_reference=True,
     )
     register.plugin(
@@ -122,7 +116,6 @@ def _register_baselines(register: Register) -> None:
         summary="distils both teachers' features on reference images, each where it knows better",
         source="arXiv 2403.09296",
         requires=["teachers"],
-        after=["teachers"],
         needs_reference=True,
     )
 

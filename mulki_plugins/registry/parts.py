@@ -42,9 +42,10 @@ class Part:
     kinds: Mapping[str, Any] = field(factory=dict)
     """The types of options whose own code names none, or wider ones than a recipe can hold."""
     requires: tuple[str, ...] = ()
+    """Plugins without which it does not work, and which must stand before it."""
     conflicts: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
-    """Plugins that must stand before it in a stack, where they are in it."""
+    """Other plugins that must stand before it in a stack, where they are in it."""
     keeps_images: bool = False
     needs_reference: bool = False
     adds_parameters: bool = False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mulki_plugins.lazy import from_modules
 
 if TYPE_CHECKING:
     from mulki_plugins.stages.adding import Adding
@@ -13,10 +15,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Adding", "Connecting", "Distinguishing", "Eliciting", "Teachers"]
 
-
-def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{name.lower()}"), name)
+__getattr__ = from_modules(__name__, {name: name.lower() for name in __all__})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mulki_plugins.lazy import from_modules
 
 if TYPE_CHECKING:
     from mulki_plugins.streams.benchmark import as_benchmark
@@ -12,20 +14,15 @@ if TYPE_CHECKING:
 
 __all__ = ["ArrayImages", "Reference", "Task", "TaskStream", "as_benchmark", "as_reference", "mtil_mini"]
 
-_HOMES = {
-    "ArrayImages": "task",
-    "Reference": "reference",
-    "Task": "task",
-    "TaskStream": "task",
-    "as_benchmark": "benchmark",
-    "as_reference": "reference",
-    "mtil_mini": "mini.stream",
-}
-
-
-def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = from_modules(
+    __name__,
+    {
+        "ArrayImages": "task",
+        "Reference": "reference",
+        "Task": "task",
+        "TaskStream": "task",
+        "as_benchmark": "benchmark",
+        "as_reference": "reference",
+        "mtil_mini": "mini.stream",
+    },
+)
