@@ -3,12 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from avalanche.training.plugins import SupervisedPlugin
 
 from mulki_plugins.baselines import (
     ICarl,
     LearningWithoutForgetting,
     ReferenceDistillation,
     SelectiveDistillation,
+    SynapticIntelligence,
     WeightConstraint,
 )
 from mulki_plugins.baselines.icarl import HerdedExemplars
@@ -291,3 +293,37 @@ def test_reference_is_an_object_and_no_option(reference):
         ReferenceDistillation(reference="mtil-mini-reference")
     with pytest.raises(ValueError, match="memory: expected a whole number, at least 1"):
         ICarl(memory=0)
+
+
+def test_synaptic_intelligence_notes_copies(classifier, benchmark):
+    """Also on a CPU: Ω = −Σ g·Δθ / ((θ − θ_start)² + eps) over the steps, clamped at 0.001, against a plain sum."""
+    plugin, path, start = SynapticIntelligence(si_lambda=1.0), {}, weights(classifier)
+
+    class Path(SupervisedPlugin):
+        def before_update(self, strategy, **kwargs):
+            self.before = {n: p.detach().clone() for n, p in strategy.model.named_parameters()}
+            self.grads = {n: p.grad.clone() for n, p in strategy.model.named_parameters() if p.grad is not None}
+
+        def after_update(self, strategy, **kwargs):
+            for name, p in strategy.model.named_parameters():
+                if name in self.grads:
+                    moved = self.grads[name] * (p.detach() - self.before[name])
+                    path[name] = path.get(name, 0) + moved
+
+    strategy = naive(classifier, [plugin, Path()])
+    strategy.train(benchmark.train_stream[0], eval_streams=[])
+    end = weights(classifier)
+    for name, moved in path.items():
+        expected = (-moved / ((end[name] - start[name]).square() + plugin.eps)).clamp(max=0.001)
+        torch.testing.assert_close(plugin.ewc_data[1][name].data, expected.flatten())
+    assert max(entry.data.abs().max() for entry in plugin.ewc_data[1].values()) > 0
+    penalties = []
+
+    class Penalty(SupervisedPlugin):
+        def before_backward(self, strategy, **kwargs):
+            penalties.append(plugin.compute_ewc_loss(classifier, plugin.ewc_data, set(), "cpu", 1.0).item())
+
+    strategy.plugins.insert(1, Penalty())
+    strategy.train(benchmark.train_stream[1], eval_streams=[])
+    assert penalties[0] == 0
+    assert penalties[-1] != 0

@@ -13,7 +13,7 @@ from mulki_plugins.recipe.schema import Evaluate, Optimizer, Schedule, TaskBudge
 from mulki_plugins.report.progress import ProgressLogger
 from mulki_plugins.streams import as_benchmark
 from mulki_plugins.training.accuracy import AccuracyRecorder
-from mulki_plugins.training.loader import CountedLoader
+from mulki_plugins.training.loader import TaskBatches
 from mulki_plugins.training.schedule import factor
 from mulki_plugins.training.seeding import seed_everything
 from mulki_plugins.training.template import ContinualTemplate
@@ -202,9 +202,9 @@ def test_scopes_of_classes(classifier, benchmark, loaded, stream, classes, tasks
 
 
 def test_a_loader_without_batches_is_an_error():
-    assert list(CountedLoader([1, 2, 3], 7)) == [1, 2, 3, 1, 2, 3, 1]
+    assert list(TaskBatches([1, 2, 3], 7)) == [1, 2, 3, 1, 2, 3, 1]
     with pytest.raises(ValueError, match="no training images"):
-        list(CountedLoader([], 3))
+        list(TaskBatches([], 3))
 
 
 def test_seeding_depends_on_seed_and_task_alone():

@@ -10,10 +10,14 @@ if TYPE_CHECKING:
     from mulki_plugins.baselines.icarl import ICarl
     from mulki_plugins.baselines.l2 import WeightConstraint
     from mulki_plugins.baselines.lwf import LearningWithoutForgetting
+    from mulki_plugins.baselines.si import SynapticIntelligence
     from mulki_plugins.baselines.snd import SelectiveDistillation
     from mulki_plugins.baselines.zscl import ReferenceDistillation
 
-__all__ = ["ICarl", "LearningWithoutForgetting", "ReferenceDistillation", "SelectiveDistillation", "WeightConstraint"]
+__all__ = [
+    "ICarl", "LearningWithoutForgetting", "ReferenceDistillation", "SelectiveDistillation", "SynapticIntelligence",
+    "WeightConstraint",
+]  # fmt: skip
 
 __getattr__ = from_modules(
     __name__,
@@ -22,6 +26,7 @@ __getattr__ = from_modules(
         "LearningWithoutForgetting": "lwf",
         "ReferenceDistillation": "zscl",
         "SelectiveDistillation": "snd",
+        "SynapticIntelligence": "si",
         "WeightConstraint": "l2",
     },
 )

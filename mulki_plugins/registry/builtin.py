@@ -138,7 +138,7 @@ def _register_avalanche(register: Register) -> None:
     )
     register.plugin(
         "avalanche.si",
-        f"{package}.synaptic_intelligence:SynapticIntelligencePlugin",
+        "mulki_plugins.baselines.si:SynapticIntelligence",
         summary="synaptic intelligence: like EWC, with importances gathered along the path of training",
         source="arXiv 1703.04200",
         defaults={"si_lambda": 1.0},

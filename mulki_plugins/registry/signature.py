@@ -109,9 +109,10 @@ def _inherited(node: ast.ClassDef, tree: ast.Module, module: str) -> Signature:
 def _imports(tree: ast.Module, module: str) -> list[tuple[str, str]]:
     """(module, name) of each `from module import name` at the top of a module."""
     found = []
+    parts = [*module.split("."), "__init__"] if _file(module).name == "__init__.py" else module.split(".")
     for node in tree.body:
         if isinstance(node, ast.ImportFrom):
-            package = module.split(".")[: -node.level] if node.level else []
+            package = parts[: -node.level] if node.level else []
             origin = ".".join([*package, *(node.module.split(".") if node.module else [])])
             found += [(origin, alias.name) for alias in node.names if alias.asname in (None, alias.name)]
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,3 +21,15 @@ def seed_everything(seed: int, task: int = 0) -> None:
     torch.manual_seed(int(words[2]))
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+def random_state() -> tuple[Any, ...]:
+    """Where Python's, numpy's and torch's generators stand on the CPU."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def set_random_state(state: tuple[Any, ...]) -> None:
+    """Put the generators where `random_state` found them."""
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    torch.set_rng_state(state[2])

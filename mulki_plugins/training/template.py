@@ -18,7 +18,7 @@ from mulki_plugins.losses import smoothed_cross_entropy
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.recipe.schema import Evaluate, Optimizer, Train
 from mulki_plugins.stages.stage import Stage
-from mulki_plugins.training.loader import CountedLoader
+from mulki_plugins.training.loader import TaskBatches
 from mulki_plugins.training.schedule import factor
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -88,8 +88,9 @@ class ContinualTemplate(SupervisedTemplate):
         super()._before_training_exp(**kwargs)
         settings = self.task_settings
         self.train_epochs = settings.epochs or 1
-        if settings.iterations:
-            self.dataloader = CountedLoader(self.dataloader, self.budgets * settings.iterations)
+        self.dataloader = TaskBatches(
+            self.dataloader, self.budgets * settings.iterations if settings.iterations else None
+        )
         self.steps = self.train_epochs * len(self.dataloader)  # type: ignore[arg-type]
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.precision == "fp16")
 
