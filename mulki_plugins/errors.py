@@ -16,6 +16,9 @@ def plain(text: str) -> str:
 class MulkiError(Exception):
     """A mistake of the user's, or something of theirs that is missing; `hint` says what to type next."""
 
+    status = 2
+    """What a program ends with."""
+
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message = message

@@ -13,6 +13,8 @@ from avalanche.training.supervised import Naive
 from open_clip.model import CLIP
 
 from mulki_plugins.models import ClipClassifier, LoadedClip
+from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.registry.parts import Catalog, Provenance, Register
 from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, Teachers
 from mulki_plugins.streams import ArrayImages, Task, TaskStream, as_benchmark
 
@@ -72,8 +74,7 @@ def small_task(name: str, colours: list[str], seed: int = 0, each: int = 8, name
     )
 
 
-@pytest.fixture
-def stream() -> TaskStream:
+def small_stream() -> TaskStream:
     """Three tasks of two, three and two classes."""
     return TaskStream(
         name="small",
@@ -85,10 +86,49 @@ def stream() -> TaskStream:
     )
 
 
+class SmallTokenizer:
+    """The small tokenizer with what open_clip's says of itself."""
+
+    sot_token_id, eot_token_id, vocab_size, context_length = 1, 299, 300, 12
+    all_special_ids = (1, 299)
+
+    def __call__(self, texts):
+        return small_tokenizer(texts)
+
+
+def small_model() -> LoadedClip:
+    half = (0.5, 0.5, 0.5)
+    return LoadedClip(clip=small_clip(), tokenizer=SmallTokenizer(), image_size=SIZE, mean=half, std=half)
+
+
+def small_reference() -> TaskStream:
+    return TaskStream(
+        name="other", tasks=(small_task("other", ["grey", "yellow"], seed=9, each=5, names=("ash", "gold")),)
+    )
+
+
+@pytest.fixture
+def small_parts():
+    """The small world under names that a recipe can use: the streams small and small-other, the model small-clip."""
+    mine = Catalog()
+    register = Register(mine, Provenance(distribution="mulki", version=""))
+    register.stream("small", small_stream, summary="three tasks of colours")
+    register.stream("small-other", small_reference, summary="two other colours")
+    register.model("small-clip", small_model, summary="a few thousand weights")
+    catalog().parts.update(mine.parts)
+    yield
+    for key in mine.parts:
+        del catalog().parts[key]
+
+
+@pytest.fixture
+def stream() -> TaskStream:
+    return small_stream()
+
+
 @pytest.fixture
 def loaded() -> LoadedClip:
-    half = (0.5, 0.5, 0.5)
-    return LoadedClip(clip=small_clip(), tokenizer=small_tokenizer, image_size=SIZE, mean=half, std=half)
+    return small_model()
 
 
 @pytest.fixture

@@ -19,25 +19,13 @@ from mulki_plugins.errors import MulkiError
 from mulki_plugins.losses import distillation
 from mulki_plugins.models.tiny import mulki_tiny
 from mulki_plugins.stages import Teachers
-from mulki_plugins.streams import Reference, TaskStream, as_reference
-from tests.conftest import Quiet, naive, same, small_task, small_tokenizer, weights
+from mulki_plugins.streams import Reference, as_reference
+from tests.conftest import Quiet, SmallTokenizer, naive, same, small_reference, weights
 
 
 @pytest.fixture
 def reference(loaded):
-    colours = ["grey", "yellow"]
-    stream = TaskStream(name="other", tasks=(small_task("other", colours, seed=9, each=5, names=("ash", "gold")),))
-    return as_reference(stream, loaded.transform(train=False))
-
-
-class Tokenizer:
-    """The small tokenizer with what open_clip's says of itself."""
-
-    sot_token_id, eot_token_id, vocab_size, context_length = 1, 299, 300, 12
-    all_special_ids = (1, 299)
-
-    def __call__(self, texts):
-        return small_tokenizer(texts)
+    return as_reference(small_reference(), loaded.transform(train=False))
 
 
 def logged(strategy_run):
@@ -57,7 +45,7 @@ def all_peers(reference):
 
 @pytest.mark.parametrize("name", ["lwf", "lwf-vr", "l2", "zscl", "snd", "icarl"])
 def test_every_peer_learns_and_its_teachers_stay(name, classifier, benchmark, reference):
-    classifier.tokenizer = Tokenizer()
+    classifier.tokenizer = SmallTokenizer()
     plugins = all_peers(reference)[name]
     logger = Quiet()
     strategy = naive(classifier, plugins, logger, lr=0.1)

@@ -117,7 +117,7 @@ def test_what_is_refused_says_why(strategy, settings, added, reason):
 
 
 def test_a_reference_is_no_setting_of_those_who_need_none():
-    from mulki_plugins.training.experiment import fingerprint
+    from mulki_plugins.training.provenance import fingerprint
 
     assert fingerprint(resolved("lwf").recipe) == fingerprint(resolved("lwf", "reference=null").recipe)
     other = fingerprint(resolved("zscl", "reference={name: mtil-mini, tasks: [faces]}").recipe)

@@ -185,7 +185,7 @@ def test_a_line_of_another_device_is_no_line_of_this_one(study, plan):
     said = yaml.safe_load(plan.read_text())
     job = next(iter(study.planned(said)))
     recipe = study_jobs.resolved(said, job).recipe
-    from mulki_plugins.training.experiment import fingerprint
+    from mulki_plugins.training.provenance import fingerprint
 
     common = {"part": job.part, "order": job.order, "label": job.label, "seed": job.seed, "code": ""}
     here, there = (Line(**common, fingerprint=fingerprint(recipe), device=d, last=50.0) for d in ("cpu", "tpu"))

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from mulki_plugins.lazy import from_modules
 
 if TYPE_CHECKING:
+    from mulki_plugins.baselines.avalanche import SynapticIntelligence
     from mulki_plugins.baselines.icarl import ICarl
     from mulki_plugins.baselines.l2 import WeightConstraint
     from mulki_plugins.baselines.lwf import LearningWithoutForgetting
-    from mulki_plugins.baselines.si import SynapticIntelligence
     from mulki_plugins.baselines.snd import SelectiveDistillation
     from mulki_plugins.baselines.zscl import ReferenceDistillation
 
@@ -26,7 +26,7 @@ __getattr__ = from_modules(
         "LearningWithoutForgetting": "lwf",
         "ReferenceDistillation": "zscl",
         "SelectiveDistillation": "snd",
-        "SynapticIntelligence": "si",
+        "SynapticIntelligence": "avalanche",
         "WeightConstraint": "l2",
     },
 )

@@ -11,6 +11,7 @@ from avalanche.training.storage_policy import ExemplarsBuffer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mulki_plugins.baselines.stored import images_at, places_of
 from mulki_plugins.losses import distillation, herded
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.options import Count, Positive, Weight, checked
@@ -33,6 +34,21 @@ class HerdedExemplars(ExemplarsBuffer):
     def __init__(self, max_size: int) -> None:
         super().__init__(max_size)
         self.groups: dict[Group, Any] = {}
+        self._kept: list[list[Any]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of each exemplar its task and index; no image is stored."""
+        return {"groups": self._kept or [[*group, places_of(kept)] for group, kept in self.groups.items()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._kept = state["groups"]
+
+    def find_again(self, strategy: Any) -> None:
+        """Take the images of a loaded state from the strategy's stream."""
+        if self._kept:
+            self.groups = {(task, c): images_at(places, strategy) for task, c, places in self._kept}
+            self._kept = []
+            self._fit()
 
     def add(self, model: ClipClassifier, dataset: Any) -> None:
         """Choose among a task's training images, and make the others give way."""
@@ -91,7 +107,14 @@ class ICarl(Stage):
         self._replay = ReplayPlugin(mem_size=memory, batch_size_mem=batch_size, storage_policy=self.exemplars)
         self._current: set[int] = set()
 
+    def state_dict(self) -> dict[str, Any]:
+        return self.exemplars.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.exemplars.load_state_dict(state)
+
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self.exemplars.find_again(strategy)
         self._current = tasks_of(strategy.adapted_dataset)
         self._replay.before_training_exp(strategy, **kwargs)
 
@@ -110,4 +133,5 @@ class ICarl(Stage):
         self.add_loss(strategy, "icarl", total, self.weight)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self.exemplars.find_again(strategy)
         self.exemplars.add(classifier_of(strategy, self), strategy.experience.dataset)

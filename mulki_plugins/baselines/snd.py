@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
-
-from mulki_plugins.baselines.zscl import reference_batches
+from mulki_plugins.baselines.zscl import ReferenceBatches
 from mulki_plugins.losses import selection, selective_distillation
 from mulki_plugins.options import Count, Positive, Weight, checked
 from mulki_plugins.stages.stage import Stage, autocast_of, classifier_of
@@ -41,13 +38,22 @@ class SelectiveDistillation(Stage):
         self.previous, self.initial = previous, initial
         self.slope, self.threshold = slope, threshold
         self.batch_size = batch_size
-        self._batches: Iterator[Tensor] = iter(())
+        self._batches: ReferenceBatches | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many batches of this task have been used; which they are follows from its beginning."""
+        return {"used": self._batches.used if self._batches else 0}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._batches:
+            self._batches.skip_to(state["used"])
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         size = self.batch_size or 2 * strategy.train_mb_size
-        self._batches = reference_batches(self.reference, size, int(kwargs.get("num_workers") or 0))
+        self._batches = ReferenceBatches(self.reference, size, int(kwargs.get("num_workers") or 0))
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+        assert self._batches is not None
         x = next(self._batches).to(strategy.device)
         with autocast_of(strategy):
             z = classifier_of(strategy, self).encode_image(x)
@@ -59,4 +65,4 @@ class SelectiveDistillation(Stage):
         self.add_loss(strategy, "snd", self.previous * to_previous + self.initial * to_initial)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._batches = iter(())
+        self._batches = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
@@ -42,7 +41,15 @@ class ReferenceDistillation(Stage):
         self.image, self.text, self.temperature = image, text, temperature
         self.batch_size = batch_size
         self._texts: dict[Teacher, Tensor] = {}
-        self._batches: Iterator[Tensor] = iter(())
+        self._batches: ReferenceBatches | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many batches of this task have been used; which they are follows from its beginning."""
+        return {"used": self._batches.used if self._batches else 0}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._batches:
+            self._batches.skip_to(state["used"])
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         model = classifier_of(strategy, self)
@@ -50,10 +57,11 @@ class ReferenceDistillation(Stage):
         teachers, known = Teachers.of(strategy, self).active, self._texts
         self._texts = {t: known[t] if t in known else encoded(t.model, tokens) for t in teachers}
         size = self.batch_size or strategy.train_mb_size
-        self._batches = reference_batches(self.reference, size, int(kwargs.get("num_workers") or 0))
+        self._batches = ReferenceBatches(self.reference, size, int(kwargs.get("num_workers") or 0))
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         model = classifier_of(strategy, self)
+        assert self._batches is not None
         x = next(self._batches).to(strategy.device)
         with autocast_of(strategy):
             z, s = model.encode_image(x), model.scale
@@ -66,17 +74,30 @@ class ReferenceDistillation(Stage):
         self.add_loss(strategy, "zscl", total)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._batches = iter(())
+        self._batches = None
 
 
-def reference_batches(reference: Reference, batch_size: int, workers: int = 0) -> Iterator[Tensor]:
+class ReferenceBatches:
     """Batches of reference images without end, shuffled anew each time around; the last of a round may be smaller.
 
-    The order follows from torch's state now, and moves it no further.
+    The order follows from torch's state at the beginning, and moves it no further.
     """
-    generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-    loader = DataLoader(
-        reference.images, batch_size=batch_size, shuffle=True, generator=generator, num_workers=workers,
-        persistent_workers=workers > 0,
-    )  # fmt: skip
-    return (batch for _ in count() for batch in loader)
+
+    def __init__(self, reference: Reference, batch_size: int, workers: int = 0) -> None:
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        loader = DataLoader(
+            reference.images, batch_size=batch_size, shuffle=True, generator=generator, num_workers=workers,
+            persistent_workers=workers > 0,
+        )  # fmt: skip
+        self._batches = (batch for _ in count() for batch in loader)
+        self.used = 0
+
+    def __next__(self) -> Tensor:
+        self.used += 1
+        batch: Tensor = next(self._batches)
+        return batch
+
+    def skip_to(self, used: int) -> None:
+        """Drop batches until so many have been used."""
+        while self.used < used:
+            next(self)

@@ -34,7 +34,7 @@ def reports_mistakes(function: Callable[..., Any]) -> Callable[..., Any]:
                 click.echo(f"error: {plain(line)}", err=True)
             if len(lines) > PRINTED:
                 click.echo(f"error: and {len(lines) - PRINTED} more", err=True)
-            raise SystemExit(2) from None
+            raise SystemExit(error.status) from None
         except BrokenPipeError:
             _silence_stdout()
             raise SystemExit(0) from None

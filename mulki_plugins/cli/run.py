@@ -24,10 +24,16 @@ if TYPE_CHECKING:
     show_default=True,
     help="Folder below which the run's own folder RECIPE/STRATEGY/seed-N is made.",
 )
+@click.option(
+    "--resume", is_flag=True, help="Go on with runs that were stopped; those that are complete are not run again."
+)
+@click.option(
+    "--force", is_flag=True, help="With --resume: go on although recipe, data, code or versions have changed."
+)
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be done; train nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of tables.")
 @reports_mistakes
-def run(recipe: str, out: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
+def run(recipe: str, out: Path, resume: bool, force: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Train the model of RECIPE on one task after another, and evaluate it on all of them after each.
 
     RECIPE is a path, or the name of an installed recipe: `mulki run mtil`. Progress goes to stderr, results to stdout.
@@ -37,11 +43,16 @@ def run(recipe: str, out: Path, dry_run: bool, as_json: bool, **options: Any) ->
         _say_what_would_be_done(result, out, as_json)
         return
     from mulki_plugins.report.compare import comparison_data, comparison_text
-    from mulki_plugins.training.experiment import run_experiment
+    from mulki_plugins.report.folder import run_folder
+    from mulki_plugins.training.experiment import resume_experiment, run_experiment
 
     finished = []
     for seed in result.recipe.seeds:
-        finished.append(run_experiment(result, seed, out))
+        folder = run_folder(out, result.recipe, seed)
+        if resume and folder.is_dir():
+            finished.append(resume_experiment(result, seed, folder, force=force))
+        else:
+            finished.append(run_experiment(result, seed, out))
         if not as_json:
             click.echo(comparison_text(finished[-1:]))
     if as_json:

@@ -54,10 +54,11 @@ class TaskBudget:
 
 
 @frozen(kw_only=True)
-class Checkpoint:
-    """The weights that are kept after each task: those of the last `keep` tasks (0: none)."""
+class Checkpointing:
+    """A checkpoint after each task and every `every` steps within it (null: none within); the last `keep` stay (0: none)."""
 
-    keep: Natural = 1
+    every: Count | None = 200
+    keep: Natural = 2
 
 
 @frozen(kw_only=True)
@@ -74,7 +75,9 @@ class Train:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     workers: Natural = 0
     per_task: dict[str, TaskBudget] = field(factory=dict)
-    checkpoint: Checkpoint = field(factory=Checkpoint)
+    unreadable: Literal["stop", "skip"] = "stop"
+    """What to do where an image cannot be read: end with an error, or go on without it and count it."""
+    checkpoint: Checkpointing = field(factory=Checkpointing)
 
 
 @frozen(kw_only=True)

@@ -121,10 +121,10 @@ def _register_baselines(register: Register) -> None:
 
 
 def _register_avalanche(register: Register) -> None:
-    package = "avalanche.training.plugins"
+    package, own = "avalanche.training.plugins", "mulki_plugins.baselines.avalanche"
     register.plugin(
         "avalanche.ewc",
-        f"{package}.ewc:EWCPlugin",
+        f"{own}:EWC",
         summary="elastic weight consolidation: holds the weights that mattered to earlier tasks",
         source="arXiv 1612.00796",
         defaults={"ewc_lambda": 1.0},
@@ -138,7 +138,7 @@ def _register_avalanche(register: Register) -> None:
     )
     register.plugin(
         "avalanche.si",
-        "mulki_plugins.baselines.si:SynapticIntelligence",
+        f"{own}:SynapticIntelligence",
         summary="synaptic intelligence: like EWC, with importances gathered along the path of training",
         source="arXiv 1703.04200",
         defaults={"si_lambda": 1.0},
@@ -147,7 +147,7 @@ def _register_avalanche(register: Register) -> None:
     )
     register.plugin(
         "avalanche.mas",
-        f"{package}.mas:MASPlugin",
+        f"{own}:MAS",
         summary="memory-aware synapses: like EWC, with importances from the outputs' sensitivity",
         source="arXiv 1711.09601",
         kinds={"lambda_reg": Weight, "alpha": Fraction, "verbose": bool},
@@ -155,7 +155,7 @@ def _register_avalanche(register: Register) -> None:
     )
     register.plugin(
         "avalanche.lwf",
-        f"{package}.lwf:LwFPlugin",
+        f"{own}:LwF",
         summary="learning without forgetting: distils the previous model's outputs on this task's images",
         source="arXiv 1606.09282",
         kinds={"alpha": Weight | list[Weight], "temperature": Positive},
@@ -163,10 +163,10 @@ def _register_avalanche(register: Register) -> None:
     )
     register.plugin(
         "avalanche.replay",
-        f"{package}.replay:ReplayPlugin",
+        f"{own}:Replay",
         summary="rehearsal: keeps images of earlier tasks and mixes them into every batch",
         source="arXiv 1902.10486",
-        kinds={"mem_size": Count, "batch_size": Count | None, "batch_size_mem": Count | None, "storage_policy": None},
+        kinds={"mem_size": Count, "batch_size": Count | None, "batch_size_mem": Count | None},
         keeps_images=True,
     )
     register.plugin(
@@ -177,6 +177,7 @@ def _register_avalanche(register: Register) -> None:
         defaults={"patterns_per_experience": 64, "sample_size": 64},
         kinds={"patterns_per_experience": Count, "sample_size": Count},
         keeps_images=True,
+        no_resume="Avalanche's AGEM draws from its memory by an iterator whose place cannot be stored",
     )
     for name, reason in _REFUSED.items():
         register.refuse("plugin", f"avalanche.{name}", reason)

@@ -49,6 +49,8 @@ class Part:
     keeps_images: bool = False
     needs_reference: bool = False
     adds_parameters: bool = False
+    no_resume: str = ""
+    """Why a run with this plugin cannot go on from a checkpoint."""
     sequential: bool = False
     """Of a plugin: it works from one task to the next; of a metric: it compares moments of the stream."""
     tasks: tuple[str, ...] = ()
@@ -118,12 +120,14 @@ class Register:
         needs_reference: bool = False,
         adds_parameters: bool = False,
         sequential: bool = False,
+        no_resume: str = "",
     ) -> None:
         """An Avalanche `SupervisedPlugin` class, or a function that returns one.
 
         defaults, kinds: values and types for the options of a class that was not written for MulKI.
         needs_reference: it takes a keyword argument `reference` (a `Reference`), which no recipe writes among the options.
         sequential: it does nothing, or fails, where all tasks are trained at once.
+        no_resume: why a run with it cannot go on from a checkpoint, if it keeps what it has no `state_dict()` for.
         """
         self._add(
             Part(
@@ -132,7 +136,7 @@ class Register:
                 defaults=dict(defaults or {}), kinds=dict(kinds or {}), requires=tuple(requires),
                 conflicts=tuple(conflicts), after=tuple(after),
                 keeps_images=keeps_images, needs_reference=needs_reference, adds_parameters=adds_parameters,
-                sequential=sequential,
+                sequential=sequential, no_resume=no_resume,
             )
         )  # fmt: skip
 

@@ -15,9 +15,10 @@ class CsvLogger(BaseLogger):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self._file = (folder / "metrics.csv").open("w", newline="", encoding="utf-8")
+        self._file = (folder / "metrics.csv").open("a", newline="", encoding="utf-8")
         self._writer = csv.writer(self._file)
-        self._writer.writerow(["tag", "step", "value"])
+        if not self._file.tell():
+            self._writer.writerow(["tag", "step", "value"])
 
     def log_single_metric(self, name: str, value: Any, x_plot: int) -> None:
         if not isinstance(value, Figure):
@@ -25,6 +26,15 @@ class CsvLogger(BaseLogger):
 
     def after_eval(self, strategy: Any, metric_values: Any) -> None:
         self._file.flush()
+
+    def state_dict(self) -> dict[str, int]:
+        """How far the file goes."""
+        self._file.flush()
+        return {"bytes": self._file.tell()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take back what was written after that."""
+        self._file.truncate(state["bytes"])
 
     def close(self) -> None:
         self._file.close()

@@ -24,7 +24,7 @@ class Result:
     recipe: str
     strategy: str
     seed: int
-    status: Literal["running", "complete", "failed"] = "running"
+    status: Literal["running", "complete", "failed", "stopped"] = "running"
     tasks: list[str]
     zero_shot: list[float] = field(factory=list)
     """Accuracy in percent on each task before any training."""
@@ -37,6 +37,8 @@ class Result:
     settings: str = ""
     """A fingerprint of the resolved recipe but its seed: runs that share it are repetitions of one experiment."""
     plugins: list[dict[str, Any]] = field(factory=list)
+    left_out: dict[str, list[int]] = field(factory=dict)
+    """The places of images that could not be read and were left out, by `<task>/train` and `<task>/test`."""
     versions: dict[str, str] = field(factory=dict)
     device: dict[str, Any] = field(factory=dict)
     seconds: dict[str, Any] = field(factory=dict)
@@ -68,7 +70,8 @@ def read_result(path: Path) -> Result:
 def _check(result: Result) -> None:
     """That the numbers have the shapes that everything else relies on."""
     lists = (result.tasks, result.matrix, result.zero_shot, result.plugins)
-    if not all(isinstance(value, list) for value in lists) or not isinstance(result.metrics, dict):
+    mappings = (result.metrics, result.left_out)
+    if not all(isinstance(value, list) for value in lists) or not all(isinstance(value, dict) for value in mappings):
         raise ValueError("expected lists of tasks, accuracies and plugins, and a mapping of metrics")
     for text in (*result.tasks, *result.metrics):
         str(text).encode()
@@ -76,8 +79,8 @@ def _check(result: Result) -> None:
         if not isinstance(getattr(result, name), str):
             raise ValueError(f"expected {name} to be text")
         getattr(result, name).encode()
-    if result.status not in ("running", "complete", "failed"):
-        raise ValueError(f"expected a status of running, complete or failed, got {result.status!r}")
+    if result.status not in ("running", "complete", "failed", "stopped"):
+        raise ValueError(f"expected a status of running, complete, failed or stopped, got {result.status!r}")
     if type(result.seed) is not int or not isinstance(result.protocol, dict):
         raise ValueError("expected a number as seed and a mapping as protocol")
     if not result.tasks:

@@ -42,6 +42,17 @@ class Connecting(SupervisedPlugin):
         """The same, over the tasks before: as large as the weights, however many tasks there were."""
         self._pretrained: dict[str, Tensor] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """The means so far; the weights before the task are those with which it begins."""
+        return {
+            "running": self._running.state_dict(),
+            "now": self._now.state_dict(),
+            "before": self._before.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._running, self._now, self._before = (RunningMean.of(state[name]) for name in ("running", "now", "before"))
+
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._start = {n: p.detach().clone() for n, p in strategy.model.named_parameters() if p.requires_grad}
         self._running = RunningMean()

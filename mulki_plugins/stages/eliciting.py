@@ -28,6 +28,12 @@ class Eliciting(Stage):
         self.momentum = momentum
         self.prototypes: dict[int, Tensor] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"prototypes": dict(self.prototypes)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.prototypes = dict(state["prototypes"])
+
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         teachers = Teachers.of(strategy, self)
         previous = teachers.previous

@@ -20,6 +20,14 @@ class RunningMean:
     count: int = 0
     mean: dict[str, Tensor] = field(factory=dict)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "mean": dict(self.mean)}
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> RunningMean:
+        """The one whose `state_dict` this is."""
+        return cls(state["count"], dict(state["mean"]))
+
     @torch.no_grad()
     def add(self, weights: dict[str, Tensor]) -> None:
         self.count += 1

@@ -97,14 +97,35 @@ class Teachers(SupervisedPlugin):
                 return candidate
         raise RuntimeError(f"{type(plugin).__name__} needs the plugin Teachers before it in the strategy's plugins")
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        model = classifier_of(strategy, self)
-        known = dict(self.previous.prototypes) if self.previous else {}
+    def state_dict(self) -> dict[str, Any]:
+        """The prototypes of earlier tasks; the models are the pre-trained one and that before the task."""
+        if self.initial is None or self.previous is None:
+            return {"seen": [], "initial": {}, "previous": {}}
+        known = {"initial": dict(self.initial.prototypes), "previous": dict(self.previous.prototypes)}
+        return {"seen": sorted(self.seen), **known}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Called when `before_training` has noted the pre-trained model."""
         if self.initial is None:
-            self.initial = self.previous = self._frozen(model)
+            raise RuntimeError("Teachers: before_training comes first, with the pre-trained model in the strategy")
+        self.seen = set(state["seen"])
+        self.initial.prototypes = dict(state["initial"])
+        if self.previous is None:
+            self.previous = Teacher(self.initial.model)
+        self.previous.prototypes = dict(state["previous"])
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        if self.initial is None:
+            self.initial = self._frozen(classifier_of(strategy, self))
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        assert self.initial is not None
+        if not self.seen:
+            self.previous = self.initial
         else:
-            self.previous = self._frozen(model)
-            self.previous.prototypes = known
+            known = self.previous.prototypes if self.previous else {}
+            self.previous = self._frozen(classifier_of(strategy, self))
+            self.previous.prototypes = dict(known)
         for teacher in (self.initial, self.previous):  # a task that comes again may bring other images
             for task in tasks_of(strategy.adapted_dataset):
                 teacher.prototypes.pop(task, None)

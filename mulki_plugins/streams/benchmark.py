@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from avalanche.benchmarks import benchmark_from_datasets, with_task_labels
 from avalanche.benchmarks.scenarios import CLScenario
@@ -15,27 +15,40 @@ from avalanche.benchmarks.utils import (
     TransformGroups,
 )
 
+from mulki_plugins.streams.readable import ReadableImages
 from mulki_plugins.streams.task import LabelledImages, TaskStream
 
 Transform = Callable[[Any], Any]
 
 
-def as_benchmark(stream: TaskStream, train_transform: Transform, eval_transform: Transform) -> CLScenario:
+def as_benchmark(
+    stream: TaskStream,
+    train_transform: Transform,
+    eval_transform: Transform,
+    *,
+    unreadable: Literal["stop", "skip"] = "stop",
+) -> CLScenario:
     """An Avalanche benchmark with one experience a task, task label = position in the stream.
 
-    Every experience also has `task_name` and `class_names`. Class indices are not offset from task to task.
+    Every experience also has `task_name`, `class_names` and `images` (ReadableImages). Class indices are not offset from
+    task to task. unreadable: what happens at an image that cannot be read.
     """
+    read = {
+        "train": [ReadableImages(t.train, t.name, training=True, unreadable=unreadable) for t in stream.tasks],
+        "test": [ReadableImages(t.test, t.name, training=False, unreadable=unreadable) for t in stream.tasks],
+    }
     transforms = {"train": (train_transform, None), "eval": (eval_transform, None)}
     benchmark = with_task_labels(
         benchmark_from_datasets(
-            train=[_dataset(task.train, i, transforms, "train") for i, task in enumerate(stream.tasks)],
-            test=[_dataset(task.test, i, transforms, "eval") for i, task in enumerate(stream.tasks)],
+            train=[_dataset(images, i, transforms, "train") for i, images in enumerate(read["train"])],
+            test=[_dataset(images, i, transforms, "eval") for i, images in enumerate(read["test"])],
         )
     )
-    for experiences in (benchmark.train_stream, benchmark.test_stream):
-        for experience, task in zip(experiences, stream.tasks, strict=True):
+    for part, experiences in (("train", benchmark.train_stream), ("test", benchmark.test_stream)):
+        for experience, task, images in zip(experiences, stream.tasks, read[part], strict=True):
             experience.task_name = task.name
             experience.class_names = task.class_names
+            experience.images = images
     return benchmark
 
 
@@ -45,8 +58,9 @@ def _dataset(
     """The class that Avalanche's plugins expect: with targets and task labels as attributes."""
     targets = DataAttribute(list(images.targets), name="targets")
     labels = TaskLabels(ConstantSequence(task, len(images)))
+    places = DataAttribute(range(len(images)), name="place")  # by which a plugin's kept images are found again
     dataset = TaskAwareSupervisedClassificationDataset(
-        [images], data_attributes=[targets, labels], transform_groups=TransformGroups(transforms)
+        [images], data_attributes=[targets, labels, places], transform_groups=TransformGroups(transforms)
     )
     chosen: TaskAwareSupervisedClassificationDataset = dataset.with_transforms(group)
     return chosen

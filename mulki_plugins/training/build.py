@@ -42,7 +42,8 @@ def build(recipe: Recipe) -> Built:
     model = ClipClassifier(loaded.clip, loaded.tokenizer, stream.tasks, train=train)
     reference = _reference(recipe, loaded.transform(train=False))
     plugins = [_made("plugin", e.name, e.options | _given(e.name, reference)) for e in recipe.strategy.plugins]
-    benchmark = as_benchmark(stream, loaded.transform(train=True), loaded.transform(train=False))
+    transforms = loaded.transform(train=True), loaded.transform(train=False)
+    benchmark = as_benchmark(stream, *transforms, unreadable=recipe.train.unreadable)
     return Built(stream=stream, benchmark=benchmark, model=model.to(device), plugins=plugins, device=device)
 
 

@@ -2,60 +2,89 @@
 
 from __future__ import annotations
 
-import datetime
-import hashlib
-import json
-import os
-import platform
+import contextlib
 import time
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from attrs import evolve
 from avalanche.training.plugins import EvaluationPlugin
 
+from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.emit import plain_yaml
 from mulki_plugins.recipe.resolve import Resolved
-from mulki_plugins.recipe.schema import Checkpoint, Recipe, as_data
+from mulki_plugins.recipe.schema import Recipe, as_data
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.report.folder import held, prepare_folder, run_folder, write_text
 from mulki_plugins.report.plots import matrix_figure
 from mulki_plugins.report.progress import ProgressLogger
-from mulki_plugins.report.result import Result
+from mulki_plugins.report.result import FILE, Result, read_result
 from mulki_plugins.report.table import matrix_table
 from mulki_plugins.training.accuracy import AccuracyRecorder
 from mulki_plugins.training.bases import TEMPLATES
-from mulki_plugins.training.build import Built, build, needs_reference
-from mulki_plugins.training.checkpoints import save_weights
+from mulki_plugins.training.build import Built, build
+from mulki_plugins.training.checkpoints import Checkpoint
+from mulki_plugins.training.faults import LastTerms, explained, undisturbed
+from mulki_plugins.training.provenance import identity, new_result, peak_memory
+from mulki_plugins.training.saving import Saving, choose_checkpoint, refuse_another
 from mulki_plugins.training.seeding import seed_everything
+from mulki_plugins.training.snapshot import Named
+from mulki_plugins.training.stopping import Stopped, StopRequest
 
 
 def run_experiment(resolved: Resolved, seed: int, out: Path) -> Result:
     """Run a recipe with one seed in its folder below `out`; returns what result.json holds."""
     recipe = evolve(resolved.recipe, seeds=[seed])
-    seed_everything(seed)
-    built = build(recipe)
-    folder = run_folder(out, recipe, seed)
+    return _anew(recipe, seed, run_folder(out, recipe, seed))
+
+
+def _anew(recipe: Recipe, seed: int, folder: Path) -> Result:
+    built = _built(recipe, seed)
     aside = prepare_folder(folder)
     progress = ProgressLogger(len(built.stream.tasks))
     if aside:
         progress.say(f"{folder}: an earlier run was here; it is now {aside}")
-    progress.say(f"{recipe.name} / {recipe.strategy.name} / seed {seed} -> {folder}")
     with held(folder):
-        write_text(folder / "recipe.yaml", plain_yaml(as_data(recipe)))
-        run = _Run(recipe, built, folder, seed, progress)
-        try:
-            return run.all_tasks()
-        except BaseException as error:
-            run.result.status = "failed"
-            run.result.error = f"{type(error).__name__}: {error}".splitlines()[0]
-            run.result.write(folder)
-            raise
-        finally:
-            run.close()
+        return _Run(recipe, built, folder, seed, progress).carried_out()
+
+
+def resume_experiment(resolved: Resolved, seed: int, folder: Path, *, force: bool = False) -> Result:
+    """Go on with a run in its folder, from its latest whole checkpoint; one that is complete is only read.
+
+    MulkiError where recipe, data, code or versions have changed since, unless forced, and where a plugin cannot go on.
+    """
+    recipe = evolve(resolved.recipe, seeds=[seed])
+    progress = ProgressLogger(0)
+    if (found := _complete(folder)) is not None:
+        progress.say(f"{folder}: complete already")
+        return found
+    for entry in recipe.strategy.plugins:
+        if reason := catalog().find("plugin", entry.name).no_resume:
+            raise MulkiError(f"{folder}: a run with the plugin {entry.name!r} cannot go on: {reason}", "run it anew")
+    with held(folder):
+        checkpoint, wrong = choose_checkpoint(folder)
+        for line in wrong:
+            progress.say(f"{line}; it is left out")
+        if checkpoint is not None:
+            built = _built(recipe, seed)
+            progress.tasks = len(built.stream.tasks)
+            return _Run(recipe, built, folder, seed, progress).carried_out(checkpoint, force)
+    progress.say(f"{folder}: no checkpoint to go on from, so the run begins anew")
+    return _anew(recipe, seed, folder)
+
+
+def _built(recipe: Recipe, seed: int) -> Built:
+    seed_everything(seed)
+    return build(recipe)
+
+
+def _complete(folder: Path) -> Result | None:
+    try:
+        found = read_result(folder / FILE)
+    except MulkiError:  # a run that was killed may have left none
+        return None
+    return found if found.status == "complete" else None
 
 
 class _Run:
@@ -64,32 +93,75 @@ class _Run:
     def __init__(self, recipe: Recipe, built: Built, folder: Path, seed: int, progress: ProgressLogger) -> None:
         self.recipe, self.built, self.folder, self.seed, self.progress = recipe, built, folder, seed, progress
         self.recorder = AccuracyRecorder()
+        self.terms = LastTerms()
+        self.stop = StopRequest()
         self.loggers: list[Any] = []
-        self.result = _new_result(recipe, built, seed, folder)
+        self.plugins = [Named(e.name, p) for e, p in zip(recipe.strategy.plugins, built.plugins, strict=True)]
+        self.result = new_result(recipe, built, seed, folder)
 
-    def all_tasks(self) -> Result:
+    def carried_out(self, checkpoint: Checkpoint | None = None, force: bool = False) -> Result:
+        """All tasks, or those that are left; whatever happens is written into result.json."""
+        self.progress.say(f"{self.recipe.name} / {self.recipe.strategy.name} / seed {self.seed} -> {self.folder}")
+        known = identity(self.recipe, self.built, self.seed)
+        changed = refuse_another(checkpoint, known, force) if checkpoint else []
+        for line in changed:
+            self.progress.say(f"going on although {line}")
+        if checkpoint is not None:
+            self.result.zero_shot, self.result.matrix = (checkpoint.run["result"][k] for k in ("zero_shot", "matrix"))
+        try:
+            with self.stop.listening():
+                write_text(self.folder / "recipe.yaml", plain_yaml(as_data(self.recipe)))
+                self.set_up(known)
+                if checkpoint is not None:
+                    self.go_on_from(checkpoint)
+                return self.all_tasks()
+        except BaseException as error:
+            with undisturbed():
+                said = explained(error, self.plugins, self.terms, self.place())
+                self.write_down(said or error)
+            if said is None or said is error:
+                raise
+            raise said from error
+        finally:
+            self.close()
+
+    def set_up(self, known: dict[str, Any]) -> None:
         recipe, built = self.recipe, self.built
         self.loggers += [catalog().find("logger", name).load()(self.folder) for name in recipe.loggers]
+        loggers = [*self.loggers, self.terms, self.progress]
         self.strategy = TEMPLATES[recipe.strategy.base](
             model=built.model,
             train=recipe.train,
             evaluate=recipe.evaluate,
             device=built.device,
             plugins=built.plugins,
-            evaluator=EvaluationPlugin(self.recorder, loggers=[*self.loggers, self.progress], collect_all=False),
+            evaluator=EvaluationPlugin(self.recorder, loggers=loggers, collect_all=False),
         )
-        began = time.monotonic()
-        self.result.zero_shot = self.evaluated()
-        self.progress.say(f"zero-shot: mean accuracy {_mean(self.result.zero_shot):.1f} %")
-        self.result.write(self.folder)
-        if recipe.strategy.base == "none":
+        self.strategy.between_batches = self.stop_if_asked
+        self.saving = Saving(
+            recipe, self.folder, self.strategy, self.plugins, self.loggers, self.result, known, self.stop
+        )
+
+    def go_on_from(self, checkpoint: Checkpoint) -> None:
+        datasets = [experience.dataset for experience in self.built.benchmark.train_stream]
+        self.saving.go_on_from(checkpoint, datasets)
+        self.progress.say(f"going on from {checkpoint.path.name}")
+
+    def all_tasks(self) -> Result:
+        base = self.recipe.strategy.base
+        if not self.result.zero_shot:
+            self.result.zero_shot = self.evaluated()
+            self.progress.say(f"zero-shot: mean accuracy {_mean(self.result.zero_shot):.1f} %")
+            self.result.write(self.folder)
+            self.saving.started()
+        if base == "none":
             self.no_task()
-        elif recipe.strategy.base == "joint":
+        elif base == "joint":
             self.all_at_once()
         else:
-            for i, experience in enumerate(built.benchmark.train_stream):
+            for i, experience in enumerate(self.built.benchmark.train_stream):
                 self.one_task(i, experience)
-        self.result.seconds["total"] = round(time.monotonic() - began, 2)
+        self.result.seconds["total"] = round(self.saving.seconds(), 2)
         self.finish()
         return self.result
 
@@ -102,29 +174,37 @@ class _Run:
 
     def one_task(self, i: int, experience: Any) -> None:
         name = self.built.stream.tasks[i].name
-        row = self.trained_and_evaluated(i + 1, name, experience)
-        self.result.matrix.append(row)
-        self.result.write(self.folder)
-        self.progress.say(f"    {name} {row[i]:.1f} %, mean of all {_mean(row):.1f} %")
+        if i >= len(self.result.matrix):
+            row = self.trained_and_evaluated(i + 1, name, experience, lambda row: [row])
+            self.progress.say(f"    {name} {row[i]:.1f} %, mean of all {_mean(row):.1f} %")
 
     def all_at_once(self) -> None:
         """One training on the whole stream; every row of the matrix is that one model's."""
         tasks = len(self.result.tasks)
-        row = self.trained_and_evaluated(tasks, "all", self.built.benchmark.train_stream)
-        self.result.matrix += [list(row) for _ in range(tasks)]
-        self.progress.say(f"    mean of all {_mean(row):.1f} %")
+        if not self.result.matrix:
+            row = self.trained_and_evaluated(
+                tasks, "all", self.built.benchmark.train_stream, lambda row: [list(row) for _ in range(tasks)]
+            )
+            self.progress.say(f"    mean of all {_mean(row):.1f} %")
 
-    def trained_and_evaluated(self, learned: int, name: str, experiences: Any) -> list[float]:
+    def trained_and_evaluated(
+        self, learned: int, name: str, experiences: Any, rows: Callable[[list[float]], list[list[float]]]
+    ) -> list[float]:
         """Train, keep the weights, evaluate. learned: how many tasks will then have been learned."""
-        seed_everything(self.seed, learned)
+        if self.saving.tasks < learned:
+            seed_everything(self.seed, learned)
+            self.saving.task_begins()
+            workers = self.recipe.train.workers
+            self.strategy.train(experiences, eval_streams=[], num_workers=workers, persistent_workers=workers > 0)
+            self.result.seconds.setdefault("train", []).append(round(self.saving.task_seconds(), 2))
+            self.saving.learned(learned, name)
         began = time.monotonic()
-        workers = self.recipe.train.workers
-        self.strategy.train(experiences, eval_streams=[], num_workers=workers, persistent_workers=workers > 0)
-        trained = time.monotonic()
-        save_weights(self.built.model, self.folder, learned, name, self.recipe.train.checkpoint.keep)
         row = self.evaluated()
-        self.result.seconds.setdefault("train", []).append(round(trained - began, 2))
-        self.result.seconds.setdefault("evaluate", []).append(round(time.monotonic() - trained, 2))
+        self.result.seconds.setdefault("evaluate", []).append(round(time.monotonic() - began, 2))
+        self.result.matrix += rows(row)
+        self.count_left_out()
+        self.result.write(self.folder)
+        self.saving.evaluated()
         return row
 
     def evaluated(self) -> list[float]:
@@ -133,16 +213,31 @@ class _Run:
         self.strategy.eval(self.built.benchmark.test_stream, num_workers=workers, persistent_workers=workers > 0)
         return [self.recorder.accuracies[task.name] for task in self.built.stream.tasks]
 
+    def count_left_out(self) -> None:
+        """Note the images that could not be read, and say so of each kind once."""
+        if self.recipe.train.unreadable == "stop":
+            return
+        streams = {"train": self.built.benchmark.train_stream, "test": self.built.benchmark.test_stream}
+        for kind, experiences in streams.items():
+            for experience in experiences:
+                name = f"{experience.task_name}/{kind}"
+                known = self.result.left_out.get(name, [])
+                if new := set(experience.images.left_out) - set(known):
+                    self.result.left_out[name] = sorted({*known, *new})
+                    self.progress.say(f"    {name}: {len(new)} images cannot be read and are left out")
+
+    def stop_if_asked(self) -> None:
+        self.saving.stop_if_asked()
+
     def finish(self) -> None:
         """Metrics, table and picture."""
-        self.result.status = "complete"
-        self.result.device["peak_memory_mib"] = _peak_memory(self.built.device)
+        self.result.status, self.result.error = "complete", ""
+        self.result.device["peak_memory_mib"] = peak_memory(self.built.device)
         if len(self.result.tasks) > 1:
             for name in self.recipe.evaluate.metrics:
                 metric = catalog().find("metric", name)
                 if not (metric.sequential and self.recipe.strategy.base == "joint"):
                     self.result.metrics[name] = float(metric.load()(self.result.matrix))
-        self.result.write(self.folder)
         write_text(self.folder / "matrix.csv", _csv(self.result))
         write_text(self.folder / "matrix.txt", matrix_table(self.result) + "\n")
         figure = matrix_figure(self.result)
@@ -151,71 +246,30 @@ class _Run:
             for name, value in self.result.metrics.items():
                 logger.log_single_metric(f"metrics/{name}", value, len(self.result.tasks))
             logger.log_single_metric("matrix", figure, len(self.result.tasks))
+        self.result.write(self.folder)  # last, so that a run that is called complete has everything
+
+    def place(self) -> str:
+        """Where the run is, for an error."""
+        strategy = getattr(self, "strategy", None)
+        experience = getattr(strategy, "experience", None)
+        if strategy is None or experience is None:
+            return str(self.folder)
+        name = getattr(experience, "task_name", "")
+        step = f", step {strategy.clock.train_exp_iterations + 1}" if strategy.is_training else ", evaluation"
+        return f"task {name}{step}"
+
+    def write_down(self, error: BaseException) -> None:
+        """Leave word of how the run ended, where that can still be done."""
+        self.result.status = "stopped" if isinstance(error, Stopped) else "failed"
+        self.result.error = f"{type(error).__name__}: {error}".splitlines()[0]
+        with contextlib.suppress(OSError):  # such as no room, which is what the error says already
+            self.result.write(self.folder)
 
     def close(self) -> None:
         self.progress.stop()
         for logger in self.loggers:
             if hasattr(logger, "close"):
                 logger.close()
-
-
-def _new_result(recipe: Recipe, built: Built, seed: int, folder: Path) -> Result:
-    plugins = []
-    for entry in recipe.strategy.plugins:
-        part = catalog().find("plugin", entry.name)
-        brought = {"distribution": part.provenance.distribution, "version": part.provenance.version}
-        plugins.append({"name": entry.name, **brought, "options": entry.options})
-    return Result(
-        recipe=recipe.name,
-        strategy=recipe.strategy.name,
-        seed=seed,
-        tasks=[task.name for task in built.stream.tasks],
-        base=recipe.strategy.base,
-        protocol={"stream": recipe.stream.name, "model": recipe.model.name, "classes": recipe.evaluate.classes}
-        | ({"images": part} if (part := recipe.stream.options.get("evaluate_on", "test")) != "test" else {}),
-        settings=fingerprint(recipe),
-        plugins=plugins,
-        versions={"python": platform.python_version(), **_versions()},
-        device={"type": built.device.type, "name": _device_name(built.device), "threads": torch.get_num_threads()},
-        started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        folder=str(folder),
-    )
-
-
-def fingerprint(recipe: Recipe) -> str:
-    """Of everything that moves the numbers but the seed, so that only repetitions of one experiment are averaged."""
-    train = evolve(recipe.train, workers=0, checkpoint=Checkpoint())
-    reference = recipe.reference if needs_reference(recipe) else None
-    said = as_data(evolve(recipe, summary="", train=train, reference=reference, seeds=[0], loggers=[], device="auto"))
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("mulki", "torch", "avalanche-lib", "open_clip_torch"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # a checkout that was never installed
-            found[package] = ""
-    return found
-
-
-def _peak_memory(device: torch.device) -> float:
-    """MiB: on a GPU the most that tensors took, else the most that the process ever held."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    try:
-        import resource
-    except ImportError:  # Windows has none
-        return 0.0
-    unit = 1 if platform.system() == "Darwin" else 2**10
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()}, {os.cpu_count()} cores"
 
 
 def _mean(row: Sequence[float]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,6 +20,11 @@ from mulki_plugins.recipe.schema import Evaluate, Optimizer, Train
 from mulki_plugins.stages.stage import Stage
 from mulki_plugins.training.loader import TaskBatches
 from mulki_plugins.training.schedule import factor
+
+
+class Diverged(Exception):
+    """The loss is not a number, or infinite."""
+
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -62,10 +67,15 @@ class ContinualTemplate(SupervisedTemplate):
         """How many tasks' iterations one experience is given."""
         self.learned: set[int] = set()
         """Task labels that have been trained."""
+        self.after_step: Callable[[], None] = _nothing
+        """Called after each step of training, when all plugins have had their turn."""
+        self.between_batches: Callable[[], None] = _nothing
+        """Called after each batch of an evaluation."""
+        self._resume: tuple[int, Callable[[], None]] | None = None
         self._classes = evaluate.classes
         self._scope: list[int] | None = None
         self._silent = [plugin for plugin in plugins if not isinstance(plugin, Stage)]
-        self._scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
 
     def make_optimizer(self, **kwargs: Any) -> None:
         """A new optimizer for each task; Avalanche's own would take frozen weights in, and carries Adam's state over."""
@@ -84,6 +94,10 @@ class ContinualTemplate(SupervisedTemplate):
             changed = evolve(changed, iterations=budget.iterations, epochs=budget.epochs)
         return evolve(changed, optimizer=evolve(changed.optimizer, lr=budget.lr or changed.optimizer.lr))
 
+    def resume_at(self, steps: int, then: Callable[[], None]) -> None:
+        """Begin the next training after so many steps: the task begins as ever, their batches are dropped, `then` is called."""
+        self._resume = steps, then
+
     def _before_training_exp(self, **kwargs: Any) -> None:
         super()._before_training_exp(**kwargs)
         settings = self.task_settings
@@ -91,8 +105,11 @@ class ContinualTemplate(SupervisedTemplate):
         self.dataloader = TaskBatches(
             self.dataloader, self.budgets * settings.iterations if settings.iterations else None
         )
-        self.steps = self.train_epochs * len(self.dataloader)  # type: ignore[arg-type]
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.precision == "fp16")
+        self.steps = self.train_epochs * len(self.dataloader)
+        if self._resume:
+            self.dataloader.skip(*self._resume)
+            self._resume = None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.precision == "fp16")
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         self.learned |= {int(task) for task in self.experience.task_labels}  # type: ignore[union-attr]
@@ -105,6 +122,14 @@ class ContinualTemplate(SupervisedTemplate):
             group["lr"] = rate
         self.publish("train/lr", rate)
         super()._before_training_iteration(**kwargs)
+
+    def _after_training_iteration(self, **kwargs: Any) -> None:
+        super()._after_training_iteration(**kwargs)
+        self.after_step()
+
+    def _after_eval_iteration(self, **kwargs: Any) -> None:
+        super()._after_eval_iteration(**kwargs)
+        self.between_batches()
 
     def _before_eval_exp(self, **kwargs: Any) -> None:
         super()._before_eval_exp(**kwargs)
@@ -139,7 +164,7 @@ class ContinualTemplate(SupervisedTemplate):
 
     def criterion(self) -> Tensor:
         smoothing = self.settings.label_smoothing if self.is_training else 0.0
-        loss = smoothed_cross_entropy(self.mb_output, self.targets, smoothing)
+        loss = smoothed_cross_entropy(self.mb_output, self.targets.clamp(min=0), smoothing)
         if self.is_training:
             self.publish("train/loss/cross_entropy", loss.detach())
         return loss
@@ -162,16 +187,18 @@ class ContinualTemplate(SupervisedTemplate):
                 self.publish(f"train/loss/{_term(plugin)}", (self.loss.detach() - before).sum())
 
     def backward(self) -> None:
-        self._scaler.scale(self.loss).backward(  # type: ignore[no-untyped-call]
+        if not torch.isfinite(self.loss).all():
+            raise Diverged(f"{float(self.loss.detach().sum()):g}")
+        self.scaler.scale(self.loss).backward(  # type: ignore[no-untyped-call]
             retain_graph=self.retain_graph
         )
-        self._scaler.unscale_(self.optimizer)  # here, so that plugins that read gradients see true ones
+        self.scaler.unscale_(self.optimizer)  # here, so that plugins that read gradients see true ones
         if self.settings.gradient_clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
 
     def optimizer_step(self) -> None:
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
     def publish(self, tag: str, value: Tensor | float) -> None:
         """Hand a value to the loggers, at the number of training iterations so far."""
@@ -182,6 +209,10 @@ class ContinualTemplate(SupervisedTemplate):
         """The context of a forward in the recipe's precision, also for forwards that a plugin makes."""
         precision = self.settings.precision
         return torch.autocast(self.device.type, dtype=_DTYPES.get(precision), enabled=precision != "fp32")
+
+
+def _nothing() -> None:
+    """What is called where nobody asked for a call."""
 
 
 def _term(plugin: object) -> str:

@@ -1,0 +1,77 @@
+"""Images that cannot be read: an error that names the file, or one image less, counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from mulki_plugins.errors import MulkiError
+from mulki_plugins.streams.task import LabelledImages
+
+LEFT_OUT = -1
+"""The class of an evaluation image that could not be read."""
+
+IN_A_ROW = 100
+"""So many unreadable images, one after another, are no accident."""
+
+
+class UnreadableImage(MulkiError):
+    """An image that cannot be decoded.
+
+    A data loader's worker hands an error on as the text of its traceback, of which only the last line is for the user.
+    """
+
+    def __init__(self, message: str, hint: str = "mend or remove it, or set train.unreadable=skip") -> None:
+        super().__init__(message.rstrip().rpartition(f"{UnreadableImage.__name__}: ")[2], hint)
+
+
+class ReadableImages:
+    """A task's images; where one cannot be read the run ends, or, if `skip`, goes on without it.
+
+    In training the next image that can be read takes its place, so that batches keep their size; in evaluation its class is
+    LEFT_OUT, and it counts neither as right nor as wrong.
+    """
+
+    def __init__(
+        self, images: LabelledImages, name: str, *, training: bool, unreadable: Literal["stop", "skip"]
+    ) -> None:
+        self.images, self.name, self.training, self.unreadable = images, name, training, unreadable
+        self._left_out = torch.zeros(len(images), dtype=torch.bool)
+        if unreadable == "skip":
+            self._left_out.share_memory_()  # type: ignore[no-untyped-call]  # with a loader's workers
+
+    @property
+    def targets(self) -> Sequence[int]:
+        return self.images.targets
+
+    @property
+    def left_out(self) -> list[int]:
+        """The places of the images that could not be read so far."""
+        places: list[int] = self._left_out.nonzero()[:, 0].tolist()
+        return places
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        for step in range(min(len(self), IN_A_ROW)):
+            try:
+                image, label = self.images[(index + step) % len(self)]
+                if hasattr(image, "load"):
+                    image.load()  # Pillow decodes when it must
+                return image, label if self.training or step == 0 else LEFT_OUT
+            except Exception as error:  # decoders raise whatever they please at damaged files
+                if self.unreadable == "stop":
+                    raise self._error(index, error) from error
+                self._left_out[(index + step) % len(self)] = True
+                last = error
+        raise self._error(index, last, f"{IN_A_ROW} images in a row cannot be read, the last of which: ")
+
+    def _error(self, index: int, error: Exception, before: str = "") -> UnreadableImage:
+        if isinstance(error, MulkiError):
+            return UnreadableImage(before + error.message)
+        reason = f"{type(error).__name__}: {error}".replace("\n", " ")
+        kind = "training" if self.training else "test"
+        return UnreadableImage(f"{before}{self.name}: {kind} image {index} cannot be read: {reason}")

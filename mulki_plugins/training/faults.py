@@ -1,0 +1,117 @@
+"""What can go wrong while a run trains, as an error that says what happened, where, and what to do."""
+
+from __future__ import annotations
+
+import errno
+import re
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from avalanche.logging import BaseLogger
+
+from mulki_plugins.errors import MulkiError, plain
+from mulki_plugins.streams.readable import UnreadableImage
+from mulki_plugins.training.snapshot import Named
+from mulki_plugins.training.template import Diverged
+
+
+class LastTerms(BaseLogger):
+    """The terms of the loss as they were last logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[str, float] = {}
+
+    def log_single_metric(self, name: str, value: Any, x_plot: int) -> None:
+        if name.startswith("train/loss/"):
+            self.values[name.removeprefix("train/loss/")] = float(value)
+
+
+def explained(error: BaseException, plugins: Sequence[Named], terms: LastTerms, place: str) -> MulkiError | None:
+    """The error in a user's words, or None where it is none that one can know.
+
+    place: where the run was, such as "task digits, step 17".
+    """
+    if isinstance(error, UnreadableImage):
+        return MulkiError(f"{place}: {error.message}", error.hint)
+    if isinstance(error, MulkiError):
+        return error
+    if isinstance(error, Diverged):
+        said = ", ".join(f"{name} {value:g}" for name, value in terms.values.items() if name != "total")
+        return MulkiError(
+            f"{place}: the loss is {error} ({said})",
+            "try a lower train.optimizer.lr, train.gradient_clip, or another train.precision",
+        )
+    if _out_of_memory(error):
+        what = plain((str(error).splitlines() or [""])[0])[:200]
+        return MulkiError(
+            f"{place}: out of memory: {what}",
+            "these help: a smaller train.batch_size (or evaluate.batch_size), train.precision=bf16, model.train=image",
+        )
+    if words := _worker_died(error):
+        return MulkiError(
+            f"{place}: a loader's worker process ended: {plain(words)}",
+            "it may have been killed for memory: fewer with train.workers, or 0",
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO):
+        file = f"{error.filename}: " if error.filename else ""
+        return MulkiError(f"{place}: {file}{error.strerror}", "what was written before is still there; make room")
+    if (named := _blamed(error, plugins)) is not None:
+        what = plain((str(error).splitlines() or [""])[0])
+        return MulkiError(f"{place}: the plugin {named} failed: {type(error).__name__}: {what}")
+    return None
+
+
+def _worker_died(error: BaseException) -> str:
+    """torch's words for it, or the pipe's that it left; empty where no worker died."""
+    words = str(error)
+    if isinstance(error, RuntimeError) and "DataLoader worker" in words:
+        return words
+    if isinstance(error, (ConnectionResetError, BrokenPipeError, EOFError)) and _raised_in(error, "dataloader.py"):
+        return f"{type(error).__name__}: {words}"
+    return ""
+
+
+def _raised_in(error: BaseException, file: str) -> bool:
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename.endswith(file):
+            return True
+        trace = trace.tb_next
+    return False
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """While an error is dealt with: torch's loaders raise another at any moment when a worker of theirs has died."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    words = ("out of memory", "can't allocate memory", "DefaultCPUAllocator")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def _blamed(error: BaseException, plugins: Sequence[Named]) -> str | None:
+    """'name' in its callback, for the innermost call of a plugin of another package's on the way to the error."""
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        method, owner = trace.tb_frame.f_code.co_name, trace.tb_frame.f_locals.get("self")
+        for entry in plugins:
+            if owner is entry.plugin and re.match("before_|after_|load_state_dict|state_dict", method):
+                found = f"{entry.name!r} in its {method}"
+        trace = trace.tb_next
+    return found

@@ -1,0 +1,171 @@
+"""Where a run's numbers come from: recipe, data, weights, code and machine; and what of it differs from another time."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import hashlib
+import importlib
+import json
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import evolve
+
+from mulki_plugins.recipe.schema import Checkpointing, Recipe, as_data
+from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.registry.parts import Part
+from mulki_plugins.report.result import Result
+from mulki_plugins.streams.task import TaskStream
+from mulki_plugins.training.build import Built, needs_reference
+from mulki_plugins.training.checkpoints import digest
+
+_CODE = ("losses.py", "baselines", "models", "stages", "streams", "training")
+"""What of this package moves numbers."""
+
+
+def new_result(recipe: Recipe, built: Built, seed: int, folder: Path) -> Result:
+    """A result that has found nothing yet."""
+    plugins = []
+    for entry in recipe.strategy.plugins:
+        part = catalog().find("plugin", entry.name)
+        brought = {"distribution": part.provenance.distribution, "version": part.provenance.version}
+        plugins.append({"name": entry.name, **brought, "options": entry.options})
+    return Result(
+        recipe=recipe.name,
+        strategy=recipe.strategy.name,
+        seed=seed,
+        tasks=[task.name for task in built.stream.tasks],
+        base=recipe.strategy.base,
+        protocol={"stream": recipe.stream.name, "model": recipe.model.name, "classes": recipe.evaluate.classes}
+        | ({"images": part} if (part := recipe.stream.options.get("evaluate_on", "test")) != "test" else {}),
+        settings=fingerprint(recipe),
+        plugins=plugins,
+        versions={"python": platform.python_version(), **_versions()},
+        device={"type": built.device.type, "name": _device_name(built.device), "threads": torch.get_num_threads()},
+        started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        folder=str(folder),
+    )
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """Of everything that moves the numbers but the seed, so that only repetitions of one experiment are averaged."""
+    return hashlib.sha256(json.dumps(_moving(recipe), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _moving(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without what moves no number: workers and checkpoints, loggers, words."""
+    train = evolve(recipe.train, workers=0, unreadable="stop", checkpoint=Checkpointing())
+    reference = recipe.reference if needs_reference(recipe) else None
+    said = as_data(evolve(recipe, summary="", train=train, reference=reference, seeds=[0], loggers=[], device="auto"))
+    del said["train"]["checkpoint"], said["train"]["unreadable"]
+    return said
+
+
+def identity(recipe: Recipe, built: Built, seed: int) -> dict[str, Any]:
+    """Everything that a run must share with its first part to end as if it had never been stopped, as plain data."""
+    return {
+        "recipe": {**_moving(recipe), "workers": recipe.train.workers, "seed": seed},
+        "data": _data(built.stream),
+        "weights": digest(built.model.state_dict()),
+        "code": {"mulki": _hash(_own_code()), **_others_code(recipe)},
+        "versions": {"python": ".".join(platform.python_version_tuple()[:2]), **_versions()},
+        "device": built.device.type,
+    }
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What has changed, a line each: where, what it was, what it is."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    paths = [*old, *(path for path in new if path not in old)]
+    return [
+        f"{path} was {old.get(path, 'not there')}, is {new.get(path, 'not there')}"
+        for path in paths
+        if old.get(path) != new.get(path)
+    ]
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB: on a GPU the most that tensors took, else the most that the process ever held."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return 0.0
+    unit = 1 if platform.system() == "Darwin" else 2**10
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+
+
+def _data(stream: TaskStream) -> dict[str, str]:
+    """Of each task's names and labels, which are known without opening an image."""
+    found = {}
+    for task in stream.tasks:
+        text = hashlib.sha256(json.dumps([task.class_names, task.templates]).encode())
+        for images in (task.train, task.test):
+            text.update(json.dumps([int(label) for label in images.targets]).encode())
+        found[task.name] = f"{len(task.train)} + {len(task.test)} images, {text.hexdigest()[:12]}"
+    return found
+
+
+def _own_code() -> Iterator[Path]:
+    package = Path(__file__).parent.parent
+    for name in _CODE:
+        place = package / name
+        yield from sorted(place.rglob("*.py")) if place.is_dir() else [place]
+
+
+def _others_code(recipe: Recipe) -> dict[str, str]:
+    """The modules of the parts that other packages brought."""
+    parts = [catalog().find("plugin", entry.name) for entry in recipe.strategy.plugins]
+    for kind, choice in (("stream", recipe.stream), ("stream", recipe.reference), ("model", recipe.model)):
+        if choice is not None and (kind, choice.name) in catalog().parts:
+            parts.append(catalog().find(kind, choice.name))  # type: ignore[arg-type]
+    others = [part for part in parts if part.provenance.distribution != "mulki"]
+    return {f"{part.kind} {part.name}": f"{part.provenance} {_hash(_module(part))}" for part in others}
+
+
+def _module(part: Part) -> list[Path]:
+    name = part.target.split(":")[0] if isinstance(part.target, str) else getattr(part.target, "__module__", "")
+    file = getattr(importlib.import_module(name), "__file__", None) if name else None
+    return [Path(file)] if file else []
+
+
+def _hash(files: Iterable[Path]) -> str:
+    text = hashlib.sha256()
+    for path in files:
+        text.update(path.name.encode() + path.read_bytes())
+    return text.hexdigest()[:12]
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for i, item in enumerate(value):
+            yield from _flat(item, f"{path}[{i}]")
+    else:
+        yield path, value
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("mulki", "torch", "avalanche-lib", "open_clip_torch"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # a checkout that was never installed
+            found[package] = ""
+    return found
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {os.cpu_count()} cores"

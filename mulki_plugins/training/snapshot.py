@@ -1,0 +1,119 @@
+"""What a run consists of at one moment, taken from the strategy and put back into a new one.
+
+At a task's end: the weights, and what the plugins keep from task to task. Within a task also the optimizer, the scaler, the
+random generators and what the plugins keep from step to step; the loader's place is the number of steps, see TaskBatches.
+Everything that a plugin makes in `before_training_exp` (teachers, prototypes, starting weights) is made again, from the
+same weights, data and random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from mulki_plugins.errors import MulkiError
+from mulki_plugins.training.checkpoints import Checkpoint
+from mulki_plugins.training.seeding import random_state, set_random_state
+from mulki_plugins.training.template import ContinualTemplate
+
+_CLIP = "clip."
+"""The model's weights with this before their names are open_clip's own."""
+
+
+@frozen(eq=False)
+class Named:
+    """A plugin of the stack by its registered name."""
+
+    name: str
+    plugin: Any
+
+    def state(self) -> dict[str, Any]:
+        """What it keeps: the result of its `state_dict()`, nothing where it has none."""
+        return dict(self.plugin.state_dict()) if hasattr(self.plugin, "state_dict") else {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if state and not hasattr(self.plugin, "load_state_dict"):
+            raise MulkiError(f"the plugin {self.name!r} has a state_dict and no load_state_dict")
+        if hasattr(self.plugin, "load_state_dict"):
+            self.plugin.load_state_dict(state)
+
+
+def weights_of(strategy: ContinualTemplate) -> dict[str, Tensor]:
+    """The model's weights and buffers by open_clip's names, as they stand."""
+    model = strategy.model.state_dict()
+    return {name.removeprefix(_CLIP): value for name, value in model.items() if name.startswith(_CLIP)}
+
+
+def state_at_end(strategy: ContinualTemplate, plugins: Sequence[Named]) -> dict[str, Any]:
+    """All but the weights between two tasks."""
+    model = strategy.model.state_dict()
+    return {
+        "model": {name: value for name, value in model.items() if not name.startswith(_CLIP)},
+        "plugins": [[entry.name, entry.state()] for entry in plugins],
+    }
+
+
+def state_within(strategy: ContinualTemplate, plugins: Sequence[Named]) -> dict[str, Any]:
+    """All but the weights after a step."""
+    python, numpy, cpu = random_state()
+    return {
+        **state_at_end(strategy, plugins),
+        "optimizer": strategy.optimizer.state_dict(),
+        "scaler": strategy.scaler.state_dict(),
+        "random": {
+            "python": python, "numpy": (numpy[0], numpy[1].tolist(), *numpy[2:]), "torch": cpu,
+            "cuda": torch.cuda.get_rng_state_all() if strategy.device.type == "cuda" else [],
+        },
+    }  # fmt: skip
+
+
+def restore_weights(strategy: ContinualTemplate, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+    """Put the weights of a checkpoint into the model; nothing where they are the pre-trained ones.
+
+    Names that the model has not yet got, of a plugin that adds parameters, are left for `finish`.
+    """
+    weights = {_CLIP + name: value for name, value in checkpoint.weights().items()} | state["model"]
+    if weights:
+        missing = strategy.model.load_state_dict(weights, strict=False).missing_keys
+        if missing:
+            raise MulkiError(f"{checkpoint.path}: holds no {missing[0]!r}", "it is of another model")
+
+
+def restore_plugins(plugins: Sequence[Named], state: dict[str, Any]) -> None:
+    """Hand each plugin what it kept."""
+    if [name for name, _ in state["plugins"]] != [entry.name for entry in plugins]:
+        raise MulkiError(f"the checkpoint is of the plugins {', '.join(name for name, _ in state['plugins'])}")
+    for entry, (_, kept) in zip(plugins, state["plugins"], strict=True):
+        entry.restore(kept)
+
+
+def restore_within(strategy: ContinualTemplate, plugins: Sequence[Named], checkpoint: Checkpoint) -> None:
+    """Put back all that a step changes; called when the task has begun anew and the batches before have been dropped."""
+    state = checkpoint.state()
+    restore_weights(strategy, checkpoint, state)
+    strategy.optimizer.load_state_dict(state["optimizer"])
+    strategy.scaler.load_state_dict(state["scaler"])
+    restore_plugins(plugins, state)
+    restore_clock(strategy, checkpoint.run["clock"])
+    random = state["random"]
+    version, words, gauss = random["python"]
+    kind, keys, *rest = random["numpy"]
+    set_random_state(
+        ((version, words, gauss), (kind, torch.tensor(keys).numpy().astype("uint32"), *rest), random["torch"])
+    )
+    if random["cuda"]:
+        torch.cuda.set_rng_state_all(random["cuda"])
+
+
+def clock_of(strategy: ContinualTemplate) -> dict[str, int]:
+    """Avalanche's counters."""
+    return {name: value for name, value in vars(strategy.clock).items() if isinstance(value, int)}
+
+
+def restore_clock(strategy: ContinualTemplate, counters: dict[str, int]) -> None:
+    for name, value in counters.items():
+        setattr(strategy.clock, name, value)

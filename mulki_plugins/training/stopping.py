@@ -1,0 +1,50 @@
+"""SIGINT and SIGTERM: the run ends at the next step, with a checkpoint; at the second SIGINT it ends at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from mulki_plugins.errors import MulkiError
+
+
+class Stopped(MulkiError):
+    """The run was told to stop, and has; `status` is what the program ends with."""
+
+    def __init__(self, message: str, hint: str, number: int) -> None:
+        super().__init__(message, hint)
+        self.status = 128 + number
+
+
+class StopRequest:
+    """Whether the process has been told to stop, and by which signal."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    @property
+    def name(self) -> str:
+        return signal.Signals(self.number).name if self.number else ""
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the two signals; what they did before comes back at the first SIGINT, and at the end."""
+        if threading.current_thread() is not threading.main_thread():  # only there can signals be taken
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self.number = number
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        for number in before:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,238 @@
+"""What can go wrong in the middle of a run: a clear error, everything finished still there, and a run that goes on after."""
+
+import errno
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from avalanche.training.plugins import SupervisedPlugin
+
+from mulki_plugins.errors import MulkiError
+from mulki_plugins.recipe.resolve import Changes, resolve
+from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.registry.parts import Catalog, Provenance, Register
+from mulki_plugins.report.result import read_result
+from mulki_plugins.streams import Task, TaskStream
+from mulki_plugins.training import checkpoints
+from mulki_plugins.training.experiment import resume_experiment, run_experiment
+from tests.conftest import small_stream
+
+SMALL = (
+    "stream={name: small}", "model={name: small-clip}", "train.iterations=5", "train.schedule.warmup=1",
+    "train.batch_size=4", "train.checkpoint.every=2", "device=cpu", "loggers=[csv]",
+)  # fmt: skip
+
+
+class Fault(SupervisedPlugin):
+    """Does what a test has told it to, once, at the third step of the second task."""
+
+    wanted = None
+
+    def before_backward(self, strategy, **kwargs):
+        clock = strategy.clock
+        if Fault.wanted and (clock.train_exp_counter, clock.train_exp_iterations) == (1, 2):
+            wanted, Fault.wanted = Fault.wanted, None
+            wanted(strategy)
+
+
+@pytest.fixture(autouse=True)
+def fault(small_parts):
+    torch.set_num_threads(1)
+    mine = Catalog()
+    register = Register(mine, Provenance(distribution="somebodys-plugins", version="1.2"))
+    register.plugin("fault", Fault, summary="fails")
+    register.stream("broken", broken_stream, summary="with images that cannot be read")
+    catalog().parts.update(mine.parts)
+    yield
+    Fault.wanted = None
+    for key in mine.parts:
+        del catalog().parts[key]
+
+
+def resolved(*settings, strategy="finetune"):
+    return resolve(
+        "recipes/mtil.yaml", Changes(strategy=strategy, settings=(*SMALL, *settings), with_plugins=("fault",))
+    )
+
+
+def failing(tmp_path, wanted, *settings):
+    """The lines of the error, the run's folder, and the recipe to go on with."""
+    recipe = resolved(*settings)
+    Fault.wanted = wanted
+    with pytest.raises(MulkiError) as caught:
+        run_experiment(recipe, 0, tmp_path)
+    folder = tmp_path / "mtil" / "finetune-with-fault" / "seed-0"
+    return caught.value.lines(), folder, recipe
+
+
+def goes_on(recipe, folder, capsys, begun="task-02-step-000002"):
+    found = read_result(folder / "result.json")
+    assert found.status == "failed"
+    assert len(found.matrix) == 1
+    assert resume_experiment(recipe, 0, folder).status == "complete"
+    assert f"going on from {begun}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("value", "said"), [(float("nan"), "nan"), (float("inf"), "inf")])
+def test_a_loss_that_is_no_number_stops_with_its_terms(tmp_path, capsys, value, said):
+    def wanted(strategy):
+        strategy.loss = strategy.loss * value
+
+    [line], folder, recipe = failing(tmp_path, wanted)
+    assert line.startswith(f"task second, step 3: the loss is {said} (cross_entropy ")
+    assert f"fault {said}" in line
+    assert "train.optimizer.lr" in line
+    goes_on(recipe, folder, capsys)
+
+
+def test_out_of_memory_names_the_settings_that_help(tmp_path, capsys):
+    def wanted(strategy):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    [line], folder, recipe = failing(tmp_path, wanted)
+    assert line.startswith("task second, step 3: out of memory: CUDA out of memory")
+    for setting in ("train.batch_size", "train.precision=bf16", "model.train=image"):
+        assert setting in line
+    goes_on(recipe, folder, capsys)
+
+
+def test_the_cpus_own_words_for_no_memory_are_known(tmp_path):
+    def wanted(strategy):
+        torch.empty(2**60)
+
+    [line], _, _ = failing(tmp_path, wanted)
+    assert "out of memory" in line
+    assert "train.batch_size" in line
+
+
+def test_a_plugin_that_raises_is_named_with_its_callback_and_task(tmp_path, capsys):
+    def wanted(strategy):
+        raise KeyError("no such thing\nat all")
+
+    [line], folder, recipe = failing(tmp_path, wanted)
+    assert (
+        line
+        == "task second, step 3: the plugin 'fault' in its before_backward failed: KeyError: 'no such thing\\nat all'"
+    )
+    goes_on(recipe, folder, capsys)
+
+
+def test_a_killed_worker_is_said_to_be_one(tmp_path, capsys):
+    def wanted(strategy):
+        import multiprocessing
+
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGKILL)
+
+    [line], folder, recipe = failing(tmp_path, wanted, "train.workers=2", "train.iterations=20")
+    assert "a loader's worker process ended" in line
+    assert "train.workers" in line
+    goes_on(recipe, folder, capsys)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_disk_that_takes_no_more_loses_nothing_that_was_there(tmp_path, capsys, monkeypatch, number):
+    save = checkpoints.save_file
+    written = []
+
+    def full(tensors, path, **options):
+        written.append(path)
+        if len(written) > 6:
+            raise OSError(number, os.strerror(number), str(path))
+        return save(tensors, path, **options)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    recipe = resolved()
+    with pytest.raises(MulkiError, match=os.strerror(number)) as caught:
+        run_experiment(recipe, 0, tmp_path)
+    folder = tmp_path / "mtil" / "finetune-with-fault" / "seed-0"
+    assert "step" in caught.value.lines()[0]
+    assert not list((folder / "checkpoints").glob(".*"))
+    monkeypatch.undo()
+    assert resume_experiment(recipe, 0, folder).status == "complete"
+    assert "going on from" in capsys.readouterr().err
+
+
+class Unreadable:
+    """A task's images, of which some cannot be read."""
+
+    def __init__(self, images, wrong, error):
+        self.images, self.wrong, self.error = images, set(wrong), error
+
+    @property
+    def targets(self):
+        return self.images.targets
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        if index in self.wrong:
+            raise self.error
+        return self.images[index]
+
+
+WRONG = {"train": (), "test": (), "error": OSError("image file is truncated")}
+
+
+def broken_stream() -> TaskStream:
+    def broken(task: Task) -> Task:
+        return Task(
+            name=task.name, class_names=task.class_names, templates=task.templates,
+            train=Unreadable(task.train, WRONG["train"], WRONG["error"]),
+            test=Unreadable(task.test, WRONG["test"], WRONG["error"]),
+        )  # fmt: skip
+
+    return TaskStream(name="broken", tasks=tuple(broken(task) for task in small_stream().tasks))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("part", "said"), [("train", "training image 3 cannot"), ("test", "test image 2 cannot")])
+def test_an_unreadable_image_stops_the_run_and_is_named(tmp_path, monkeypatch, workers, part, said):
+    monkeypatch.setitem(WRONG, part, {"train": (3,), "test": (2,)}[part])
+    with pytest.raises(MulkiError) as caught:
+        run_experiment(resolved("stream={name: broken}", f"train.workers={workers}"), 0, tmp_path)
+    [line] = caught.value.lines()
+    assert f"first: {said} be read: OSError: image file is truncated" in line
+    assert "train.unreadable=skip" in line
+    assert "Traceback" not in line
+
+
+def test_an_error_of_the_streams_own_keeps_its_words(tmp_path, monkeypatch):
+    monkeypatch.setitem(WRONG, "train", (3,))
+    monkeypatch.setitem(WRONG, "error", MulkiError("photos/cat.jpg: this image cannot be decoded"))
+    with pytest.raises(MulkiError, match=r"photos/cat.jpg: this image cannot be decoded"):
+        run_experiment(resolved("stream={name: broken}", "train.workers=1"), 0, tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_left_out_and_counted(tmp_path, monkeypatch, capsys, workers):
+    monkeypatch.setitem(WRONG, "train", (0, 3))
+    monkeypatch.setitem(WRONG, "test", (1,))
+    recipe = resolved(
+        "stream={name: broken}",
+        "train.unreadable=skip",
+        "train.epochs=1",
+        "train.iterations=null",
+        f"train.workers={workers}",
+    )
+    result = run_experiment(recipe, 0, tmp_path)
+    assert result.left_out["first/train"] == [0, 3]
+    assert {name: places for name, places in result.left_out.items() if name.endswith("/test")} == {
+        f"{task}/test": [1] for task in ("first", "second", "third")
+    }
+    right = np.array(result.zero_shot) / 100 * np.array([7, 11, 7])  # of eight, twelve and eight images
+    np.testing.assert_allclose(right, right.round(), atol=1e-9)
+    assert "first/train: 2 images cannot be read and are left out" in capsys.readouterr().err
+    folder = tmp_path / "mtil" / "finetune-with-fault" / "seed-0"
+    assert json.loads((folder / "result.json").read_text())["left_out"]["first/train"] == [0, 3]
+
+
+def test_a_folder_that_vanished_is_not_skipped_image_by_image(tmp_path, monkeypatch):
+    monkeypatch.setitem(WRONG, "train", range(24))
+    monkeypatch.setitem(WRONG, "error", FileNotFoundError(2, "No such file or directory", "photos/1.jpg"))
+    with pytest.raises(MulkiError, match=r"in a row cannot be read, the last of which: .*photos/1.jpg"):
+        run_experiment(resolved("stream={name: broken}", "train.unreadable=skip"), 0, tmp_path)

@@ -1,0 +1,275 @@
+"""A run that was stopped or killed ends as if it had not been: whatever keeps a state, wherever it stopped."""
+
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mulki_plugins.errors import MulkiError
+from mulki_plugins.recipe.resolve import Changes, resolve
+from mulki_plugins.training import saving
+from mulki_plugins.training.checkpoints import checkpoints
+from mulki_plugins.training.experiment import resume_experiment, run_experiment
+from mulki_plugins.training.stopping import Stopped
+
+ROOT = Path(__file__).parent.parent
+SMALL = (
+    "stream={name: small}", "model={name: small-clip}", "reference=small-other", "train.iterations=5",
+    "train.schedule.warmup=1", "train.batch_size=4", "train.checkpoint.every=2", "device=cpu",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def torture():
+    spec = importlib.util.spec_from_file_location("torture", ROOT / "tools" / "torture.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["torture"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def small_world(small_parts):
+    torch.set_num_threads(1)
+
+
+class Killed(BaseException):
+    """In the place of SIGKILL: nothing of ours catches it for good."""
+
+
+@pytest.fixture
+def kill_at(monkeypatch):
+    """Kill the run after a step of a task, before or after a checkpoint that is due there."""
+
+    def at(task, step):
+        after_step = saving.Saving.after_step
+
+        def killed(self):
+            after_step(self)
+            if (self.tasks + 1, self.strategy.clock.train_exp_iterations) == (task, step):
+                monkeypatch.setattr(saving.Saving, "after_step", after_step)
+                raise Killed
+
+        monkeypatch.setattr(saving.Saving, "after_step", killed)
+
+    return at
+
+
+def resolved(strategy, *settings, with_plugins=()):
+    changes = Changes(strategy=strategy, settings=(*SMALL, *settings), with_plugins=with_plugins)
+    return resolve("recipes/mtil.yaml", changes)
+
+
+def folder_of(out, strategy):
+    return out / "mtil" / strategy / "seed-0"
+
+
+EVERYTHING_WITH_A_STATE = [
+    ("mulki", (), ()), ("mulki", ("strategy.adding.relations={image_to_image: 1.0}",), ()), ("weight-ensemble", (), ()),
+    ("zscl", (), ()), ("snd", (), ()), ("lwf-vr", (), ()), ("icarl", (), ()), ("replay", (), ()), ("ewc", (), ()),
+    ("si", ("strategy.avalanche.si.si_lambda=1000",), ()), ("mas", (), ()), ("finetune", (), ("avalanche.lwf",)),
+    ("finetune", ("strategy.base=cumulative",), ()), ("joint", (), ()),
+    ("finetune", ("train.iterations=null", "train.epochs=2", "train.batch_size=5"), ()),
+    ("mulki", ("train.precision=bf16", "train.optimizer={name: sgd, lr: 0.01, momentum: 0.9}"), ()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("strategy", "settings", "added"), EVERYTHING_WITH_A_STATE)
+def test_it_ends_as_if_it_had_never_been_killed(tmp_path, torture, kill_at, strategy, settings, added):
+    recipe = resolved(strategy, *settings, with_plugins=added)
+    run_experiment(recipe, 0, tmp_path / "alone")
+    folder = folder_of(tmp_path / "killed", recipe.recipe.strategy.name)
+    kill_at(1 if strategy == "joint" else 2, 3)
+    with pytest.raises(Killed):
+        run_experiment(recipe, 0, tmp_path / "killed")
+    [latest, *_], wrong = checkpoints(folder)
+    assert wrong == []
+    assert latest.place.steps == 2
+    resume_experiment(recipe, 0, folder)
+    assert torture.differing(folder_of(tmp_path / "alone", recipe.recipe.strategy.name), folder) == []
+
+
+def test_wherever_it_was_killed(tmp_path, torture, kill_at, monkeypatch, capsys):
+    """At the first step, right after a checkpoint, in a task's last step, in an evaluation; each time the same run."""
+    recipe = resolved("mulki")
+    run_experiment(recipe, 0, tmp_path / "alone")
+    folder = folder_of(tmp_path / "killed", "mulki")
+    kill_at(1, 1)
+    with pytest.raises(Killed):
+        run_experiment(recipe, 0, tmp_path / "killed")
+    for task, step, begun in ((1, 2, "start"), (1, 5, "task-01-step-000002"), (2, 4, "task-01-step-000004")):
+        kill_at(task, step)
+        with pytest.raises(Killed):
+            resume_experiment(recipe, 0, folder)
+        assert f"going on from {begun}" in capsys.readouterr().err
+    learned = saving.Saving.learned
+
+    def killed(self, *arguments):
+        learned(self, *arguments)
+        raise Killed
+
+    monkeypatch.setattr(saving.Saving, "learned", killed)
+    with pytest.raises(Killed):
+        resume_experiment(recipe, 0, folder)
+    monkeypatch.setattr(saving.Saving, "learned", learned)
+    resume_experiment(recipe, 0, folder)
+    assert "going on from task-02-second" in capsys.readouterr().err
+    assert torture.differing(folder_of(tmp_path / "alone", "mulki"), folder) == []
+    again = resume_experiment(recipe, 0, folder)
+    assert "complete already" in capsys.readouterr().err
+    assert len(again.matrix) == 3
+
+
+@pytest.fixture
+def half(tmp_path, kill_at):
+    """A run that was killed in its second task, with checkpoints at steps 2 and 4."""
+    recipe = resolved("finetune")
+    kill_at(2, 4)
+    with pytest.raises(Killed):
+        run_experiment(recipe, 0, tmp_path)
+    return recipe, folder_of(tmp_path, "finetune")
+
+
+@pytest.mark.parametrize("harm", ["truncated", "changed", "gone", "manifest", "signature", "empty"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(half, capsys, harm):
+    recipe, folder = half
+    last = folder / "checkpoints" / "task-02-step-000004"
+    weights, manifest = last / "weights.safetensors", last / "manifest.json"
+    data = weights.read_bytes()
+    if harm == "truncated":
+        weights.write_bytes(data[: len(data) // 2])
+    elif harm == "changed":
+        weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif harm == "gone":
+        weights.unlink()
+    elif harm == "manifest":
+        manifest.write_text(manifest.read_text()[:-200])
+    elif harm == "signature":
+        manifest.write_text(manifest.read_text().replace('"steps": 4', '"steps": 3'))
+    else:
+        manifest.write_text("")
+    resume_experiment(recipe, 0, folder)
+    said = capsys.readouterr().err
+    assert "task-02-step-000004" in said
+    assert "it is left out" in said
+    assert "going on from task-02-step-000002" in said
+    assert json.loads((folder / "result.json").read_text())["status"] == "complete"
+
+
+def test_where_no_checkpoint_is_whole_the_run_begins_anew_and_nothing_is_lost(half, capsys):
+    recipe, folder = half
+    for manifest in (folder / "checkpoints").glob("*/manifest.json"):
+        manifest.write_text("{}")
+    resume_experiment(recipe, 0, folder)
+    said = capsys.readouterr().err
+    assert "begins anew" in said
+    assert (folder.parent / "seed-0.before-1" / "metrics.csv").exists()
+    assert len(json.loads((folder / "result.json").read_text())["matrix"]) == 3
+
+
+def test_another_recipe_is_refused_and_may_be_forced(half, capsys):
+    _, folder = half
+    changed = resolved("finetune", "train.optimizer.lr=0.001", "train.workers=1")
+    with pytest.raises(MulkiError) as caught:
+        resume_experiment(changed, 0, folder)
+    [line] = caught.value.lines()
+    assert "recipe.train.optimizer.lr was 0.0005, is 0.001" in line
+    assert "recipe.workers was 0, is 1" in line
+    assert "--force" in line
+    resume_experiment(changed, 0, folder, force=True)
+    assert "going on although recipe.train.optimizer.lr was 0.0005" in capsys.readouterr().err
+
+
+def test_other_words_loggers_and_checkpoints_are_no_other_run(half):
+    _, folder = half
+    changed = resolved("finetune", "summary=another", "train.checkpoint.keep=3")
+    assert resume_experiment(changed, 0, folder).status == "complete"
+
+
+@pytest.mark.parametrize("what", ["code", "versions", "data", "weights"])
+def test_other_code_data_versions_or_weights_are_refused(half, monkeypatch, what):
+    recipe, folder = half
+    from mulki_plugins.training import experiment, provenance
+
+    if what == "code":
+        monkeypatch.setattr(provenance, "_CODE", ("losses.py",))
+    elif what == "versions":
+        monkeypatch.setattr(provenance, "_versions", lambda: {"torch": "9.9"})
+    elif what == "data":
+        monkeypatch.setattr(provenance, "_data", lambda stream: {"first": "other images"})
+    else:
+        built = experiment._built
+
+        def other(*arguments):
+            result = built(*arguments)
+            with torch.no_grad():
+                next(result.model.parameters()).add_(1)
+            return result
+
+        monkeypatch.setattr(experiment, "_built", other)
+    with pytest.raises(MulkiError, match=f"cannot go on as it began: .*{what}.* was "):
+        resume_experiment(recipe, 0, folder)
+
+
+def test_a_plugin_whose_state_cannot_be_stored_is_refused(tmp_path, kill_at):
+    recipe = resolved("finetune", with_plugins=("avalanche.agem",))
+    kill_at(2, 3)
+    with pytest.raises(Killed):
+        run_experiment(recipe, 0, tmp_path)
+    with pytest.raises(MulkiError, match=r"'avalanche.agem' cannot go on: .* iterator"):
+        resume_experiment(recipe, 0, folder_of(tmp_path, "finetune"))
+
+
+def test_a_signal_ends_the_run_at_the_next_step_with_a_checkpoint(tmp_path, torture, monkeypatch):
+    recipe = resolved("mulki", "train.checkpoint.every=null")
+    run_experiment(recipe, 0, tmp_path / "alone")
+    folder = folder_of(tmp_path / "told", "mulki")
+    after_step = saving.Saving.after_step
+
+    def told(self):
+        if (self.tasks, self.strategy.clock.train_exp_iterations) == (1, 3):
+            signal.raise_signal(signal.SIGTERM)
+        after_step(self)
+
+    monkeypatch.setattr(saving.Saving, "after_step", told)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped) as caught:
+        run_experiment(recipe, 0, tmp_path / "told")
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert caught.value.status == 128 + signal.SIGTERM
+    assert caught.value.lines() == [f"stopped by SIGTERM; go on with `mulki resume {folder}`"]
+    assert json.loads((folder / "result.json").read_text())["status"] == "stopped"
+    monkeypatch.setattr(saving.Saving, "after_step", after_step)
+    resume_experiment(recipe, 0, folder)
+    assert torture.differing(folder_of(tmp_path / "alone", "mulki"), folder) == []
+
+
+def test_the_number_of_checkpoints_does_not_grow(tmp_path):
+    run_experiment(resolved("finetune", "train.checkpoint={every: 1, keep: 2}"), 0, tmp_path)
+    kept = sorted(path.name for path in (folder_of(tmp_path, "finetune") / "checkpoints").iterdir())
+    assert kept == ["task-02-second", "task-03-step-000004", "task-03-third"]
+
+
+def test_none_are_written_where_none_are_wanted(tmp_path):
+    run_experiment(resolved("finetune", "train.checkpoint={every: 1, keep: 0}"), 0, tmp_path)
+    assert not (folder_of(tmp_path, "finetune") / "checkpoints").exists()
+
+
+def test_killed_at_random_it_ends_the_same(tmp_path):
+    """The maintainer's tool in short: SIGKILL, also while a checkpoint is written."""
+    settings = (
+        "stream.tasks=[digits,scans]",
+        "train.iterations=4",
+        "train.checkpoint.every=2",
+        "train.schedule.warmup=1",
+    )
+    words = ["--strategy", "mulki", "--kills", "3", "--seed", "1", "--out", tmp_path / "torture"]
+    words += [word for setting in settings for word in ("--set", setting)]
+    done = subprocess.run([sys.executable, ROOT / "tools" / "torture.py", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].split()[-1] == "nothing"

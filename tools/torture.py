@@ -1,0 +1,183 @@
+"""Kills runs at random moments, goes on with them until they end, and compares what is left with a run that was left alone.
+
+    python tools/torture.py                                  three strategies, 12 kills each
+    python tools/torture.py --kills 34 --strategy mulki      more of one
+
+A run is killed by SIGKILL, half of the times at a moment of its length drawn at random, half of the times while a checkpoint
+is being written. Then it goes on from its latest whole checkpoint, as `mulki resume` does, and is killed again. When all
+kills of a trial are spent it is left to end. Compared are the weights, every file of the last checkpoint, result.json but for
+times, matrix.csv, metrics.csv, and the points of the TensorBoard curves.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).parent.parent
+TIMES = ("seconds", "started", "device")
+"""What of result.json differs from one run to the next."""
+
+
+def carry_out(recipe: str, strategy: str, settings: tuple[str, ...], out: Path, log: Path) -> None:
+    """In a process of its own: begin the run, or go on with it."""
+    with log.open("a") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+        os.dup2(file.fileno(), sys.stdout.fileno())
+    import torch
+
+    from mulki_plugins.cli import main
+
+    torch.set_num_threads(1)
+    words = [word for setting in settings for word in ("--set", setting)]
+    main(["run", recipe, "--strategy", strategy, *words, "--out", str(out), "--resume"])
+
+
+def killed(process: Any, folder: Path, moment: float | None, draw: random.Random) -> bool:
+    """Kill the process so many seconds after its start, or (None) while it writes a checkpoint; False where it had ended.
+
+    Which checkpoint, and how far into it, is drawn as well.
+    """
+    began, wanted, seen = time.monotonic(), draw.randint(1, 4), set()
+    while process.is_alive():
+        parts = {part.name for part in (folder / "checkpoints").glob(".*.part")}
+        seen |= parts
+        if moment is not None and time.monotonic() - began > moment:
+            break
+        if moment is None and parts and len(seen) >= wanted:
+            time.sleep(draw.random() * 0.03)
+            break
+        time.sleep(0.001)
+    else:
+        return False
+    process.kill()
+    process.join()
+    return bool(process.exitcode != 0)
+
+
+def differing(one: Path, other: Path) -> list[str]:
+    """What two runs' folders do not share; empty where one ended as if it were the other."""
+    found = []
+    for name in ("recipe.yaml", "matrix.csv", "metrics.csv"):
+        if (one / name).read_bytes() != (other / name).read_bytes():
+            found.append(name)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
+    for result in results:
+        for key in TIMES:
+            del result[key]
+    if results[0] != results[1]:
+        found.append("result.json")
+    for file in ("weights", "state-0"):
+        last = [_last(folder) / f"{file}.safetensors" for folder in (one, other)]
+        if last[0].is_file() and last[0].read_bytes() != last[1].read_bytes():
+            found.append(f"{file} of {last[0].parent.name}")
+    if list(points(one)) != list(points(other)):
+        found.append("event files")
+    return found
+
+
+def _last(folder: Path) -> Path:
+    return max(path for path in (folder / "checkpoints").iterdir() if "step" not in path.name)
+
+
+def points(folder: Path) -> Iterator[tuple[str, int, bytes]]:
+    """Every point of the TensorBoard curves, in the order in which they were written."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    for file in sorted(folder.glob("events.out.tfevents.*"), key=lambda path: _order(path.name)):
+        for event in EventFileLoader(str(file)).Load():
+            for value in event.summary.value:
+                if value.metadata.plugin_data.plugin_name != "images":
+                    yield value.tag, event.step, value.SerializeToString()
+
+
+def _order(name: str) -> tuple[int, int]:
+    """Of an event file: the second in which it was begun, and the number within its process."""
+    parts = name.split(".")
+    return int(parts[3]), int(parts[-1])
+
+
+def trial(
+    context: ForkServerContext, recipe: str, strategy: str, settings: tuple[str, ...], out: Path, kills: int,
+    length: float, draw: random.Random,
+) -> int:  # fmt: skip
+    """One run that is killed so often; returns how often it was."""
+    folder, done = out / "mtil" / strategy / "seed-0", 0
+    while True:
+        process = context.Process(target=carry_out, args=(recipe, strategy, settings, out, out / "log.txt"))
+        process.start()
+        if done == kills:
+            process.join()
+        else:
+            moment = draw.random() * length if draw.random() < 0.5 else None
+            if killed(process, folder, moment, draw):
+                done += 1
+                continue
+        if process.exitcode:
+            raise click.ClickException(f"the run ended with {process.exitcode}; see {out / 'log.txt'}")
+        return done
+
+
+@click.command(help=(__doc__ or "").splitlines()[0])
+@click.option("--strategy", "strategies", multiple=True, default=("mulki", "replay", "zscl"), show_default=True)
+@click.option("--kills", default=12, show_default=True, help="Of each strategy's run.")
+@click.option("--trials", default=1, show_default=True, help="Runs of each strategy, each killed so often.")
+@click.option("--recipe", default=str(ROOT / "recipes" / "mtil.yaml"))
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    default=(
+        "stream.tasks=[digits,scans,shapes]",
+        "train.iterations=12",
+        "train.batch_size=16",
+        "train.schedule.warmup=2",
+        "train.checkpoint.every=3",
+        "device=cpu",
+    ),
+    show_default=True,
+)
+@click.option("--seed", default=0, show_default=True, help="Of the moments.")
+@click.option("--out", type=click.Path(path_type=Path), default=ROOT / "runs" / "torture", show_default=True)
+def main(
+    strategies: tuple[str, ...], kills: int, trials: int, recipe: str, settings: tuple[str, ...], seed: int, out: Path
+) -> None:  # fmt: skip
+    """Try, print a table, and end with status 1 where a run did not end as it should have."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mulki_plugins.training.experiment"])
+    shutil.rmtree(out, ignore_errors=True)
+    failed = 0
+    click.echo("strategy          trial  kills  seconds  differing")
+    for name in strategies:
+        alone = out / "alone"
+        alone.mkdir(parents=True, exist_ok=True)
+        began = time.monotonic()
+        trial(context, recipe, name, settings, alone, 0, 0.0, random.Random())
+        length = time.monotonic() - began
+        for number in range(trials):
+            draw = random.Random(f"{seed} {name} {number}")
+            place = out / f"trial-{number}"
+            place.mkdir(exist_ok=True)
+            began = time.monotonic()
+            done = trial(context, recipe, name, settings, place, kills, length, draw)
+            wrong = differing(*(folder / "mtil" / name / "seed-0" for folder in (alone, place)))
+            failed += bool(wrong)
+            seconds = time.monotonic() - began
+            click.echo(f"{name:<16}  {number:>5}  {done:>5}  {seconds:>7.0f}  {', '.join(wrong) or 'nothing'}")
+    if failed:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
