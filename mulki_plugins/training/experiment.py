@@ -17,6 +17,7 @@ import torch
 from attrs import evolve
 from avalanche.training.plugins import EvaluationPlugin
 
+from mulki_plugins.errors import plain
 from mulki_plugins.recipe.emit import plain_yaml
 from mulki_plugins.recipe.resolve import Resolved
 from mulki_plugins.recipe.schema import Checkpoint, Recipe, as_data
@@ -43,6 +44,8 @@ def run_experiment(resolved: Resolved, seed: int, out: Path) -> Result:
     progress = ProgressLogger(len(built.stream.tasks))
     if aside:
         progress.say(f"{folder}: an earlier run was here; it is now {aside}")
+    for notice in built.stream.notices:
+        progress.say(plain(notice))
     progress.say(f"{recipe.name} / {recipe.strategy.name} / seed {seed} -> {folder}")
     with held(folder):
         write_text(folder / "recipe.yaml", plain_yaml(as_data(recipe)))
