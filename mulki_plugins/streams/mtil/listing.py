@@ -17,7 +17,7 @@ DEEPEST = 8
 """Levels of folders; a data set has up to four, and a link to a folder above itself has no end."""
 SETTLED = 2.0
 """Seconds after which a folder's time of change says for certain whether it was changed again."""
-_VERSION = 1
+_VERSION = 2
 
 
 @frozen
@@ -36,7 +36,7 @@ def listing(folder: Path) -> Listing:
         return kept
     began = time.time()
     found, changed = walked(folder)
-    if max(changed) / 1e9 < began - SETTLED:
+    if max(map(max, changed)) / 1e9 < began - SETTLED:
         columns = {
             "version": np.array(_VERSION), "changed": np.array(changed, dtype=np.int64),
             "files": _column(found.files), "folders": _column(found.folders),
@@ -45,12 +45,12 @@ def listing(folder: Path) -> Listing:
     return found
 
 
-def walked(folder: Path) -> tuple[Listing, list[int]]:
-    """What lies below a folder now, and when the folder and each in it was last changed, in nanoseconds."""
+def walked(folder: Path) -> tuple[Listing, list[list[int]]]:
+    """What lies below a folder now, and when the folder and each in it was last changed, as `_changed` says."""
     files: list[str] = []
-    folders: dict[str, int] = {}
+    folders: dict[str, list[int]] = {}
     ahead = [("", 0)]
-    top = os.stat(folder).st_mtime_ns
+    top = _changed(os.stat(folder))
     while ahead:
         below, depth = ahead.pop()
         with os.scandir(os.path.join(folder, below)) as entries:
@@ -61,10 +61,15 @@ def walked(folder: Path) -> tuple[Listing, list[int]]:
                 if not entry.is_dir():
                     files.append(path)
                 elif depth < DEEPEST:
-                    folders[path] = entry.stat().st_mtime_ns
+                    folders[path] = _changed(entry.stat())
                     ahead.append((path, depth + 1))
     ordered = tuple(sorted(folders, key=_levels))
     return Listing(tuple(sorted(files, key=_levels)), ordered), [top, *(folders[path] for path in ordered)]
+
+
+def _changed(stat: os.stat_result) -> list[int]:
+    """When a folder's entries were changed, and its inode, in nanoseconds: a copy may bring the first with it, not the second."""
+    return [stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def _levels(path: str) -> list[str]:
@@ -78,7 +83,7 @@ def _kept(path: Path, folder: Path) -> Listing | None:
             if int(file["version"]) != _VERSION:
                 return None
             folders = [os.fsdecode(name) for name in file["folders"].tolist()]
-            now = [os.stat(os.path.join(folder, below)).st_mtime_ns for below in ("", *folders)]
+            now = [_changed(os.stat(os.path.join(folder, below))) for below in ("", *folders)]
             if now != file["changed"].tolist():
                 return None
             return Listing(tuple(os.fsdecode(name) for name in file["files"].tolist()), tuple(folders))
