@@ -272,15 +272,11 @@ def test_shots_and_four_fifths():
 
 @pytest.fixture
 def coop_root(own):
-    rows = {
-        "DTD": ("split_zhou_DescribableTextures.json", "dtd", [f"dtd/images/{p.parent.name}/{p.name}" for p in sorted((own / "dtd/dtd/images").rglob("*.jpg"))]),
-    }  # fmt: skip
-    _, folder, files = rows["DTD"]
-    names = ["zig_zag", "dots", "bands"]
-    entries = [[file.removeprefix("dtd/images/"), i % 3, names[i % 3]] for i, file in enumerate(files)]
-    (own / folder / rows["DTD"][0]).write_text(
-        json.dumps({"train": entries[:6], "val": entries[6:8], "test": entries[8:]})
-    )
+    images = own / "dtd" / "dtd" / "images"
+    files = [str(path.relative_to(images)) for path in sorted(images.rglob("*.jpg"))]
+    entries = [[file, i % 3, ["zig_zag", "dots", "bands"][i % 3]] for i, file in enumerate(files)]
+    said = {"train": entries[:6], "val": entries[6:8], "test": entries[8:]}
+    (own / "dtd" / "split_zhou_DescribableTextures.json").write_text(json.dumps(said))
     return own
 
 
@@ -344,10 +340,16 @@ def test_all_missing_data_sets_at_once(tmp_path):
     assert not (tmp_path / "nothing here").exists()
 
 
+AIRCRAFT = "fgvc-aircraft-2013b/data"
 SPOILT = [
-    ("Aircraft", "fgvc-aircraft-2013b/data/images_variant_train.txt", "1000007\n", "images_variant_train.txt:1: expected an image and one"),
-    ("Aircraft", "fgvc-aircraft-2013b/data/images/1000007.jpg", None, "1000007.jpg: images_variant_train.txt names an image that is not there"),
-    ("Aircraft", "fgvc-aircraft-2013b/data/variants.txt", b"\xff\xfe", "variants.txt: "),
+    ("Aircraft", f"{AIRCRAFT}/images_variant_train.txt", "1000007\n", "_train.txt:1: expected an image and one"),
+    (
+        "Aircraft",
+        f"{AIRCRAFT}/images/1000007.jpg",
+        None,
+        "images_variant_train.txt names an image that is not there",
+    ),
+    ("Aircraft", f"{AIRCRAFT}/variants.txt", b"\xff\xfe", "variants.txt: "),
     ("CIFAR100", "cifar-100-python/train", b"junk", "cifar-100-python/train: this is no pickle"),
     ("CIFAR100", "cifar-100-python/test", None, "cifar-100-python/test: not there"),
     ("DTD", "dtd/dtd/labels/test1.txt", "banded_0001.jpg\n", "test1.txt:1: expected class/image.jpg"),
@@ -355,15 +357,30 @@ SPOILT = [
     ("Flowers", "flowers-102/setid.mat", b"", "setid.mat: this is no MATLAB file"),
     ("Food", "food-101/meta/train.json", '{"pho": ["pho/1", ', "train.json: "),
     ("Food", "food-101/meta/test.json", "[1, 2]", "test.json: expected a mapping from classes"),
-    ("MNIST", "MNIST/raw/train-images-idx3-ubyte", b"\0\0\x08\x03\0\0\0\x07\0\0\0\x1c\0\0\0\x1c123", "train-images-idx3-ubyte: expected 5,504 bytes"),
+    (
+        "MNIST",
+        "MNIST/raw/train-images-idx3-ubyte",
+        b"\0\0\x08\x03" + b"\0\0\0\x1c" * 3,
+        "expected 21,968 bytes",
+    ),
     ("MNIST", "MNIST/raw/t10k-labels-idx1-ubyte", b"<html>", "t10k-labels-idx1-ubyte: this is no idx file"),
-    ("OxfordPet", "oxford-iiit-pet/annotations/test.txt", "Abyssinian_1 cat 1 1\n", "test.txt:1: expected an image, its class"),
-    ("OxfordPet", "oxford-iiit-pet/annotations/trainval.txt", "beagle_1 1 1 1\nAbyssinian_1 1 1 1\n", "is 'beagle' elsewhere"),
+    (
+        "OxfordPet",
+        "oxford-iiit-pet/annotations/test.txt",
+        "Abyssinian_1 cat 1 1\n",
+        "test.txt:1: expected an image, its class",
+    ),
+    ("OxfordPet", "oxford-iiit-pet/annotations/trainval.txt", "beagle_1 1 1 1\nPug_1 1 1 1\n", "is 'beagle' elsewhere"),
     ("StanfordCars", "stanford_cars/devkit/cars_meta.mat", b"x" * 200, "cars_meta.mat: this is no MATLAB file"),
-    ("StanfordCars", "stanford_cars/cars_test/00002.jpg", None, "cars_test/00002.jpg: cars_test_annos_withlabels.mat names an image"),
+    (
+        "StanfordCars",
+        "stanford_cars/cars_test/00002.jpg",
+        None,
+        "00002.jpg: cars_test_annos_withlabels.mat names an image",
+    ),
     ("SUN397", "SUN397/ClassName.txt", "abbey\n", "ClassName.txt:1: expected a class as /a/abbey"),
     ("SUN397", "SUN397/z/zoo/sun_aaaa.jpg", b"x", "SUN397/z/zoo: a class folder that ClassName.txt does not name"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
@@ -401,7 +418,7 @@ def test_scipy_is_asked_for_where_it_is_missing(root, monkeypatch):
 
 
 def test_a_damaged_image_is_named_also_by_a_worker(own):
-    [path] = [p for p in sorted((own / "eurosat" / "2750" / "SeaLake").iterdir())][:1]
+    path = min((own / "eurosat" / "2750" / "SeaLake").iterdir())
     path.write_bytes(path.read_bytes()[:300])
     stream = mtil(root=str(own), tasks=["EuroSAT"])
     parts = stream.tasks[0].train, stream.tasks[0].test
