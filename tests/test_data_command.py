@@ -18,7 +18,9 @@ from PIL import Image
 from torchvision import datasets
 
 from mulki_plugins.cli import main
-from mulki_plugins.streams.mtil.fetch import ASIDE
+from mulki_plugins.errors import MulkiError
+from mulki_plugins.streams.mtil.declaration import declaration
+from mulki_plugins.streams.mtil.fetch import ASIDE, fetch
 
 ROOT = Path(__file__).parent.parent
 RECIPE = "mtil-vitb16"
@@ -111,14 +113,12 @@ def test_a_damaged_image_is_named(root, spoil, said, decode):
 
 
 def test_a_data_set_as_published_is_fine(root, monkeypatch):
-    from mulki_plugins.streams.mtil import declaration, found
-
-    real = declaration.declaration
+    from mulki_plugins.streams.mtil import found
 
     def small(name):
         from attrs import evolve
 
-        return evolve(real(name), images={"zscl": (8, 2)}, classes={"Forest": "forest", "River": "river"})
+        return evolve(declaration(name), images={"zscl": (8, 2)}, classes={"Forest": "forest", "River": "river"})
 
     monkeypatch.setattr(found, "declaration", small)
     said = checked("--set", f"stream.root={root}", "--set", "stream.tasks=[EuroSAT]", status=0)
@@ -208,7 +208,13 @@ def test_fetching_overwrites_nothing_and_says_what_it_cannot_get(archive, root):
     assert tree(root) == before
     (root / "dtd").rename(root / "dtd-old")
     (root / "dtd").mkdir()
-    assert "is there but is not whole, and nothing is overwritten" in fetched(root, "DTD", status=2).stderr
+    (root / "dtd" / "mine.txt").write_text("mine")
+    assert f"{root / 'dtd/dtd/images'}: not there; nothing is overwritten" in fetched(root, "DTD", status=2).stderr
+    with pytest.raises(MulkiError, match="is there but is not whole, and nothing is overwritten"):
+        fetch(declaration("DTD"), root)
+    (root / "dtd" / "mine.txt").unlink()
+    fetched(root, "DTD")
+    assert (root / "dtd" / "dtd" / "images").is_dir()
 
 
 def test_a_broken_download_is_no_traceback_and_leaves_nothing_in_place(archive, tmp_path, monkeypatch):
@@ -248,7 +254,7 @@ def test_a_miniature_runs_and_is_said_not_to_be_the_published_one(root, tmp_path
 def test_a_run_without_data_says_everything_at_once(tmp_path):
     done = mulki("run", "mtil-vitb16-order2", "--set", f"stream.root={tmp_path}", "--out", tmp_path / "runs", status=2)
     lines = done.stderr.splitlines()
-    assert sum("is missing: there is no" in line for line in lines) == 11
+    assert sum("is missing: expected in" in line for line in lines) == 11
     assert "`mulki run mtil` needs none" in lines[-1]
     assert not list(tmp_path.iterdir())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import sys
@@ -21,20 +22,19 @@ ASIDE = ".mulki-fetch"
 def fetch(declared: Declaration, root: Path) -> Path:
     """Download one data set to its folder below the root, and say where it is. Needs a network.
 
-    torchvision downloads and unpacks below `root/.mulki-fetch/NAME`; when all is there the folder is renamed to its place.
-    What torchvision leaves there (archives) is left there. MulkiError where the place is taken, the disk too small, or the
-    download fails; what was downloaded whole by then is used the next time.
+    torchvision downloads and unpacks in a new folder `root/.mulki-fetch/NAME-1`, or 2 and so on, since it would take what an
+    attempt that was cut short has unpacked for the whole; when it is done the data set's folder is renamed to its place. What
+    else is there (archives) is left there. MulkiError where the place is taken, the disk too small, or the download fails.
     """
     place = root / declared.folder
     if declared.get:
         raise MulkiError(f"{declared.name}: {declared.how_to_get(root)}")
-    if place.exists() or place.is_symlink():
+    if place.is_symlink() or (place.exists() and not (place.is_dir() and not any(place.iterdir()))):
         raise MulkiError(
             f"{declared.name}: {place} is there but is not whole, and nothing is overwritten", "move it away first"
         )
-    aside = root / ASIDE / declared.name
     try:
-        aside.mkdir(parents=True, exist_ok=True)
+        aside = _new_folder(root / ASIDE, declared.name)
         needed = 2.1e9 * declared.gigabytes  # the archive, and what comes out of it
         if (free := shutil.disk_usage(aside).free) < needed:
             raise MulkiError(
@@ -42,13 +42,23 @@ def fetch(declared: Declaration, root: Path) -> Path:
             )
         with contextlib.redirect_stdout(sys.stderr):
             _by_torchvision(declared.torchvision, aside)
-        os.rename(aside / declared.folder, place)
+        os.rename(aside / declared.folder, place)  # over an empty folder, but over nothing else
     except Exception as error:  # the network, the disk, an archive of another checksum
         if isinstance(error, MulkiError):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MulkiError(f"{declared.name} cannot be downloaded: {reason}", f"by hand: {declared.page}") from error
     return place
+
+
+def _new_folder(below: Path, name: str) -> Path:
+    below.mkdir(parents=True, exist_ok=True)
+    for i in itertools.count(1):
+        folder = below / f"{name}-{i}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            break
+    return folder
 
 
 def _by_torchvision(name: str, root: Path) -> None:

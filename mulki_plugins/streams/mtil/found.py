@@ -61,7 +61,7 @@ def look(name: str, root: Path, split: Split) -> Found:
     if split == "coop" and declared.split_file:
         needs = [coop.split_file(declared, root), folder / declared.split_images]
     absent = [path for path in needs if not path.exists()]
-    if len(absent) == len(needs) or not folder.is_dir():
+    if not folder.is_dir() or not any(folder.iterdir()):
         return Found(declared=declared, folder=folder, split=split, state="missing")
     if absent:
         problems = [

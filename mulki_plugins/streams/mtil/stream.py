@@ -56,7 +56,7 @@ def unusable(found: list[Found], root: Path) -> list[str]:
     wrong = [f"{each.declared.name}: {problem}" for each in found for problem in each.problems]
     missing = [each for each in found if each.state == "missing"]
     wrong += [
-        f"{each.declared.name} is missing: there is no {each.folder}; {each.declared.how_to_get(root)}"
+        f"{each.declared.name} is missing: expected in {each.folder}; {each.declared.how_to_get(root)}"
         for each in missing
     ]
     if missing:
