@@ -33,6 +33,16 @@ class MissingData(MulkiError):
     """Images, fonts or weights that are not on this machine."""
 
 
+class UnreadableImage(MulkiError):
+    """An image that cannot be decoded.
+
+    A data loader's worker hands an error on as the text of its traceback, of which only the last line is for the user.
+    """
+
+    def __init__(self, message: str, hint: str = "mend or remove it, or set train.unreadable=skip") -> None:
+        super().__init__(message.rstrip().rpartition(f"{UnreadableImage.__name__}: ")[2], hint)
+
+
 class Mistakes(MulkiError):
     """Everything that is wrong with a recipe, each line with its place: `file:line: $.path: what, and what to type`."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from mulki_plugins import __version__
+from mulki_plugins.cli.data import data
 from mulki_plugins.cli.listing import list_command
 from mulki_plugins.cli.results import results
 from mulki_plugins.cli.resume import resume
@@ -25,5 +26,5 @@ def main() -> None:
     """
 
 
-for command in (run, resume, validate, show, list_command, results):
+for command in (run, resume, validate, show, list_command, results, data):
     main.add_command(command)

@@ -15,7 +15,7 @@ from mulki_plugins.errors import Mistakes, did_you_mean
 from mulki_plugins.options import Path, shown
 from mulki_plugins.recipe.check import checked_recipe
 from mulki_plugins.recipe.find import available, find
-from mulki_plugins.recipe.layers import get, overlay, put, set_value, value_of
+from mulki_plugins.recipe.layers import get, overlay, put, remove, set_value, value_of
 from mulki_plugins.recipe.schema import Recipe, as_data
 from mulki_plugins.recipe.source import Origin, Tree, in_order, located, read_yaml
 from mulki_plugins.recipe.strategies import read_strategy, write_out_plugins
@@ -59,12 +59,14 @@ def resolve(name: str, changes: Changes | None = None) -> Resolved:
         wrong += mistakes.lines()
         put(tree, ("strategy",), {"name": "unknown", "plugins": []}, tree.origin(("strategy",)))
         settings = [assignment for assignment in settings if not _OF_STRATEGY.match(assignment)]
+    written = get(tree.value, ("model", "name"))
     for assignment in settings:
         try:
             set_value(tree, assignment)
         except Mistakes as mistakes:
             wrong += mistakes.lines()
     _normalise(tree)
+    notices += _weights_of_another_model(tree, written)
     _which_towers(tree, defaults)
     if changes.seeds:
         put(tree, ("seeds",), list(changes.seeds), Origin("--seed"))
@@ -107,6 +109,17 @@ def _with_strategy(tree: Tree, changes: Changes, choices: dict[str, str], notice
     _normalise(tree)
     _edit_stack(tree, changes)
     return tree, defaults
+
+
+def _weights_of_another_model(tree: Tree, written: Any) -> list[str]:
+    """Where `--set model.name=...` names another model than the recipe, the recipe's `pretrained` is not for it: left out."""
+    path = ("model", "pretrained")
+    name, pretrained = get(tree.value, ("model", "name")), get(tree.value, path)
+    if pretrained is None or name == written or tree.origin(path).line is None:  # said on the command line too
+        return []
+    remove(tree, path)
+    said = f"the recipe's `pretrained: {pretrained}` is for {written} and is left out"
+    return [f"model {name}: {said}; --set model.pretrained=... names others"]
 
 
 def _which_towers(tree: Tree, defaults: Tree) -> None:

@@ -211,6 +211,26 @@ def _register_streams_and_models(register: Register) -> None:
         tasks=["reference"],
         extra="mini",
     )
+    register.stream(
+        "mtil",
+        "mulki_plugins.streams.mtil.stream:mtil",
+        summary="the published MTIL: eleven data sets that are on disk, with their splits, class names and templates",
+        source="arXiv 2303.06628",
+        tasks=[
+            "Aircraft",
+            "Caltech101",
+            "CIFAR100",
+            "DTD",
+            "EuroSAT",
+            "Flowers",
+            "Food",
+            "MNIST",
+            "OxfordPet",
+            "StanfordCars",
+            "SUN397",
+        ],
+        extra="mtil",
+    )
     register.model(
         "mulki-tiny",
         "mulki_plugins.models.tiny:mulki_tiny",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from mulki_plugins.errors import MulkiError
+from mulki_plugins.errors import MulkiError, UnreadableImage
 from mulki_plugins.streams.task import LabelledImages
 
 LEFT_OUT = -1
@@ -15,16 +15,6 @@ LEFT_OUT = -1
 
 IN_A_ROW = 100
 """So many unreadable images, one after another, are no accident."""
-
-
-class UnreadableImage(MulkiError):
-    """An image that cannot be decoded.
-
-    A data loader's worker hands an error on as the text of its traceback, of which only the last line is for the user.
-    """
-
-    def __init__(self, message: str, hint: str = "mend or remove it, or set train.unreadable=skip") -> None:
-        super().__init__(message.rstrip().rpartition(f"{UnreadableImage.__name__}: ")[2], hint)
 
 
 class ReadableImages:

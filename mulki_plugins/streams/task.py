@@ -59,3 +59,5 @@ class TaskStream:
 
     name: str
     tasks: tuple[Task, ...]
+    notices: tuple[str, ...] = ()
+    """What whoever runs it must be told of its data."""

@@ -11,7 +11,7 @@ from typing import Any
 from attrs import evolve
 from avalanche.training.plugins import EvaluationPlugin
 
-from mulki_plugins.errors import MulkiError
+from mulki_plugins.errors import MulkiError, plain
 from mulki_plugins.recipe.emit import plain_yaml
 from mulki_plugins.recipe.resolve import Resolved
 from mulki_plugins.recipe.schema import Recipe, as_data
@@ -101,6 +101,8 @@ class _Run:
 
     def carried_out(self, checkpoint: Checkpoint | None = None, force: bool = False) -> Result:
         """All tasks, or those that are left; whatever happens is written into result.json."""
+        for notice in self.built.stream.notices:
+            self.progress.say(plain(notice))
         self.progress.say(f"{self.recipe.name} / {self.recipe.strategy.name} / seed {self.seed} -> {self.folder}")
         known = identity(self.recipe, self.built, self.seed)
         changed = refuse_another(checkpoint, known, force) if checkpoint else []

