@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -232,7 +233,11 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
             one = one.clone()
         seen.add(one.data_ptr())
         ready[name] = one
-    save_file(ready, path, metadata={"format": "pt"})
+    try:
+        save_file(ready, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # which hides the system's own
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else error from error
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return digest(ready)

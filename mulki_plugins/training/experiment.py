@@ -25,7 +25,7 @@ from mulki_plugins.training.accuracy import AccuracyRecorder
 from mulki_plugins.training.bases import TEMPLATES
 from mulki_plugins.training.build import Built, build
 from mulki_plugins.training.checkpoints import Checkpoint
-from mulki_plugins.training.faults import LastTerms, explained, undisturbed
+from mulki_plugins.training.faults import LastTerms, explained, quiet_writers, undisturbed
 from mulki_plugins.training.provenance import identity, new_result, peak_memory
 from mulki_plugins.training.saving import Saving, choose_checkpoint, refuse_another
 from mulki_plugins.training.seeding import seed_everything
@@ -111,12 +111,14 @@ class _Run:
         if checkpoint is not None:
             self.result.zero_shot, self.result.matrix = (checkpoint.run["result"][k] for k in ("zero_shot", "matrix"))
         try:
-            with self.stop.listening():
+            with self.stop.listening(), quiet_writers():
                 write_text(self.folder / "recipe.yaml", plain_yaml(as_data(self.recipe)))
                 self.set_up(known)
                 if checkpoint is not None:
                     self.go_on_from(checkpoint)
-                return self.all_tasks()
+                result = self.all_tasks()
+                self.close()
+                return result
         except BaseException as error:
             with undisturbed():
                 said = explained(error, self.plugins, self.terms, self.place())
@@ -125,7 +127,8 @@ class _Run:
                 raise
             raise said from error
         finally:
-            self.close()
+            with contextlib.suppress(OSError):  # of the error that is on its way
+                self.close()
 
     def set_up(self, known: dict[str, Any]) -> None:
         recipe, built = self.recipe, self.built

@@ -85,6 +85,22 @@ def _raised_in(error: BaseException, file: str) -> bool:
 
 
 @contextmanager
+def quiet_writers() -> Iterator[None]:
+    """Without the tracebacks of the threads that write curves: their error is raised again where the next value is logged."""
+    before = threading.excepthook
+
+    def noted(arguments: threading.ExceptHookArgs) -> None:
+        if not isinstance(arguments.exc_value, OSError):
+            before(arguments)
+
+    threading.excepthook = noted
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+@contextmanager
 def undisturbed() -> Iterator[None]:
     """While an error is dealt with: torch's loaders raise another at any moment when a worker of theirs has died."""
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
