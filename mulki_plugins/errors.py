@@ -17,6 +17,7 @@ class MulkiError(Exception):
     """A mistake of the user's, or something of theirs that is missing; `hint` says what to type next."""
 
     def __init__(self, message: str, hint: str = "") -> None:
+        message = _as_it_was(message, f"{type(self).__module__}.{type(self).__qualname__}: ")
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -24,6 +25,13 @@ class MulkiError(Exception):
     def lines(self) -> list[str]:
         """The report, a line for each mistake."""
         return [f"{self.message}; {self.hint}" if self.hint else self.message]
+
+
+def _as_it_was(message: str, label: str) -> str:
+    """The message of an error that torch's data loader hands on from a worker, out of the traceback that it makes of it."""
+    if message.startswith("Caught ") and "\nOriginal Traceback" in message and label in message:
+        return message.rpartition(label)[2].strip()
+    return message
 
 
 class MissingData(MulkiError):

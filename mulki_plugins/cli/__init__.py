@@ -6,6 +6,7 @@ import click
 
 from mulki_plugins import __version__
 from mulki_plugins.cli.listing import list_command
+from mulki_plugins.cli.new import new
 from mulki_plugins.cli.results import results
 from mulki_plugins.cli.run import run
 from mulki_plugins.cli.show import show
@@ -24,5 +25,5 @@ def main() -> None:
     """
 
 
-for command in (run, validate, show, list_command, results):
+for command in (run, validate, show, list_command, results, new):
     main.add_command(command)

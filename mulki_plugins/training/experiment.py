@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
 import hashlib
+import io
 import json
 import os
 import platform
@@ -226,7 +228,9 @@ def _csv(result: Result) -> str:
     """The zero-shot row and the matrix, with headings."""
     rows = [["after", *result.tasks], ["zero-shot", *map(_cell, result.zero_shot)]]
     rows += [[task, *map(_cell, row)] for task, row in zip(result.tasks, result.matrix, strict=False)]
-    return "\n".join(",".join(row) for row in rows) + "\n"
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)  # a task's name may have a comma in it
+    return text.getvalue()
 
 
 def _cell(value: float) -> str:
