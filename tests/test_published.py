@@ -93,8 +93,9 @@ def test_what_is_there():
 def test_the_orders():
     assert tuple(sorted(DATASETS, key=str.lower)) == DATASETS
     assert sorted(ORDERS["II"]) == sorted(DATASETS)
-    assert order_of(MATRICES[-1]["tasks"]) == "II"
-    assert order_of(DATASETS[:10]) is None
+    assert order_of(MATRICES[-1]["tasks"], "task") == "II"
+    assert order_of(DATASETS[:10], "task") is None
+    assert order_of([name for name in DATASETS if name != "CIFAR100"], "all") == "I"
 
 
 PROTOCOL = {"stream": "mtil", "split": "zscl", "model": "ViT-B-16", "pretrained": "openai", "classes": "task"}
@@ -171,7 +172,8 @@ def test_the_order_is_the_runs_unless_another_is_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "warning"),
     [
-        ({"protocol": {"split": "coop"}}, "the split is coop, and zscl in most published rows"),
+        ({"protocol": {"split": "coop"}}, "the split is coop: the rows of the split zscl are not comparable"),
+        ({"protocol": {"split": "coop", "shots": 5}}, "the split is coop, and no published row of this protocol is known"),
         ({"protocol": {"split": None}}, "the runs do not say on which split they were measured"),
         ({"protocol": {"model": "ViT-B-32"}}, "the backbone is ViT-B-32, and ViT-B-16 in the published tables"),
         ({"protocol": {"pretrained": "laion2b_s34b_b88k"}}, "the pre-trained weights are laion2b_s34b_b88k, and openai in"),
@@ -216,6 +218,13 @@ def test_few_shots_and_scopes_have_their_own_rows(tmp_path):
     assert "warning" not in text
     assert "CoDyRA" in text
     assert "GIFT" not in text
+    ten = [name for name in DATASETS if name != "CIFAR100"]
+    write(tmp_path / "all" / "a", tasks=ten, protocol={"classes": "all", "split": "coop", "shots": 16})
+    lines = against(tmp_path / "all").splitlines()
+    assert [line for line in lines if line.startswith("warning")] == [
+        "warning: X-TAIL is published on ten data sets, without CIFAR100, and with one template for all of them"
+    ]
+    assert any(line.startswith("RAIL-Primal ") for line in lines)
     write(tmp_path / "seen" / "a", protocol={"classes": "seen"})
     text = against(tmp_path / "seen")
     assert "CoLeCLIP" in text

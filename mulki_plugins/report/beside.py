@@ -12,7 +12,7 @@ from mulki_plugins import metrics
 from mulki_plugins.errors import plain
 from mulki_plugins.report import published
 from mulki_plugins.report.compare import Group, groups
-from mulki_plugins.report.published import BACKBONES, DATASETS, METRICS, NOT_STATED, WEIGHTS, Row
+from mulki_plugins.report.published import BACKBONES, METRICS, NOT_STATED, WEIGHTS, Row
 from mulki_plugins.report.result import Result
 
 NEAR = 0.5
@@ -60,9 +60,10 @@ def beside(results: Sequence[Result], order: str | None = None) -> list[Beside]:
 
 
 def _beside(found: list[Group], asked: str | None) -> Beside:
-    said, own = found[0].protocol, published.order_of(found[0].tasks)
-    order = asked or own or "I"
+    said = found[0].protocol
     classes = str(said.get("classes", "task"))
+    own = published.order_of(found[0].tasks, classes)
+    order = asked or own or "I"
     shots = "full" if said.get("shots") is None else str(said["shots"])
     on_mtil = said.get("stream") == "mtil"
     rows = published.rows_of(order, classes, shots) if on_mtil else []
@@ -71,7 +72,7 @@ def _beside(found: list[Group], asked: str | None) -> Beside:
         what = "the published numbers are of MTIL's eleven data sets"
         shared.append(f"nothing here is comparable: the stream is {plain(str(said.get('stream')))}, and {what}")
     else:
-        shared += _differences(found[0], order, own)
+        shared += _differences(found[0], order, own, rows)
         if not rows:
             what = f"order {order}, classes {plain(classes)}, {shots_in_words(shots)}"
             shared.append(f"nothing is published for {what}; shown is order {order}, classes task, all training images")
@@ -86,10 +87,10 @@ def _beside(found: list[Group], asked: str | None) -> Beside:
     return Beside(runs=runs, rows=rows, order=order, classes=classes, shots=shots, split=split, on_mtil=on_mtil)
 
 
-def _differences(group: Group, order: str, own: str | None) -> Iterator[str]:
-    """What sets runs on MTIL's data sets apart from the published protocol."""
+def _differences(group: Group, order: str, own: str | None, rows: Sequence[Row]) -> Iterator[str]:
+    """What sets runs on MTIL's data sets apart from the published protocol, of which these are the rows."""
     said = group.protocol
-    model, weights, split = said.get("model"), said.get("pretrained"), said.get("split")
+    model, weights = said.get("model"), said.get("pretrained")
     if model not in BACKBONES:
         yield f"the backbone is {plain(str(model))}, and {BACKBONES[0]} in the published tables"
     if weights != WEIGHTS:
@@ -97,11 +98,8 @@ def _differences(group: Group, order: str, own: str | None) -> Iterator[str]:
         yield f"the pre-trained weights are {which}, and {WEIGHTS} in the published tables"
     if said.get("images"):
         yield f"the accuracies are those of {plain(str(said['images']))} images, and of test images in the published tables"
-    if split is None:
-        yield "the runs do not say on which split they were measured"
-    elif split != "zscl":
-        yield f"the split is {plain(str(split))}, and zscl in most published rows; those are not comparable"
-    if left := [name for name in DATASETS if name not in group.tasks]:
+    yield from _splits(said.get("split"), rows)
+    if left := [name for name in published.expected("I", str(said.get("classes"))) if name not in group.tasks]:
         tasks = "1 task was" if len(group.tasks) == 1 else f"{len(group.tasks)} tasks were"
         yield (
             f"{tasks} learned, without {', '.join(left)}: no mean is comparable, nor is a data set's Transfer or Average,"
@@ -112,7 +110,18 @@ def _differences(group: Group, order: str, own: str | None) -> Iterator[str]:
     elif own != order:
         yield f"the runs learned order {own}, and the tables are of order {order}: Transfer and Average depend on the order"
     if said.get("classes") == "all":
-        yield "X-TAIL is published on ten data sets, without CIFAR100, on CoOp's split and with one template for all"
+        yield "X-TAIL is published on ten data sets, without CIFAR100, and with one template for all of them"
+
+
+def _splits(split: Any, rows: Sequence[Row]) -> Iterator[str]:
+    """Where the runs' split is not that of the published protocol."""
+    others = " and ".join(dict.fromkeys(row.split for row in rows if row.split not in (split, NOT_STATED)))
+    if split is None:
+        yield "the runs do not say on which split they were measured"
+    elif rows and not any(row.split == split for row in rows):
+        yield f"the split is {plain(str(split))}, and no published row of this protocol is known to be of it"
+    elif others and split != "zscl":
+        yield f"the split is {plain(str(split))}: the rows of the split {others} are not comparable"
 
 
 def _of_one(group: Group, classes: str, shots: str) -> Iterator[str]:
