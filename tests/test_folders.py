@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import re
 import subprocess
@@ -299,7 +300,7 @@ def wrong(tmp_path, monkeypatch, *tasks):
         ("name: a, images: flat", ".images: flat: images lie in it, but no folder"),
         ("name: a, images: nothing", ".images: nothing: there is no folder in it"),
         ("name: a, images: parts", ".images: parts: its folders 'test', 'train' are parts, no classes"),
-        ("name: a, images: hollow", ".images: hollow: no image lies in 'blue'; fill or remove it"),
+        ("name: a, images: hollow", ".images: hollow: no image (.jpg, .png and the like) lies in 'blue'; fill it"),
         ("name: a, images: lonely", ".images: lonely: one image alone lies in 'green'"),
         ("name: a, images: broken", ".images: broken/red/x.png: this is no file, or a link that leads"),
         ("name: a, train: good, test: less", ".train: good: the class folder 'green' is not in `test`, less"),
@@ -369,6 +370,35 @@ def test_train_and_test_may_spell_accents_differently(tmp_path):
     assert task.class_names == ("Käse", "red")
     assert task.test.targets == [0, 0, 1, 1]
     assert task.test[0][1] == 0
+
+
+def test_a_folder_whose_name_is_no_text(tmp_path):
+    root = fill(tmp_path / "a", [os.fsdecode(b"caf\xe9"), "tea"])
+    with pytest.raises(Mistakes, match=r"the name of the class folder 'caf\\udce9' is no text; rename it"):
+        folders(tasks=[{"name": "a", "images": str(root)}])
+    [task] = folders(tasks=[{"name": "a", "images": str(root), "class_names": ["café", "tea"]}]).tasks
+    assert task.train[0][0].size == (24, 20)
+
+
+def test_tasks_can_be_handed_to_other_processes(tmp_path):
+    [task] = folders(tasks=[{"name": "a", "images": str(fill(tmp_path / "a"))}]).tasks
+    again = pickle.loads(pickle.dumps(task.train))
+    assert (again.files, again.targets) == (task.train.files, task.train.targets)
+
+
+def test_folders_as_reference_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "a")
+    fill(tmp_path / "b", ["x", "y"])
+    reference = "reference: {name: folders, tasks: [{name: %s, images: %s}]}\n"
+    text = RECIPE.replace("finetune", "zscl") % "name: a, images: a"
+    (tmp_path / "own.yaml").write_text(text + reference % ("b", "b"))
+    mulki("validate", "own.yaml")
+    (tmp_path / "own.yaml").write_text(text + reference % ("b", "c"))
+    assert (
+        "own.yaml:12: $.reference.tasks[0].images: 'c': no such folder"
+        in mulki("validate", "own.yaml", ok=False).stderr
+    )
 
 
 def test_the_home_folder(tmp_path, monkeypatch):
@@ -473,6 +503,10 @@ def test_recipes_that_cannot_be_written(tmp_path, monkeypatch):
         (["--from-folders", "a", "--out", "empty"], "empty: is there already"),
     ):
         assert why in mulki("new", "recipe", *arguments, ok=False).stderr
+    fill(tmp_path / "latin", [os.fsdecode(b"caf\xe9"), "tea"])
+    assert r"latin: the name of 'caf\udce9' is no UTF-8 text; rename it" in mulki(
+        "new", "recipe", "--from-folders", "latin", ok=False
+    ).stderr  # fmt: skip
     lines = mulki("new", "recipe", "--from-folders", "b", "empty", "a", ok=False).stderr.splitlines()
     assert len(lines) == 2
     assert not list(tmp_path.glob("*.yaml"))

@@ -139,7 +139,7 @@ def _classes_in(path: str, least: int) -> list[str]:
     problems = []
     few = {name: len(list(islice(images_below(os.path.join(path, name)), least))) for name in classes}
     if empty := [name for name in classes if few[name] == 0]:
-        problems.append(f"no image lies in {_listed(empty)}; fill or remove it, or take out its class")
+        problems.append(f"no image (.jpg, .png and the like) lies in {_listed(empty)}; fill it, or remove it")
     if single := [name for name in classes if 0 < few[name] < least]:
         problems.append(f"one image alone lies in {_listed(single)}, and train and test need one each")
     if problems:
@@ -189,10 +189,11 @@ def named(
         for place in places:
             names[place] = name
     for folder, name in zip(folders, names, strict=True):
-        if not name.strip() or plain(name) != name:
-            what = "is empty" if not name.strip() else "cannot be read as text"
-            message = f"the name of the class folder {folder!r} {what}; {_advice([folder])}"
-            wrong.append(OptionError(plain(message), path))
+        if not name.strip():
+            wrong.append(OptionError(f"the name of the class folder {folder!r} is empty; {_advice([folder])}", path))
+        elif plain(name) != name:
+            what = "is no text; rename it, or give the names of all classes as a list in class_names"
+            wrong.append(OptionError(f"the name of the class folder {folder!r} {what}", path))
     for name, same in same_names(folders, names):
         if name.strip():
             message = f"the class folders {_listed(same)} are told apart by their names, and both read {name!r}"

@@ -124,6 +124,9 @@ def _name_classes(folder: str, task: _Found) -> None:
     """Write the class names out, each apart from the others, and say what looks odd about the classes."""
     root = task.options.get("images") or task.options["train"]
     classes = class_folders(root)
+    for text in (root, *classes):
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise MulkiError(f"{folder}: the name of {text!r} is no UTF-8 text; rename it")
     names = dict(zip(classes, readable_names(classes), strict=True))
     odd = [kind for kind, name in names.items() if not name or _printable(name) != name]
     odd += [kind for _, same in same_names(classes, list(names.values())) for kind in same if kind not in odd]

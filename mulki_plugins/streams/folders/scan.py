@@ -44,20 +44,21 @@ def images_below(folder: str) -> Iterator[str]:
 def _below(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
     try:
         status = os.stat(folder)
-        with os.scandir(folder) as found:
-            entries = [(entry.name, entry.is_dir(), entry.is_file()) for entry in found if not _ignored(entry.name)]
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            return
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if _ignored(entry.name):
+                    continue
+                if entry.is_dir():
+                    yield from _below(entry.path, f"{prefix}{entry.name}/", above | {here})
+                elif _is_image(entry.name):
+                    if not entry.is_file():
+                        raise MulkiError(f"{entry.path}: this is no file, or a link that leads nowhere")
+                    yield prefix + entry.name
     except OSError as error:
         raise _unreadable(folder, error) from error
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    for name, is_folder, is_file in entries:
-        if is_folder:
-            yield from _below(os.path.join(folder, name), f"{prefix}{name}/", above | {here})
-        elif _is_image(name):
-            if not is_file:
-                raise MulkiError(f"{os.path.join(folder, name)}: this is no file, or a link that leads nowhere")
-            yield prefix + name
 
 
 def same_name(folder: str) -> str:
