@@ -453,6 +453,8 @@ def test_a_recipe_for_folders_validates_and_runs(three, tmp_path, monkeypatch):
     data = json.loads((folder / "result.json").read_text())
     assert data["tasks"] == ["plain colours", "parted", "alone"]
     assert data["status"] == "complete"
+    assert data["protocol"] == {"stream": "folders", "model": "mulki-tiny", "classes": "task"}
+    assert data["budget"] == {"iterations": 2, "batch_size": 32}
     assert len((folder / "matrix.csv").read_text().splitlines()) == 5
     mulki("run", folder / "recipe.yaml", "--dry-run")
 
