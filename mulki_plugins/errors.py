@@ -20,6 +20,7 @@ class MulkiError(Exception):
     """What a program ends with."""
 
     def __init__(self, message: str, hint: str = "") -> None:
+        message = _as_it_was(message, f"{type(self).__module__}.{type(self).__qualname__}: ")
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -29,18 +30,22 @@ class MulkiError(Exception):
         return [f"{self.message}; {self.hint}" if self.hint else self.message]
 
 
+def _as_it_was(message: str, label: str) -> str:
+    """The message of an error that torch's data loader hands on from a worker, out of the traceback that it makes of it."""
+    if message.startswith("Caught ") and "\nOriginal Traceback" in message and label in message:
+        return message.rpartition(label)[2].strip()
+    return message
+
+
 class MissingData(MulkiError):
     """Images, fonts or weights that are not on this machine."""
 
 
 class UnreadableImage(MulkiError):
-    """An image that cannot be decoded.
-
-    A data loader's worker hands an error on as the text of its traceback, of which only the last line is for the user.
-    """
+    """An image that cannot be decoded; the message names it."""
 
     def __init__(self, message: str, hint: str = "mend or remove it, or set train.unreadable=skip") -> None:
-        super().__init__(message.rstrip().rpartition(f"{UnreadableImage.__name__}: ")[2], hint)
+        super().__init__(message, hint)
 
 
 class Mistakes(MulkiError):

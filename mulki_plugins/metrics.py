@@ -16,18 +16,33 @@ def transfer(matrix: ArrayLike) -> float:
 
     matrix: [T, T] in percent. ValueError where it is not square, holds NaN, or T < 2.
     """
-    a = _matrix(matrix)
-    return float(np.mean([a[:j, j].mean() for j in range(1, len(a))]))
+    return float(transfer_by_task(matrix).mean())
 
 
 def average(matrix: ArrayLike) -> float:
     """Mean of the whole matrix. ValueError as for `transfer`."""
-    return float(_matrix(matrix).mean())
+    return float(average_by_task(matrix).mean())
 
 
 def last(matrix: ArrayLike) -> float:
     """Mean of the last row: accuracy on all tasks after the last. ValueError as for `transfer`."""
-    return float(_matrix(matrix)[-1].mean())
+    return float(last_by_task(matrix).mean())
+
+
+def transfer_by_task(matrix: ArrayLike) -> NDArray[np.float64]:
+    """[T - 1]: for each task j ≥ 2 the mean over i < j of a[i, j]. ValueError as for `transfer`."""
+    a = _matrix(matrix)
+    return np.array([a[:j, j].mean() for j in range(1, len(a))])
+
+
+def average_by_task(matrix: ArrayLike) -> NDArray[np.float64]:
+    """[T]: for each task the mean of its column. ValueError as for `transfer`."""
+    return np.asarray(_matrix(matrix).mean(0))
+
+
+def last_by_task(matrix: ArrayLike) -> NDArray[np.float64]:
+    """[T]: the last row. ValueError as for `transfer`."""
+    return np.asarray(_matrix(matrix)[-1])
 
 
 def forgetting(matrix: ArrayLike) -> float:

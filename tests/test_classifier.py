@@ -9,6 +9,7 @@ from torch import nn
 
 from mulki_plugins.models import ClipClassifier, Prompts
 from mulki_plugins.models.classifier import MASKED
+from mulki_plugins.models.prompts import Union, union_of
 from tests.conftest import SIZE, small_clip, small_tokenizer
 
 
@@ -139,6 +140,25 @@ def test_union_logits(classifier, x):
     classifier.eval()
     out = classifier.union_logits(x, [2, 0])
     assert torch.allclose(out, torch.cat([classifier(x, 2), classifier(x, 0)], 1))
+
+
+def test_classes_that_the_model_is_told_the_same_of_are_one_in_a_union(loaded, x):
+    prompts = [
+        Prompts(["crane", "duck"], ["a {}."]), Prompts(["tower", "crane"], ["a {}."]), Prompts(["crane"], ["a {} bird."]),
+        Prompts(["duck", "tower", "ox"], ["a {}."]),
+    ]  # fmt: skip
+    classifier = ClipClassifier(loaded.clip, loaded.tokenizer, prompts).eval()
+    assert classifier.union([0, 1, 2, 3]).places == [[0, 1], [2, 0], [3], [1, 2, 4]]
+    assert classifier.union([3, 0]).places == [[0, 1, 2], [3, 0]]
+    out = classifier.union_logits(x, [0, 1, 2, 3])
+    assert out.shape == (len(x), 5)
+    assert torch.allclose(out[:, [0, 1]], classifier(x, 0), atol=1e-5)
+    assert torch.allclose(out[:, [2, 0]], classifier(x, 1), atol=1e-5)
+    assert torch.allclose(out[:, [1, 2, 4]], classifier(x, 3), atol=1e-5)
+
+
+def test_two_classes_of_one_task_stay_two_in_a_union():
+    assert union_of([["a", "a"], ["a", "b", "a"]]) == Union([[0, 1], [0, 2, 3]], [0, 1, 3, 4])
 
 
 def test_half_precision_keeps_the_logits_exact(classifier, x):

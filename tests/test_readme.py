@@ -27,11 +27,28 @@ def test_the_two_commands_are_there():
 
 
 def test_the_recipe_is_valid(tmp_path):
-    [recipe] = blocks("yaml")
+    [recipe] = [block for block in blocks("yaml") if "name: mine" in block]
     (tmp_path / "mine.yaml").write_text(recipe)
     recipe = resolve(str(tmp_path / "mine.yaml")).recipe
     assert recipe.strategy.name == "my-stack"
     assert recipe.model.name == "ViT-B-32"
+
+
+def test_the_stream_of_folders_is_valid(tmp_path, monkeypatch):
+    [stream] = [block for block in blocks("yaml") if "name: folders" in block]
+    [recipe] = [block for block in blocks("yaml") if "name: mine" in block]
+    for place in (
+        "birds/a",
+        "birds/b",
+        *(f"mushrooms/{part}/00{c}" for part in ("train", "test") for c in ("1.x", "2.Fly_agaric")),
+    ):
+        (tmp_path / "data" / place).mkdir(parents=True)
+        for i in range(2):
+            (tmp_path / "data" / place / f"{i}.jpg").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in recipe.splitlines() if not line.startswith(("stream:", "  per_task:"))]
+    (tmp_path / "mine.yaml").write_text(stream + "\n".join(lines))
+    assert [task["name"] for task in resolve("mine.yaml").recipe.stream.options["tasks"]] == ["birds", "mushrooms"]
 
 
 def test_the_python_runs():
@@ -83,8 +100,10 @@ def test_every_command_of_the_readme_is_one(tmp_path):
     assert len(commands) >= 6
     for command in commands:
         words = command.split()[1:]
-        if words[0] == "results":
-            words = ["results", "--help"]
+        if words[0] in ("results", "new"):  # which need runs, or folders
+            words = [*words[: 1 if words[0] == "results" else 2], "--help"]
+        if words[-1] == "mine.yaml":
+            continue
         if words[0] == "run":
             words.append("--dry-run")
         if words[0] == "data":  # which would look for data, or download them

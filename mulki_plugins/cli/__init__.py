@@ -7,6 +7,7 @@ import click
 from mulki_plugins import __version__
 from mulki_plugins.cli.data import data
 from mulki_plugins.cli.listing import list_command
+from mulki_plugins.cli.new import new
 from mulki_plugins.cli.results import results
 from mulki_plugins.cli.resume import resume
 from mulki_plugins.cli.run import run
@@ -26,5 +27,5 @@ def main() -> None:
     """
 
 
-for command in (run, resume, validate, show, list_command, results, data):
+for command in (run, resume, validate, show, list_command, results, data, new):
     main.add_command(command)

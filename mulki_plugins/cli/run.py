@@ -84,5 +84,12 @@ def _say_what_would_be_done(result: Resolved, out: Path, as_json: bool) -> None:
 
 def _said(choice: Choice) -> str:
     """A stream or model with the options that are set."""
-    options = [f"{key}: {value}" for key, value in choice.options.items() if value is not None]
+    options = [f"{key}: {_short(value)}" for key, value in choice.options.items() if value is not None]
     return plain(f"{choice.name} ({', '.join(options)})" if options else choice.name)
+
+
+def _short(value: Any) -> Any:
+    """Of a list of mappings their names."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
+        return ", ".join(str(item["name"]) for item in value)
+    return value

@@ -11,7 +11,7 @@ from attrs import frozen
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
-from mulki_plugins.models.prompts import HasPrompts, Prompts, sentences
+from mulki_plugins.models.prompts import HasPrompts, Prompts, Union, sentences, union_of
 
 MASKED = -1e4
 """The logit of a class that a sample's task has not: no probability in any dtype, and finite in each."""
@@ -63,6 +63,7 @@ class ClipClassifier(MultiTaskModule):
         self.features: Features | None = None
         self._tokens: dict[tuple[int, bool], Tensor] = {}
         self._cache: dict[tuple[int, bool], tuple[tuple[int, ...], Tensor]] = {}
+        self._unions: dict[tuple[int, ...], Union] = {}
         for name, parameter in clip.named_parameters():
             parameter.requires_grad_(_learns(name, train))
 
@@ -98,8 +99,28 @@ class ClipClassifier(MultiTaskModule):
         return out
 
     def union_logits(self, x: Tensor, tasks: Sequence[int]) -> Tensor:
-        """Logits over the classes of several tasks, one task after another: [B, sum of their numbers of classes]."""
-        return self.logits(self.encode_image(x), torch.cat([self.text_features(task) for task in tasks]))
+        """Logits over the union of the classes of several tasks: [B, size of the union], each class at its place in it."""
+        texts = torch.cat([self.text_features(task) for task in tasks])
+        return self.logits(self.encode_image(x), texts[self.union(tasks).first])
+
+    def union(self, tasks: Sequence[int]) -> Union:
+        """The union of the classes of several tasks, which follow one another in it.
+
+        Classes of two tasks whose sentences are the same token for token are one: the model is told the same of both, so
+        that an answer for the one is an answer for the other.
+        """
+        key = tuple(tasks)
+        if key not in self._unions:
+            self._unions[key] = union_of([self._descriptions(task) for task in tasks])
+        return self._unions[key]
+
+    def _descriptions(self, task: int) -> list[bytes]:
+        """For each class the tokens of all its sentences."""
+        classes = len(self.prompts[task].class_names)
+        tokens = self._tokenised(task, all_templates=True).cpu()
+        return [
+            row.contiguous().numpy().tobytes() for row in tokens.reshape(-1, classes, tokens.shape[1]).transpose(0, 1)
+        ]
 
     def encode_image(self, x: Tensor) -> Tensor:
         """Unit-norm image features [B, d], at least in single precision."""
@@ -123,13 +144,17 @@ class ClipClassifier(MultiTaskModule):
         """
         if not 0 <= task < len(self.prompts):
             raise IndexError(f"task {task}: the model knows the tasks 0 to {len(self.prompts) - 1}")
-        prompts = self.prompts[task]
-        if (task, all_templates) not in self._tokens:
-            texts = [text for group in sentences(prompts, all_templates) for text in group]
-            self._tokens[task, all_templates] = self.tokenizer(texts)
-        t: Tensor = _unit(self.clip.encode_text(self._tokens[task, all_templates].to(self.clip.logit_scale.device)))
-        classes = len(prompts.class_names)
+        tokens = self._tokenised(task, all_templates).to(self.clip.logit_scale.device)
+        t: Tensor = _unit(self.clip.encode_text(tokens))
+        classes = len(self.prompts[task].class_names)
         return _unit(t.reshape(-1, classes, t.shape[1]).mean(0)) if len(t) > classes else t
+
+    def _tokenised(self, task: int, all_templates: bool) -> Tensor:
+        """The token ids of the task's sentences, template after template: [templates · C, length]."""
+        if (task, all_templates) not in self._tokens:
+            texts = [text for group in sentences(self.prompts[task], all_templates) for text in group]
+            self._tokens[task, all_templates] = self.tokenizer(texts)
+        return self._tokens[task, all_templates]
 
     def logits(self, z: Tensor, t: Tensor) -> Tensor:
         """Scaled cosines s·z·tᵀ: [B, d], [C, d] -> [B, C], never in half precision."""

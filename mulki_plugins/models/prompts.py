@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Protocol
 
 from attrs import field, frozen
@@ -39,3 +39,37 @@ def sentences(prompts: HasPrompts, all_templates: bool) -> list[list[str]]:
     """One list for each template, first template first: `[templates][classes]`."""
     templates = prompts.templates if all_templates else prompts.templates[:1]
     return [[template.replace("{}", name) for name in prompts.class_names] for template in templates]
+
+
+@frozen
+class Union:
+    """The classes of several tasks as one set."""
+
+    places: list[list[int]]
+    """For each task, the place of each of its classes in the union."""
+    first: list[int]
+    """For each place, which of the classes of all tasks, counted through, came to it first."""
+
+
+def union_of(tasks: Sequence[Sequence[Hashable]]) -> Union:
+    """The union of classes, each given as what describes it; a class described as one of an earlier task shares its place.
+
+    Two classes of one task never share a place: they are told apart there, however they are described.
+    """
+    known: dict[Hashable, int] = {}
+    places: list[list[int]] = []
+    first: list[int] = []
+    counted = 0
+    for descriptions in tasks:
+        row: list[int] = []
+        for description in descriptions:
+            place = known.get(description)
+            if place is None or place in row:
+                place = len(first)
+                first.append(counted)
+            row.append(place)
+            counted += 1
+        for description, place in zip(descriptions, row, strict=True):
+            known.setdefault(description, place)
+        places.append(row)
+    return Union(places, first)

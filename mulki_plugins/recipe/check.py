@@ -158,10 +158,33 @@ def _budgets(train: dict[str, Any]) -> list[OptionError]:
 
 
 def _names_of_tasks(value: dict[str, Any]) -> list[OptionError]:
-    """Names of tasks are checked where the stream's are known before it is built."""
+    """Names of tasks are checked where the stream's are known before it is built: its own, or those that it is given."""
     part = catalog().parts.get(("stream", str(get(value, ("stream", "name")))))
-    if part is None or not part.tasks:
+    if part is None:
         return []
+    wrong: list[OptionError] = []
+    per_task = get(value, ("train", "per_task"))
+    said: list[tuple[Any, Path]] = [
+        (name, ("train", "per_task", name)) for name in (per_task if isinstance(per_task, dict) else ())
+    ]
+    if part.tasks:
+        known = part.tasks
+        order, problems = _order_of_tasks(value)
+        said = order + said
+        wrong += problems
+    else:
+        declared = get(value, ("stream", "tasks"))
+        entries = [entry for entry in (declared if isinstance(declared, list) else ()) if isinstance(entry, dict)]
+        known = tuple(entry["name"] for entry in entries if isinstance(entry.get("name"), str))
+    return wrong + [
+        OptionError(f"the stream {part.name} has no task {name!r} ({did_you_mean(name, known)})", path)
+        for name, path in said
+        if isinstance(name, str) and known and name not in known
+    ]
+
+
+def _order_of_tasks(value: dict[str, Any]) -> tuple[list[tuple[Any, Path]], list[OptionError]]:
+    """The names in a stream's `order` and `tasks`, and what is wrong with these lists."""
     said: list[tuple[Any, Path]] = []
     wrong: list[OptionError] = []
     for key in ("order", "tasks"):
@@ -177,10 +200,4 @@ def _names_of_tasks(value: dict[str, Any]) -> list[OptionError]:
     left = [task for task in tasks if task in order] if isinstance(order, list) and isinstance(tasks, list) else None
     if order and tasks and left == []:
         wrong.append(OptionError("none of these tasks is in stream.order, so that none is left", ("stream", "tasks")))
-    per_task = get(value, ("train", "per_task"))
-    said += [(name, ("train", "per_task", name)) for name in (per_task if isinstance(per_task, dict) else ())]
-    return wrong + [
-        OptionError(f"the stream {part.name} has no task {name!r} ({did_you_mean(name, part.tasks)})", path)
-        for name, path in said
-        if isinstance(name, str) and name not in part.tasks
-    ]
+    return said, wrong

@@ -56,22 +56,28 @@ def annotated_yaml(tree: Tree) -> str:
 def _lines(tree: Tree, value: dict[str, Any], path: Path, indent: int) -> Iterator[tuple[str, str]]:
     for key, item in value.items():
         here = (*path, key)
-        label = f"{'  ' * indent}{_flow(key)}:"
+        label = f"{'  ' * indent}{flow_yaml(key)}:"
         if here == ("strategy", "plugins") and item:
             yield label, ""
             for i, entry in enumerate(item):
                 [(name, options)] = entry.items()
                 at = (*here, i, name)
                 if options:
-                    yield f"{'  ' * indent}- {_flow(name)}:", str(tree.origin(at))
+                    yield f"{'  ' * indent}- {flow_yaml(name)}:", str(tree.origin(at))
                     yield from _lines(tree, options, at, indent + 2)
                 else:
-                    yield f"{'  ' * indent}- {_flow(name)}: {{}}", str(tree.origin(at))
+                    yield f"{'  ' * indent}- {flow_yaml(name)}: {{}}", str(tree.origin(at))
         elif isinstance(item, dict) and item:
             yield label, ""
             yield from _lines(tree, item, here, indent + 1)
+        elif isinstance(item, list) and item and all(isinstance(entry, dict) and entry for entry in item):
+            yield label, ""
+            for i, entry in enumerate(item):
+                inner = _lines(tree, entry, (*here, i), indent + 1)
+                for n, (text, origin) in enumerate(inner):
+                    yield (f"{'  ' * indent}- {text.lstrip()}" if n == 0 else text), origin
         else:
-            yield f"{label} {_flow(item)}", _origin(tree, here)
+            yield f"{label} {flow_yaml(item)}", _origin(tree, here)
 
 
 def _origin(tree: Tree, path: Path) -> str:
@@ -79,8 +85,11 @@ def _origin(tree: Tree, path: Path) -> str:
     return str(tree.origins.get(path, "default"))
 
 
-def _flow(value: Any) -> str:
-    text: str = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**9)
+def flow_yaml(value: Any) -> str:
+    """Plain data as YAML on one line, as it may stand behind a key."""
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**9, sort_keys=False
+    )
     return text.removesuffix("\n").removesuffix("\n...")
 
 

@@ -37,6 +37,11 @@ def check_options(part: Part, options: dict[str, Any], path: Path) -> tuple[dict
     for name, option in signature.options.items():
         if option.default is REQUIRED and name not in result:
             wrong.append(OptionError("missing; it has no default", (*path, name)))
+    if not wrong:
+        try:
+            wrong += [OptionError(error.message, (*path, *error.path)) for error in part.problems(result)]
+        except MulkiError as error:
+            wrong.append(OptionError(error.lines()[0], path))
     return result, wrong
 
 

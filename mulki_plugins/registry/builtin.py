@@ -231,6 +231,12 @@ def _register_streams_and_models(register: Register) -> None:
         ],
         extra="mtil",
     )
+    register.stream(
+        "folders",
+        "mulki_plugins.streams.folders.stream:folders",
+        summary="your own images: tasks of one folder for each class",
+        check="mulki_plugins.streams.folders.declared:check",
+    )
     register.model(
         "mulki-tiny",
         "mulki_plugins.models.tiny:mulki_tiny",

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from attrs import define, field, frozen
 
 from mulki_plugins.errors import MulkiError, did_you_mean
+from mulki_plugins.options import OptionError
 
 Kind = Literal["plugin", "stream", "model", "metric", "logger"]
 Target = str | Callable[..., Any]
@@ -57,17 +58,26 @@ class Part:
     """For a stream whose tasks are fixed: their names, so that a recipe's `per_task` can be checked."""
     extra: str = ""
     """The optional dependencies that it needs, as in `mulki[mini]`."""
+    check: Target | None = None
+    """What looks for mistakes that no option's type shows: from the options to a list of OptionError, without torch."""
 
     def load(self) -> Callable[..., Any]:
         """The class or function itself. MulkiError where its package cannot be imported."""
-        if not isinstance(self.target, str):
-            return self.target
-        module, _, attribute = self.target.partition(":")
+        return self._loaded(self.target)
+
+    def problems(self, options: Mapping[str, Any]) -> list[OptionError]:
+        """What its own check says of these options, whose types are right. MulkiError where it cannot be imported."""
+        return [] if self.check is None else list(self._loaded(self.check)(options))
+
+    def _loaded(self, target: Target) -> Callable[..., Any]:
+        if not isinstance(target, str):
+            return target
+        module, _, attribute = target.partition(":")
         try:
             found: Any = getattr(importlib.import_module(module), attribute)
         except Exception as error:
             raise MulkiError(
-                f"the {self.kind} {self.name!r} of {self.provenance} cannot be loaded from {self.target}: "
+                f"the {self.kind} {self.name!r} of {self.provenance} cannot be loaded from {target}: "
                 f"{type(error).__name__}: {error}"
             ) from error
         return found  # type: ignore[no-any-return]
@@ -141,13 +151,25 @@ class Register:
         )  # fmt: skip
 
     def stream(
-        self, name: str, target: Target, *, summary: str, source: str = "", tasks: Sequence[str] = (), extra: str = ""
+        self,
+        name: str,
+        target: Target,
+        *,
+        summary: str,
+        source: str = "",
+        tasks: Sequence[str] = (),
+        extra: str = "",
+        check: Target | None = None,
     ) -> None:
-        """A function that takes options and returns a `TaskStream`."""
+        """A function that takes options and returns a `TaskStream`.
+
+        check: a function from the options to a list of `OptionError`, for mistakes that no type shows; it is called when a
+        recipe is validated, so that its module imports no torch.
+        """
         self._add(
             Part(
                 kind="stream", name=name, target=target, summary=summary, source=source, provenance=self.provenance,
-                tasks=tuple(tasks), extra=extra,
+                tasks=tuple(tasks), extra=extra, check=check,
             )
         )  # fmt: skip
 

@@ -24,6 +24,8 @@ class Group:
     """Mean, and standard deviation over seeds (n − 1) where there are at least two."""
     tasks: list[str]
     protocol: dict[str, Any]
+    runs: list[Result]
+    """One for each seed."""
 
 
 def groups(results: Sequence[Result]) -> list[Group]:
@@ -50,7 +52,7 @@ def _group(runs: list[Result]) -> Group:
     first = runs[0]
     return Group(
         recipe=first.recipe, strategy=first.strategy, seeds=sorted(run.seed for run in runs), metrics=metrics,
-        tasks=first.tasks, protocol=first.protocol,
+        tasks=first.tasks, protocol=first.protocol, runs=runs,
     )  # fmt: skip
 
 
@@ -99,11 +101,12 @@ def _summary(found: list[Group]) -> list[str]:
     ]
     lines.append("-" * len(lines[0]))
     for group in found:
-        cells = [_cell(*group.metrics[name]) if name in group.metrics else "-" for name in metrics]
+        cells = [cell(*group.metrics[name]) if name in group.metrics else "-" for name in metrics]
         head = f"{plain(group.recipe):<{recipe}}{plain(group.strategy):<{label}}{len(group.seeds):>5}"
         lines.append(head + "".join(f"{cell:>16}" for cell in cells))
     return lines
 
 
-def _cell(mean: float, std: float | None) -> str:
+def cell(mean: float, std: float | None) -> str:
+    """A mean over seeds, with its standard deviation where there is one."""
     return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"

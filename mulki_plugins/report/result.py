@@ -32,6 +32,9 @@ class Result:
     """a[i][j]: accuracy in percent on task j after task i; as many rows as tasks were finished."""
     metrics: dict[str, float] = field(factory=dict)
     protocol: dict[str, Any] = field(factory=dict)
+    """What the numbers were measured on and by: stream, split, shots, model, weights, classes."""
+    budget: dict[str, Any] = field(factory=dict)
+    """What a task's training was given: iterations or epochs, and the batch size."""
     base: str = "naive"
     """What a task's training saw: naive, cumulative, joint or none."""
     settings: str = ""
@@ -83,6 +86,8 @@ def _check(result: Result) -> None:
         raise ValueError(f"expected a status of running, complete, failed or stopped, got {result.status!r}")
     if type(result.seed) is not int or not isinstance(result.protocol, dict):
         raise ValueError("expected a number as seed and a mapping as protocol")
+    if not isinstance(result.budget, dict):
+        raise ValueError("expected a mapping as budget")
     if not result.tasks:
         raise ValueError("expected at least one task")
     width = len(result.tasks)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -285,7 +287,9 @@ def _csv(result: Result) -> str:
     """The zero-shot row and the matrix, with headings."""
     rows = [["after", *result.tasks], ["zero-shot", *map(_cell, result.zero_shot)]]
     rows += [[task, *map(_cell, row)] for task, row in zip(result.tasks, result.matrix, strict=False)]
-    return "\n".join(",".join(row) for row in rows) + "\n"
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)  # a task's name may have a comma in it
+    return text.getvalue()
 
 
 def _cell(value: float) -> str:

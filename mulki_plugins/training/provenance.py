@@ -42,8 +42,8 @@ def new_result(recipe: Recipe, built: Built, seed: int, folder: Path) -> Result:
         seed=seed,
         tasks=[task.name for task in built.stream.tasks],
         base=recipe.strategy.base,
-        protocol={"stream": recipe.stream.name, "model": recipe.model.name, "classes": recipe.evaluate.classes}
-        | ({"images": part} if (part := recipe.stream.options.get("evaluate_on", "test")) != "test" else {}),
+        protocol=_protocol(recipe),
+        budget=_budget(recipe),
         settings=fingerprint(recipe),
         plugins=plugins,
         versions={"python": platform.python_version(), **_versions()},
@@ -51,6 +51,23 @@ def new_result(recipe: Recipe, built: Built, seed: int, folder: Path) -> Result:
         started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         folder=str(folder),
     )
+
+
+def _protocol(recipe: Recipe) -> dict[str, Any]:
+    """What must be the same of two runs whose numbers are compared; what a stream or a model has no say in is left out."""
+    stream, model = recipe.stream.options, recipe.model.options
+    said = {"split": stream.get("split"), "shots": stream.get("shots"), "pretrained": model.get("pretrained")}
+    if (images := stream.get("evaluate_on", "test")) != "test":
+        said["images"] = images
+    named = {"stream": recipe.stream.name, "model": recipe.model.name, "classes": recipe.evaluate.classes}
+    return named | {key: value for key, value in said.items() if value is not None}
+
+
+def _budget(recipe: Recipe) -> dict[str, Any]:
+    if recipe.strategy.base == "none":
+        return {}
+    key = "iterations" if recipe.train.iterations else "epochs"
+    return {key: getattr(recipe.train, key), "batch_size": recipe.train.batch_size}
 
 
 def fingerprint(recipe: Recipe) -> str:

@@ -148,12 +148,13 @@ class ContinualTemplate(SupervisedTemplate):
 
     @property
     def targets(self) -> Tensor:
-        """The batch's classes as places among the logits [B]: offset by the classes of the tasks before, in a scope."""
+        """The batch's classes as places among the logits [B]: in a scope of several tasks, their places in the union."""
         y: Tensor = self.mb_y
         if self.is_training or self._scope is None:
             return y
-        before = self._scope[: self._scope.index(int(self.experience.task_label))]  # type: ignore[union-attr]
-        return y + sum(len(self.model.prompts[task].class_names) for task in before)  # type: ignore[index]
+        places = self.model.union(self._scope).places  # type: ignore[operator]
+        mine = places[self._scope.index(int(self.experience.task_label))]  # type: ignore[union-attr]
+        return torch.tensor(mine, device=y.device)[y]
 
     def forward(self) -> Tensor:
         with self.autocast():
