@@ -59,10 +59,26 @@ def held(folder: Path) -> Iterator[None]:
         raise MulkiError(f"{folder}: another process is writing this run", hint) from None
     except OSError:  # a file system without locks
         pass
+    _held.add(descriptor)
     try:
         yield
     finally:
+        _held.discard(descriptor)
         os.close(descriptor)
+
+
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    """In a loader's worker: the lock is the run's own, and must not outlive it."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def is_aside(folder: Path) -> bool:
