@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +43,8 @@ def run(recipe: str, out: Path, dry_run: bool, as_json: bool, **options: Any) ->
 
     finished = []
     for seed in result.recipe.seeds:
-        finished.append(run_experiment(result, seed, out))
+        with contextlib.redirect_stdout(sys.stderr):  # whatever a plugin prints is no result
+            finished.append(run_experiment(result, seed, out))
         if not as_json:
             click.echo(comparison_text(finished[-1:]))
     if as_json:

@@ -30,6 +30,7 @@ from mulki_plugins.training.accuracy import AccuracyRecorder
 from mulki_plugins.training.bases import TEMPLATES
 from mulki_plugins.training.build import Built, build, needs_reference
 from mulki_plugins.training.checkpoints import save_weights
+from mulki_plugins.training.hooks import tell_packages
 from mulki_plugins.training.seeding import seed_everything
 
 
@@ -47,6 +48,7 @@ def run_experiment(resolved: Resolved, seed: int, out: Path) -> Result:
     with held(folder):
         write_text(folder / "recipe.yaml", plain_yaml(as_data(recipe)))
         run = _Run(recipe, built, folder, seed, progress)
+        tell_packages("mulki_run_started", recipe, run.result, folder, progress.say)
         try:
             return run.all_tasks()
         except BaseException as error:
@@ -56,6 +58,7 @@ def run_experiment(resolved: Resolved, seed: int, out: Path) -> Result:
             raise
         finally:
             run.close()
+            tell_packages("mulki_run_finished", recipe, run.result, folder, progress.say)
 
 
 class _Run:
