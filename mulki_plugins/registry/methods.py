@@ -52,7 +52,7 @@ def _methods(classes: list[Definition]) -> Iterator[Method]:
     for kind in classes:
         if kind.module.split(".")[0] == _AVALANCHE:
             continue
-        for node in kind.node.body:
+        for node in reversed(kind.node.body):  # of two with one name the last counts
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and looks_like_callback(node.name):
                 decorators = {ast.unparse(decorator) for decorator in node.decorator_list}
                 if node.name not in seen and not decorators & _OTHER:
