@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from mulki_plugins.options import Count, Fraction, Positive, Weight
+from mulki_plugins.registry.described import describe_options
 from mulki_plugins.registry.hookspecs import hookimpl
 from mulki_plugins.registry.parts import Provenance
 from mulki_plugins.registry.register import Register
@@ -35,6 +36,7 @@ def mulki_register(register: Register) -> None:
     _register_avalanche(register)
     _register_streams_and_models(register)
     _register_reports(register)
+    describe_options(register)
     for name, summary in _COMMANDS.items():
         module = "listing:list_command" if name == "list" else f"{name}:{name}"
         register.command(name, f"mulki_plugins.cli.{module}", summary=summary)

@@ -123,14 +123,12 @@ def images(library: Library) -> None:
         for i in _some(split):
             try:
                 picture = split[i][0]
-                shape = tuple(transform(picture).shape)
+                transform(picture)
             except Exception as error:
                 raise Fault(f"{where}: image {i} cannot be read: {cause_of(error)}", "return a PIL image") from error
             if not isinstance(picture, Image.Image):
                 what = f"{where}: image {i} is a {type(picture).__name__}"
                 raise Fault(what, "return a PIL image, and leave the transform to the model")
-            if shape[0] != 3:
-                raise Fault(f"{where}: image {i} has {shape[0]} channels", "convert it: image.convert('RGB')")
 
 
 def separate(library: Library) -> None:
