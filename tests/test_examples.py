@@ -1,7 +1,6 @@
 """The packages in `examples/`, and one that `mulki new plugin` writes: built, installed and tested outside the checkout."""
 
 import json
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -9,25 +8,9 @@ from click.testing import CliRunner
 from mulki_plugins.cli import main
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.resolve import resolve
-from tests.environments import ROOT, Environment, copied, wheel_of
+from tests.environments import ROOT, copied, wheel_of
 
 EXAMPLES = sorted(path.parent for path in (ROOT / "examples").glob("*/pyproject.toml"))
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """With MulKI's wheel."""
-    made = Environment(tmp_path_factory.mktemp("environment"))
-    source = tmp_path_factory.mktemp("mulki") / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        (source / name).write_bytes((ROOT / name).read_bytes())
-    for name in ("mulki_plugins", "recipes", "strategies"):
-        copied(ROOT / name, source / name)
-    made.install(wheel_of(source, tmp_path_factory.mktemp("wheels")))
-    where = made.run("-c", "import mulki_plugins; print(mulki_plugins.__file__)").stdout
-    assert Path(where.strip()).is_relative_to(made.folder), "the wheel's files are the ones that run"
-    return made
 
 
 @pytest.fixture(scope="module")

@@ -397,3 +397,69 @@ def test_many_packages_do_not_make_the_list_import_more_than_their_hooks(install
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n20\n"
+
+
+FEW = ("stream.tasks=[digits,scans]", "train.iterations=2", "train.schedule.warmup=0", "train.batch_size=8", "loggers=[]", "train.checkpoint.keep=0")  # fmt: skip
+
+
+def run(out, *settings):
+    words = [word for setting in (*FEW, *settings) for word in ("--set", setting)]
+    return mulki("run", "mtil", "--strategy", "finetune", *words, "--out", str(out), "--json")
+
+
+def test_packages_are_told_of_runs_and_change_nothing(install, tmp_path):
+    before = json.loads(run(tmp_path / "before").stdout)["runs"][0]
+    hooks = (
+        "import json, os, random\nimport torch\nfrom mulki_plugins import hookimpl\n\n"
+        "@hookimpl\ndef mulki_run_started(run):\n"
+        "    assert run.result is None and (run.folder / 'recipe.yaml').is_file() and run.seed == 0\n"
+        "    torch.manual_seed(7); random.random(); os.chdir('/')\n"
+        "    run.recipe['train']['iterations'] = 99\n    print('begun')\n\n"
+        "@hookimpl\ndef mulki_run_finished(run):\n"
+        "    (run.folder / 'told.json').write_text(json.dumps([run.result['status'], len(run.result['matrix']), run.recipe['name']]))\n"
+    )
+    install("listener", hooks)
+    install(
+        "angry",
+        "from mulki_plugins import hookimpl\n\n@hookimpl\ndef mulki_run_started():\n    raise SystemExit('no')\n",
+    )
+    here = os.getcwd()
+    done = run(tmp_path / "after")
+    assert done.exit_code == 0, done.stderr
+    assert os.getcwd() == here
+    after = json.loads(done.stdout)["runs"][0]
+    assert after["matrix"] == before["matrix"]
+    assert after["zero_shot"] == before["zero_shot"]
+    assert (
+        "the hook mulki_run_started of angry 1.2 failed, which changes nothing: it ends the program: sys.exit('no') (pkg_angry/hooks.py:5)"
+        in done.stderr
+    )
+    assert "the hook mulki_run_started of listener 1.2 printed: begun" in done.stderr
+    assert json.loads(next(tmp_path.rglob("told.json")).read_text()) == ["complete", 2, "mtil"]
+
+
+def test_a_run_that_fails_is_told_too_and_what_a_plugin_prints_is_no_result(install, tmp_path):
+    stage = STAGE.replace("        pass\n", "        print('noise')\n")
+    hooks = HOOKS + plugin() + (
+        "    register.plugin('fails', 'pkg_good.stage:fails', summary='cannot be made')\n"
+        "    register.plugin('odd', 'pkg_good.stage:odd', summary='makes something else')\n"
+        "    register.stream('notes', 'pkg_good.stage:odd', summary='no stream')\n\n"
+        "@hookimpl\ndef mulki_run_finished(run):\n    (run.folder / 'told').write_text(run.result['status'])\n"
+    )  # fmt: skip
+    stage += "\ndef fails():\n    raise RuntimeError('no licence')\n\ndef odd():\n    return 'something'\n"
+    install("good", hooks, **{"stage.py": stage})
+    done = run(tmp_path / "loud", "strategy={name: loud, plugins: [stage]}")
+    assert done.exit_code == 0, done.stderr
+    json.loads(done.stdout)
+    assert "noise" in done.stderr
+    assert next((tmp_path / "loud").rglob("told")).read_text() == "complete"
+    for name, said in {
+        "fails": "error: the plugin 'fails' of good 1.2 cannot be made: RuntimeError: no licence (pkg_good/stage.py:",
+        "odd": "error: the plugin 'odd' of good 1.2 cannot be used: returned a str, expected a BasePlugin",
+    }.items():
+        done = run(tmp_path / name, f"strategy={{name: x, plugins: [{name}]}}")
+        assert done.exit_code == 2
+        assert said in done.stderr
+    refused = mulki("run", "mtil", "--strategy", "finetune", "--set", "stream=notes", "--out", str(tmp_path / "notes"))
+    assert refused.exit_code == 2
+    assert "the stream 'notes' of good 1.2 cannot be used: returned a str, expected a TaskStream" in refused.stderr

@@ -24,6 +24,7 @@ class Run:
     recipe: Mapping[str, Any]
     """The resolved recipe, as `recipe.yaml` holds it."""
     seed: int
+    """The seed of this run."""
     result: Mapping[str, Any] | None = None
     """What `result.json` holds; None when the run begins."""
 
