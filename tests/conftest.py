@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -17,6 +18,7 @@ from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.parts import Catalog, Provenance, Register
 from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, Teachers
 from mulki_plugins.streams import ArrayImages, Task, TaskStream, as_benchmark
+from tests.environments import ROOT, Environment, copied, wheel_of
 
 SIZE = 16
 COLOURS = {
@@ -180,3 +182,19 @@ def weights(model):
 
 def same(a, b):
     return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """An environment of its own, with MulKI's wheel."""
+    made = Environment(tmp_path_factory.mktemp("environment"))
+    source = tmp_path_factory.mktemp("mulki") / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    for name in ("mulki_plugins", "recipes", "strategies"):
+        copied(ROOT / name, source / name)
+    made.install(wheel_of(source, tmp_path_factory.mktemp("wheels")))
+    where = made.run("-c", "import mulki_plugins; print(mulki_plugins.__file__)").stdout
+    assert Path(where.strip()).is_relative_to(made.folder), "the wheel's files are the ones that run"
+    return made

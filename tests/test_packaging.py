@@ -37,7 +37,9 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):
         if p.is_file() and "__pycache__" not in p.parts
     }
     for kind in ("recipes", "strategies"):
-        expected |= {f"mulki_plugins/{kind}/{p.name}" for p in (ROOT / kind).glob("*.yaml")}
+        expected |= {
+            f"mulki_plugins/{kind}/{p.name}" for p in (ROOT / kind).iterdir() if p.suffix in (".yaml", ".json")
+        }
     assert inside == expected
     assert wheel.stat().st_size < 8 * 2**20
 

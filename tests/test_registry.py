@@ -10,8 +10,9 @@ import pytest
 from mulki_plugins import hookimpl
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.options import Weight
-from mulki_plugins.registry import discovery
-from mulki_plugins.registry.parts import Catalog, Part, Provenance, Register
+from mulki_plugins.registry import discovery, installed
+from mulki_plugins.registry.parts import Catalog, Part, Provenance
+from mulki_plugins.registry.register import Register
 from mulki_plugins.registry.signature import REQUIRED, UNKNOWN, _inspected, signature_of
 
 MINE = Provenance(distribution="mine", version="1.0")
@@ -21,7 +22,17 @@ def part(target, **more):
     return Part(kind="plugin", name="p", target=target, summary="", provenance=MINE, **more)
 
 
-@pytest.mark.parametrize("built_in", list(discovery.catalog().parts.values()), ids=lambda p: f"{p.kind}-{p.name}")
+PARTS = [part for part in discovery.catalog().parts.values() if part.kind != "command"]
+
+
+def test_mulkis_commands_are_registered_so_that_nobody_takes_their_names():
+    from mulki_plugins.cli import main
+
+    registered = {p.name: p.load() for p in discovery.catalog().of_kind("command")}
+    assert registered == main.commands
+
+
+@pytest.mark.parametrize("built_in", PARTS, ids=lambda p: f"{p.kind}-{p.name}")
 def test_built_in_parts_load_and_their_signature_is_read_as_python_sees_it(built_in):
     loaded = built_in.load()
     read = signature_of(built_in)
@@ -94,9 +105,9 @@ def test_an_object_is_inspected():
 
 def test_a_name_taken_twice_names_both_distributions():
     catalog = Catalog()
-    Register(catalog, MINE).plugin("x", "a:b", summary="")
+    Register(catalog, MINE).plugin("x", "a:b", summary="one")
     with pytest.raises(MulkiError, match=r"the plugin 'x' of yours 2 is already there, from mine 1.0"):
-        Register(catalog, Provenance(distribution="yours", version="2")).plugin("x", "a:b", summary="")
+        Register(catalog, Provenance(distribution="yours", version="2")).plugin("x", "a:b", summary="two")
 
 
 def test_find_says_what_may_have_been_meant():
@@ -121,7 +132,7 @@ def packages(monkeypatch):
             if module is not None:
                 monkeypatch.setitem(sys.modules, f"pkg_{name}", module)
             entries.append(EntryPoint(name=name, value=f"pkg_{name}", group="mulki"))
-        monkeypatch.setattr(discovery, "entry_points", lambda group: entries)
+        monkeypatch.setattr(installed, "entry_points", lambda group: entries)
         discovery.catalog.cache_clear()
         return discovery.catalog()
 
@@ -152,14 +163,14 @@ def test_a_third_party_registers_like_the_built_in(packages, tmp_path):
 def test_broken_packages_are_reported_and_harm_nobody(packages):
     @hookimpl
     def taken(register):
-        register.plugin("fresh", "pkg:X", summary="")
-        register.plugin("adding", "pkg:X", summary="")
+        register.plugin("fresh", "pkg:X", summary="new")
+        register.plugin("adding", "pkg:X", summary="taken")
 
     @hookimpl(specname="mulki_register")
     def raises(register):
         raise OSError("no disk")
 
-    @hookimpl
+    @hookimpl(specname="mulki_register")
     def wrong(register, nonsense):
         pass
 
@@ -176,11 +187,11 @@ def test_broken_packages_are_reported_and_harm_nobody(packages):
     )
     report = "\n".join(catalog.problems)
     for expected in (
-        "missing cannot be loaded: ModuleNotFoundError",
-        "taken is left out: MulkiError: the plugin 'adding' of taken is already there, from mulki",
+        "missing is left out: ModuleNotFoundError",
+        "taken is left out: the plugin 'adding' of taken is already there, from mulki",
         "raises is left out: OSError: no disk",
-        "wrong is left out: PluginValidationError",
-        "misspelt is left out: PluginValidationError",
+        "wrong is left out: the hook mulki_register takes nonsense, which MulKI does not give",
+        "misspelt is left out: there is no hook 'mulki_registr' (did you mean 'mulki_register'?)",
     ):
         assert expected in report, report
     assert ("plugin", "fresh") not in catalog.parts, "of a package that fails nothing stays"

@@ -6,17 +6,30 @@ import click
 
 from mulki_plugins import __version__
 from mulki_plugins.cli.data import data
+from mulki_plugins.cli.doctor import doctor
+from mulki_plugins.cli.lazy import CommandsByName, switch_off
 from mulki_plugins.cli.listing import list_command
 from mulki_plugins.cli.new import new
+from mulki_plugins.cli.plugins import plugins
 from mulki_plugins.cli.results import results
 from mulki_plugins.cli.resume import resume
 from mulki_plugins.cli.run import run
+from mulki_plugins.cli.schema import schema
 from mulki_plugins.cli.show import show
 from mulki_plugins.cli.validate import validate
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=CommandsByName, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="mulki")
+@click.option(
+    "--no-plugin",
+    multiple=True,
+    metavar="NAME",
+    is_eager=True,
+    expose_value=False,
+    callback=switch_off,
+    help="Leave a package's plugins alone; may be repeated. MULKI_PLUGINS=a,b in the environment: only these; empty: none.",
+)
 def main() -> None:
     """Keep CLIP-like models learning: task after task, without forgetting, without losing zero-shot ability.
 
@@ -27,5 +40,5 @@ def main() -> None:
     """
 
 
-for command in (run, resume, validate, show, list_command, results, data, new):
+for command in (run, resume, validate, show, list_command, results, data, plugins, doctor, new, schema):
     main.add_command(command)

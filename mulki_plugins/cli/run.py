@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,10 +51,11 @@ def run(recipe: str, out: Path, resume: bool, force: bool, dry_run: bool, as_jso
     finished = []
     for seed in result.recipe.seeds:
         folder = run_folder(out, result.recipe, seed)
-        if resume and folder.is_dir():
-            finished.append(resume_experiment(result, seed, folder, force=force))
-        else:
-            finished.append(run_experiment(result, seed, out))
+        with contextlib.redirect_stdout(sys.stderr):  # whatever a plugin prints is no result
+            if resume and folder.is_dir():
+                finished.append(resume_experiment(result, seed, folder, force=force))
+            else:
+                finished.append(run_experiment(result, seed, out))
         if not as_json:
             click.echo(comparison_text(finished[-1:]))
     if as_json:

@@ -51,7 +51,10 @@ def load_clip(name: str, **options: Any) -> LoadedClip:
     """
     part = catalog().parts.get(("model", name))
     if part is not None:
-        loaded: LoadedClip = part.load()(**options)
+        loaded = part.load()(**options)
+        if not isinstance(loaded, LoadedClip):
+            what = f"returned a {type(loaded).__name__}, expected a LoadedClip"
+            raise MulkiError(f"the model {name!r} of {part.provenance} cannot be used: {what}")
         return loaded
     if name not in open_clip_models():
         known = [p.name for p in catalog().of_kind("model")] + open_clip_models()

@@ -60,6 +60,8 @@ def _checked_choice(
     if kind == "model":
         train = options.pop("train", "all")
         part = part or (_open_clip_part(name) if name in open_clip_models() else None)
+    if part is None and (reason := catalog().refused.get((kind, name))):
+        return options, [OptionError(f"the {kind} {name!r} cannot be used: {reason}", (*path, "name"))]
     if part is None:
         known = [p.name for p in catalog().of_kind(kind)] + (open_clip_models() if kind == "model" else [])
         return options, [OptionError(f"no {kind} is named {name!r} ({did_you_mean(name, known)})", (*path, "name"))]

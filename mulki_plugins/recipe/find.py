@@ -41,7 +41,8 @@ def find(kind: str, name: str) -> Found:
     if name and kind == "recipes" and os.path.isdir(path):
         return Found(path, name)
     hint = did_you_mean(stem, known)
-    message = f"no such file, and no {SINGULAR[kind]} of that name ({hint}); `mulki list {kind}` shows all"
+    there = f"`mulki list {kind}` shows all{catalog().hint_at_packages()}"
+    message = f"no such file, and no {SINGULAR[kind]} of that name ({hint}); {there}"
     raise Mistakes([located(Origin(name, 1), (), message)])
 
 
@@ -57,9 +58,5 @@ def _may_be_file(path: Path) -> bool:
 
 
 def available(kind: str) -> dict[str, tuple[Path, Provenance]]:
-    """Every registered YAML file of a kind by its name; of two with the same name the first registered counts."""
-    found: dict[str, tuple[Path, Provenance]] = {}
-    for folder, provenance in catalog().folders[kind]:
-        for path in sorted(folder.glob("*.yaml")):
-            found.setdefault(path.stem, (path, provenance))
-    return found
+    """Every registered YAML file of a kind by its name."""
+    return catalog().files[kind]  # type: ignore[index]

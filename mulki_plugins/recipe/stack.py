@@ -8,6 +8,7 @@ from typing import Any
 from mulki_plugins.errors import MulkiError, did_you_mean
 from mulki_plugins.options import OptionError, Path, convert, mistakes_of
 from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.registry.methods import callback_mistakes
 from mulki_plugins.registry.parts import Part
 from mulki_plugins.registry.signature import REQUIRED, UNKNOWN, Signature, signature_of
 
@@ -17,7 +18,7 @@ def check_options(part: Part, options: dict[str, Any], path: Path) -> tuple[dict
     try:
         signature = signature_of(part)
     except MulkiError as error:
-        return options, [OptionError(error.lines()[0], path)]
+        return options, [OptionError(f"the {part.kind} of {part.provenance}: {error.lines()[0]}", path)]
     wrong: list[OptionError] = []
     result = dict(_defaults(part, signature))
     for name, value in options.items():
@@ -49,16 +50,16 @@ def _defaults(part: Part, signature: Signature) -> Iterator[tuple[str, Any]]:
     for name, option in signature.options.items():
         if name in part.defaults:
             yield name, part.defaults[name]
-        elif option.default not in (REQUIRED, UNKNOWN) and _is_plain(option.default):
+        elif option.default not in (REQUIRED, UNKNOWN) and is_plain(option.default):
             yield name, option.default
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Whether a YAML file can hold it."""
     if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
     return value is None or isinstance(value, (bool, int, float, str))
 
 
@@ -85,6 +86,9 @@ def check_plugins(plugins: list[Any], path: Path) -> tuple[list[Any], list[Optio
         result, problems = check_options(part, options, here)
         stack.append({name: result})
         wrong += problems
+        wrong += [
+            OptionError(f"the plugin of {part.provenance}: {mistake}", here) for mistake in callback_mistakes(part)
+        ]
     return stack, wrong + _check_order(names, path)
 
 

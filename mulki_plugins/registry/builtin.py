@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from mulki_plugins.options import Count, Fraction, Positive, Weight
+from mulki_plugins.registry.described import describe_options
 from mulki_plugins.registry.hookspecs import hookimpl
-from mulki_plugins.registry.parts import Provenance, Register
+from mulki_plugins.registry.parts import Provenance
+from mulki_plugins.registry.register import Register
+from mulki_plugins.registry.unfit import UNFIT
 
 MULKI = "arXiv 2411.06764"
 
@@ -33,6 +36,26 @@ def mulki_register(register: Register) -> None:
     _register_avalanche(register)
     _register_streams_and_models(register)
     _register_reports(register)
+    describe_options(register)
+    for name, summary in _COMMANDS.items():
+        module = "listing:list_command" if name == "list" else f"{name}:{name}"
+        register.command(name, f"mulki_plugins.cli.{module}", summary=summary)
+
+
+_COMMANDS = {
+    "run": "train and evaluate a recipe",
+    "resume": "go on with a run that was stopped or killed",
+    "data": "which data sets of a recipe are there, and how to get the others",
+    "validate": "check a recipe or a strategy",
+    "show": "print a recipe as it will run",
+    "list": "what there is to put into a recipe",
+    "results": "the tables of finished runs",
+    "plugins": "the packages that add parts, and their state",
+    "doctor": "whether everything that is needed is there and works",
+    "new": "files to start from",
+    "schema": "the JSON Schema of a recipe or a strategy",
+}
+"""MulKI's own, so that no other package takes their names."""
 
 
 def _yaml_folder(kind: str) -> Path:
@@ -179,19 +202,8 @@ def _register_avalanche(register: Register) -> None:
         keeps_images=True,
         no_resume="Avalanche's AGEM draws from its memory by an iterator whose place cannot be stored",
     )
-    for name, reason in _REFUSED.items():
+    for name, (_, reason) in UNFIT.items():
         register.refuse("plugin", f"avalanche.{name}", reason)
-
-
-_REFUSED = {
-    "der": "Avalanche's DER keeps logits of one fixed width, and a CLIP's logits are as wide as the task has classes",
-    "lfl": "Avalanche's LFL asks the model for `get_features`, which a CLIP has not",
-    "feature_distillation": "Avalanche's feature distillation asks the model for features by Avalanche's own wrapper",
-    "gem": "Avalanche's GEM needs a solver of quadratic programs, which is not installed; take avalanche.agem",
-    "lr_scheduler": "Avalanche's scheduler plugin restarts a warm-up wrongly from the second task on; use train.schedule",
-    "early_stopping": "Avalanche's early stopping looks for a metric's name that it does not find",
-}
-"""Avalanche's plugins that do not work with a task-aware CLIP, and why."""
 
 
 def _register_streams_and_models(register: Register) -> None:

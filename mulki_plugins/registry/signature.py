@@ -9,8 +9,6 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal, Union, get_type_hints
 
 from attrs import evolve, frozen
@@ -18,6 +16,7 @@ from attrs import evolve, frozen
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.options import NAMES
 from mulki_plugins.registry.parts import Part
+from mulki_plugins.registry.syntax import Definition, definition, imports, lineage, parsed, statements
 
 REQUIRED = inspect.Parameter.empty
 
@@ -79,71 +78,35 @@ def _inspected(target: Any) -> Signature:
 
 @functools.cache
 def _read(module: str, attribute: str) -> Signature:
-    tree = _parsed(module)
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == attribute:
-            return _signature(node.args, module)
-        if isinstance(node, ast.ClassDef) and node.name == attribute:
-            for item in node.body:
-                if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-                    return _signature(item.args, module, bound=True)
-            return _inherited(node, tree, module)
-    for origin, name in _imports(tree, module):
-        if name == attribute:
-            return _read(origin, name)
-    raise MulkiError(f"{module} defines no {attribute!r}")
-
-
-def _inherited(node: ast.ClassDef, tree: ast.Module, module: str) -> Signature:
-    """The signature of the first base class that has one; none where the bases are not classes by name."""
-    local = {item.name for item in tree.body if isinstance(item, ast.ClassDef)}
-    imported = {name: origin for origin, name in _imports(tree, module)}
-    for base in node.bases:
-        if isinstance(base, ast.Subscript):
-            base = base.value
-        if isinstance(base, ast.Name) and (base.id in local or base.id in imported):
-            return _read(module if base.id in local else imported[base.id], base.id)
+    found = definition(module, attribute)
+    if not isinstance(found.node, ast.ClassDef):
+        return _signature(found.node.args, found.module)
+    for kind in lineage(found):
+        assert isinstance(kind.node, ast.ClassDef)
+        for item in kind.node.body:
+            if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+                return _signature(item.args, kind.module, bound=True)
+        if _has_fields(kind.node):
+            return Signature(options=_fields(found))
     return Signature(options={})
 
 
-def _imports(tree: ast.Module, module: str) -> list[tuple[str, str]]:
-    """(module, name) of each `from module import name` at the top of a module."""
-    found = []
-    parts = [*module.split("."), "__init__"] if _file(module).name == "__init__.py" else module.split(".")
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom):
-            package = parts[: -node.level] if node.level else []
-            origin = ".".join([*package, *(node.module.split(".") if node.module else [])])
-            found += [(origin, alias.name) for alias in node.names if alias.asname in (None, alias.name)]
-    return found
+def _has_fields(node: ast.ClassDef) -> bool:
+    """Whether a class has its `__init__` from its annotated fields, by dataclasses or attrs."""
+    names = {ast.unparse(d.func if isinstance(d, ast.Call) else d).split(".")[-1] for d in node.decorator_list}
+    return bool(names & {"dataclass", "define", "frozen", "mutable"})
 
 
-@functools.cache
-def _parsed(module: str) -> ast.Module:
-    try:
-        return ast.parse(_file(module).read_bytes())
-    except (SyntaxError, ValueError) as error:
-        raise MulkiError(f"the module {module!r} cannot be read: {error}") from error
-
-
-def _file(module: str) -> Path:
-    """The source of a module, found without importing any of its packages."""
-    top, *rest = module.split(".")
-    try:
-        spec = find_spec(top)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None:
-        raise MulkiError(f"the package {top!r} is not installed", f"pip install {top}")
-    folders = [Path(folder) for folder in spec.submodule_search_locations or []]
-    candidates = [Path(spec.origin)] if not rest and spec.origin else []
-    for folder in folders:
-        place = folder.joinpath(*rest)
-        candidates += [place.with_suffix(".py"), place / "__init__.py"] if rest else []
-    for candidate in candidates:
-        if candidate.suffix == ".py" and candidate.is_file():
-            return candidate
-    raise MulkiError(f"the module {module!r} has no source file")
+def _fields(found: Definition) -> dict[str, Option]:
+    options: dict[str, Option] = {}
+    for kind in reversed(list(lineage(found))):
+        for item in kind.node.body if _has_fields(kind.node) else ():  # type: ignore[arg-type]
+            if not isinstance(item, ast.AnnAssign) or "ClassVar" in ast.unparse(item.annotation):
+                continue
+            if isinstance(item.target, ast.Name):
+                name, annotation = item.target.id, _kind(item.annotation, kind.module)
+                options[name] = Option(name=name, kind=annotation, default=_default(item.value))
+    return options
 
 
 def _signature(arguments: ast.arguments, module: str, bound: bool = False) -> Signature:
@@ -192,9 +155,9 @@ def _evaluated(node: ast.expr, module: str) -> Any:
         return _PLAIN[node.id] if node.id in _PLAIN else _alias(node.id, module)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         return _evaluated(node.left, module) | _evaluated(node.right, module)
-    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
+    if isinstance(node, ast.Subscript):
         inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-        name = node.value.id
+        name = ast.unparse(node.value).split(".")[-1]  # also typing.Literal
         if name == "Literal":
             return Literal[tuple(ast.literal_eval(item) for item in inner)]
         arms = tuple(_evaluated(item, module) for item in inner)
@@ -208,11 +171,17 @@ def _evaluated(node: ast.expr, module: str) -> Any:
 
 def _alias(name: str, module: str) -> Any:
     """A type that a module gives a name to, such as `Score = Literal[...]`, there or where it is imported from."""
-    tree = _parsed(module)
-    for node in tree.body:
+    for node in statements(parsed(module)):
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             return _evaluated(node.value, module)
-    for origin, imported in _imports(tree, module):
-        if imported == name:
-            return _alias(name, origin)
+        if (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and node.target.id == name
+            and node.value
+        ):
+            return _evaluated(node.value, module)
+    origin, imported = imports(module).get(name, ("", ""))
+    if imported:
+        return _PLAIN[imported] if imported in _PLAIN else _alias(imported, origin)
     raise LookupError

@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from attrs import frozen
 from avalanche.benchmarks.scenarios import CLScenario
+from avalanche.core import BasePlugin
 from torch import Tensor
 
 from mulki_plugins.errors import MulkiError, did_you_mean
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.models.load import load_clip
 from mulki_plugins.recipe.schema import Recipe
+from mulki_plugins.registry.callbacks import methods_of, wrong_callbacks
 from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.registry.guard import cause_of
 from mulki_plugins.streams.benchmark import as_benchmark
 from mulki_plugins.streams.reference import Reference, as_reference
 from mulki_plugins.streams.task import TaskStream
@@ -80,12 +83,29 @@ def choose_device(name: str) -> torch.device:
 
 
 def _made(kind: Any, name: str, options: dict[str, Any]) -> Any:
-    """Call a registered part with its options."""
+    """Call a registered part with its options. MulkiError where it raises, or returns something of another sort."""
     part = catalog().find(kind, name)
+    factory = part.load()
+    ours = part.provenance.distribution == "mulki"
     try:
-        return part.load()(**options)
+        found = factory(**options)
+    except MulkiError:
+        raise
     except (TypeError, ValueError) as error:
         raise MulkiError(f"the {kind} {name!r} of {part.provenance} cannot be made: {error}") from error
+    except (Exception, SystemExit) as error:
+        if ours:  # an error of MulKI's own, which its traceback tells best
+            raise
+        raise MulkiError(f"the {kind} {name!r} of {part.provenance} cannot be made: {cause_of(error)}") from error
+    if not isinstance(found, _SORTS[kind]):
+        what = f"returned a {type(found).__name__}, expected a {_SORTS[kind].__name__}"
+        raise MulkiError(f"the {kind} {name!r} of {part.provenance} cannot be used: {what}")
+    if kind == "plugin" and (wrong := [*wrong_callbacks(methods_of(type(found)))]):
+        raise MulkiError(f"the plugin {name!r} of {part.provenance} cannot be used: {wrong[0]}")
+    return found
+
+
+_SORTS: dict[str, type] = {"stream": TaskStream, "plugin": BasePlugin}
 
 
 def _check_tasks(recipe: Recipe, stream: TaskStream) -> None:

@@ -28,6 +28,7 @@ from mulki_plugins.training.bases import TEMPLATES
 from mulki_plugins.training.build import Built, build
 from mulki_plugins.training.checkpoints import Checkpoint
 from mulki_plugins.training.faults import LastTerms, explained, quiet_writers, undisturbed
+from mulki_plugins.training.hooks import tell_packages
 from mulki_plugins.training.provenance import identity, new_result, peak_memory
 from mulki_plugins.training.saving import Saving, choose_checkpoint, refuse_another
 from mulki_plugins.training.seeding import seed_everything
@@ -112,6 +113,7 @@ class _Run:
             self.progress.say(f"going on although {line}")
         if checkpoint is not None:
             self.result.zero_shot, self.result.matrix = (checkpoint.run["result"][k] for k in ("zero_shot", "matrix"))
+        tell_packages("mulki_run_started", self.recipe, self.result, self.folder, self.progress.say)
         try:
             with self.stop.listening(), quiet_writers():
                 write_text(self.folder / "recipe.yaml", plain_yaml(as_data(self.recipe)))
@@ -131,6 +133,7 @@ class _Run:
         finally:
             with contextlib.suppress(OSError):  # of the error that is on its way
                 self.close()
+            tell_packages("mulki_run_finished", self.recipe, self.result, self.folder, self.progress.say)
 
     def set_up(self, known: dict[str, Any]) -> None:
         recipe, built = self.recipe, self.built

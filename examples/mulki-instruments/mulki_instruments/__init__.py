@@ -1,0 +1,1 @@
+"""A stream for MulKI of drawn instruments."""

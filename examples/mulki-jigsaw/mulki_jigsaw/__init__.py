@@ -1,0 +1,1 @@
+"""A stage for MulKI that distils on shuffled tiles."""

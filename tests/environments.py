@@ -1,0 +1,57 @@
+"""Environments of their own for tests: a folder with MulKI's wheel and others installed, above what this Python has."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+OFFLINE = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
+
+
+def copied(source: Path, target: Path) -> Path:
+    """A folder's sources, so that no build leaves anything in the checkout."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "runs", ".venv", ".git", ".*_cache")
+    return Path(shutil.copytree(source, target, ignore=ignored))
+
+
+def wheel_of(source: Path, out: Path) -> Path:
+    """Builds the wheel of a folder with a pyproject.toml, without a network."""
+    before = set(out.glob("*.whl"))
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [wheel] = set(out.glob("*.whl")) - before
+    return wheel
+
+
+class Environment:
+    """A virtual environment that also sees the packages of this one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        venv.create(folder, with_pip=False, symlinks=True)
+        self.bin = folder / ("Scripts" if os.name == "nt" else "bin")
+        self.python = self.bin / "python"
+        [site] = [p for p in folder.rglob("site-packages") if p.is_dir()]
+        own = {sysconfig.get_paths()["purelib"], *(p for p in sys.path if p.endswith("site-packages"))}
+        (site / "others.pth").write_text("\n".join(sorted(own)) + "\n")
+
+    def install(self, wheel: Path) -> None:
+        done = self.run("-m", "pip", "install", *OFFLINE, "--ignore-installed", str(wheel))
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def run(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(self.python), *arguments], cwd=cwd or self.folder, env=self.variables(), capture_output=True, text=True
+        )
+
+    def variables(self) -> dict[str, str]:
+        """Its own, with nothing of the checkout on the path."""
+        kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "MULKI_PLUGINS")}
+        return kept | {"PATH": os.pathsep.join([str(self.bin), kept.get("PATH", "")]), "VIRTUAL_ENV": str(self.folder)}
