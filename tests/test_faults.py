@@ -13,7 +13,8 @@ from avalanche.training.plugins import SupervisedPlugin
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.registry.parts import Catalog, Provenance, Register
+from mulki_plugins.registry.parts import Catalog, Provenance
+from mulki_plugins.registry.register import Register
 from mulki_plugins.report.result import read_result
 from mulki_plugins.streams import Task, TaskStream
 from mulki_plugins.training import checkpoints

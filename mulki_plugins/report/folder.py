@@ -81,6 +81,16 @@ if fcntl is not None:
     os.register_at_fork(after_in_child=_let_go)
 
 
+def refuse_links(folder: Path) -> None:
+    """MulkiError where something in a run's folder is a link: what is written through it would lie outside."""
+    for root, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if (Path(root) / name).is_symlink():
+                raise MulkiError(
+                    f"{Path(root) / name}: is a link, and nothing is written outside a run's folder", "remove it"
+                )
+
+
 def is_aside(folder: Path) -> bool:
     """Whether a folder holds an earlier run that was moved aside."""
     return bool(_ASIDE.search(folder.name))

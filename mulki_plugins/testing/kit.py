@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mulki_plugins.testing import plugin_checks, stream_checks
+from mulki_plugins.testing.laboratory import Laboratory
 from mulki_plugins.testing.names import PLUGIN_CHECKS, STREAM_CHECKS
 from mulki_plugins.testing.subject import Factory, Fault, Subject, subject_of
 
@@ -32,7 +33,7 @@ def check_plugin(factory: Factory, **options: Any) -> None:
     """
     _check(
         subject_of("plugin", factory, options),
-        plugin_checks.Laboratory,
+        Laboratory,
         plugin_checks.CHECKS,
         ("made", "callbacks", "trains"),
     )
@@ -85,7 +86,7 @@ def _kept(kind: str, factory: Factory, options: frozenset[tuple[str, Any]]) -> A
 
 def _place(kind: str, factory: Factory, options: dict[str, Any]) -> Any:
     if kind == "plugin":
-        return plugin_checks.Laboratory(subject_of("plugin", factory, options))
+        return Laboratory(subject_of("plugin", factory, options))
     return stream_checks.Library(subject_of("stream", factory, options))
 
 

@@ -2,69 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-import io
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from avalanche.core import BasePlugin
 from avalanche.training.plugins import ReplayPlugin
-from torch import Tensor
 
 from mulki_plugins.registry.callbacks import methods_of, wrong_callbacks
-from mulki_plugins.registry.guard import cause_of
 from mulki_plugins.stages.teachers import Teachers
 from mulki_plugins.testing.growth import Held, held_by, hooks_on
-from mulki_plugins.testing.subject import Fault, Subject
-from mulki_plugins.testing.trial import EvaluateWithin, Place, Trial, Weights, kept_random_state, train
+from mulki_plugins.testing.laboratory import TASKS, Laboratory, same
+from mulki_plugins.testing.subject import Fault
+from mulki_plugins.testing.trial import EvaluateWithin, Place, kept_random_state
 from mulki_plugins.testing.world import LARGEST, WIDTH
-
-TASKS = (0, 1)
-
-
-class Laboratory:
-    """Trainings of a subject, the ordinary one made once for all checks that look at it."""
-
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
-
-    @functools.cached_property
-    def ordinary(self) -> Trial:
-        """Two tasks, as in a run."""
-        return self.trained()
-
-    def trained(self, *, more: Callable[[Any], Sequence[Any]] = lambda benchmark: (), **options: Any) -> Trial:
-        """Two tasks with a new stack in a new place. Fault where the plugin raises."""
-        with kept_random_state():
-            place = Place(**options)
-            benchmark = place.benchmark()
-            trial = place.trial(self.subject.stack().plugins, more(benchmark))
-            self.train(trial, benchmark, TASKS)
-        return trial
-
-    def train(self, trial: Trial, benchmark: Any, tasks: Sequence[int]) -> None:
-        try:
-            train(trial, benchmark, tasks)
-        except Exception as error:
-            step = f"step {len(trial.steps)}" if trial.steps else "the start"
-            if "needs the plugin" in str(error):
-                mend = "register it with requires=[...] and check it by its class or its registered name"
-            elif "model" in str(error) and isinstance(error, TypeError):
-                mend = "take features by `features_of(strategy, self)` of mulki_plugins.stages.stage"
-            else:
-                mend = "mend the error at the line named; a callback is called with the strategy and **kwargs"
-            raise Fault(
-                f"training ended in an error at {step} of task {len(trial.before)}: {cause_of(error)}{_line(error)}",
-                mend,
-            ) from error
-
-
-def _line(error: BaseException) -> str:
-    """The place in the plugin's own code, where `cause_of` names none."""
-    return "" if cause_of(error).endswith(")") else f" ({type(error).__module__}.{type(error).__qualname__})"
 
 
 def made(lab: Laboratory) -> None:
@@ -97,7 +49,7 @@ def trains(lab: Laboratory) -> None:
                 f"task {task + 1} ended after {steps} of {trial.iterations} steps",
                 "leave the data loader and `strategy.stop_training` alone; the recipe says how long a task is",
             )
-        if _same(trial.before[task], trial.after[task]):
+        if same(trial.before[task], trial.after[task]):
             raise Fault(
                 f"no weight is another after task {task + 1} than before it",
                 "add to `strategy.loss` and never replace it; undo no training",
@@ -203,7 +155,7 @@ def teachers(lab: Laboratory) -> None:
 
 def repeatable(lab: Laboratory) -> None:
     again = lab.trained()
-    if lab.ordinary.losses != again.losses or not _same(lab.ordinary.after[1], again.after[1]):
+    if lab.ordinary.losses != again.losses or not same(lab.ordinary.after[1], again.after[1]):
         pairs = enumerate(zip(lab.ordinary.losses, again.losses, strict=False), 1)
         at = next((f"from step {i} on" for i, (a, b) in pairs if a != b), "in the weights after a task")
         raise Fault(
@@ -214,100 +166,11 @@ def repeatable(lab: Laboratory) -> None:
 
 def nested_evaluation(lab: Laboratory) -> None:
     within = lab.trained(more=lambda benchmark: [EvaluateWithin(benchmark)])
-    if not _same(lab.ordinary.after[1], within.after[1]):
+    if not same(lab.ordinary.after[1], within.after[1]):
         raise Fault(
             "an evaluation in the middle of a task changes what is learned",
             "touch nothing of a training in before_eval... and after_eval..., and ask `strategy.is_training` elsewhere",
         )
-
-
-def resume(lab: Laboratory) -> None:
-    """Task 1, then new objects with the old ones' state, then task 2: as in one go."""
-    with kept_random_state():
-        place = Place()
-        benchmark, stack = place.benchmark(), lab.subject.stack()
-        one = place.trial(stack.plugins)
-        lab.train(one, benchmark, TASKS[:1])
-        fresh, states = lab.subject.stack(), [_saved(plugin) for plugin in stack.plugins]
-        changed = _changed(lab.subject.made(), stack.subject, lab.subject.factory)
-        for plugin, state in zip(fresh.plugins, states, strict=True):
-            if state is not None:
-                _asked(plugin, "load_state_dict", state)
-        two = Place(weights=one.after[0]).trial(fresh.plugins)
-        clock, before = two.strategy.clock, one.strategy.clock
-        for name in ("train_iterations", "train_exp_counter", "total_iterations"):
-            setattr(clock, name, getattr(before, name))
-        two.strategy.learned = set(one.strategy.learned)
-        lab.train(two, benchmark, TASKS[1:])
-    if not _same(lab.ordinary.after[1], two.after[0]):
-        has = hasattr(stack.subject, "state_dict")
-        kept = f" (it keeps {', '.join(changed)} between tasks)" if changed else ""
-        others = [type(p).__name__ for p in stack.plugins if p is not stack.subject and not hasattr(p, "state_dict")]
-        also = f"; {', '.join(others)}, which it requires, has no state_dict" if others else ""
-        raise Fault(
-            f"task 2 after a resume is not as without one{kept}{also}",
-            "let state_dict return all that is kept, and load_state_dict bring it back"
-            if has
-            else "give it `state_dict(self) -> dict` and `load_state_dict(self, state)` with all that it keeps between tasks",
-        )
-
-
-def _saved(plugin: Any) -> Any:
-    """A plugin's state after it has been written to a file and read again; None where it has none."""
-    if not hasattr(plugin, "state_dict"):
-        return None
-    name = type(plugin).__name__
-    if not hasattr(plugin, "load_state_dict"):
-        raise Fault(f"{name} has state_dict and no load_state_dict", "write both")
-    state = _asked(plugin, "state_dict")
-    if (problem := _not_plain(state, "state")) or not isinstance(state, dict):
-        what = problem or f"it is a {type(state).__name__}, expected a dict"
-        mend = "return a dict with texts as keys, of tensors, numbers, texts, true, false, None, and lists and dicts of these"
-        raise Fault(f"the state of {name} cannot be written to a checkpoint: {what}", mend)
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-def _asked(plugin: Any, method: str, *arguments: Any) -> Any:
-    try:
-        return getattr(plugin, method)(*arguments)
-    except Exception as error:
-        what = f"{method} of {type(plugin).__name__} raises {cause_of(error)}"
-        raise Fault(what, "it is called on a new plugin, and after each task") from error
-
-
-def _not_plain(value: Any, path: str) -> str:
-    """The first thing in a state that a checkpoint cannot hold; empty where there is none."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                return f"{path} has the key {key!r}, which is no text"
-            if problem := _not_plain(item, f"{path}[{key!r}]"):
-                return problem
-        return ""
-    if isinstance(value, list):
-        return next((p for i, item in enumerate(value) if (p := _not_plain(item, f"{path}[{i}]"))), "")
-    if value is None or type(value) in (bool, int, float, str) or isinstance(value, Tensor):
-        return ""
-    return f"{path} is a {type(value).__name__}"
-
-
-def _changed(new: Any, used: Any, factory: Callable[..., Any]) -> list[str]:
-    """The attributes of a plugin that are others than when it was made, but for its options, as far as they compare."""
-    found, options = [], inspect.signature(factory).parameters
-    for name, value in vars(used).items():
-        if name in options:
-            continue
-        before = vars(new).get(name)
-        try:
-            same = bool(type(before) is type(value) and (before == value))
-        except Exception:  # tensors within
-            same = False
-        if not same and not callable(value):
-            found.append(name)
-    return found
 
 
 def growth(lab: Laboratory) -> None:
@@ -356,10 +219,6 @@ def replay(lab: Laboratory) -> None:
             "beside replay the loss is not finite",
             "a batch then holds several tasks: go through it with `by_task(features_of(strategy, self))`",
         )
-
-
-def _same(a: Weights, b: Weights) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 CHECKS: dict[str, Callable[[Laboratory], None]] = {

@@ -92,14 +92,10 @@ class Place:
     stream: TaskStream = field(factory=small_stream)
     train: Towers = "all"
     iterations: int = 4
-    weights: Weights | None = None
-    """To begin with these instead."""
 
     def trial(self, plugins: Sequence[Any], more: Sequence[Any] = ()) -> Trial:
         """The model under a strategy with these plugins between two that look on, and `more` after them."""
         model = ClipClassifier(self.loaded.clip, self.loaded.tokenizer, self.stream.tasks, train=self.train)
-        if self.weights is not None:
-            model.load_state_dict(self.weights, strict=False)  # a plugin may have added some, and adds them again
         settings = Train(
             iterations=self.iterations,
             batch_size=BATCH,

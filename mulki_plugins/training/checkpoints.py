@@ -81,6 +81,8 @@ class Checkpoint:
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         path = self.path / name
+        if path.is_symlink():
+            raise Damaged(f"{path}: is a link, and nothing is read from outside a checkpoint")
         try:
             with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
@@ -150,6 +152,8 @@ def amend(checkpoint: Checkpoint, found: Mapping[str, Any]) -> Checkpoint:
 def read_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a folder, its manifest checked. Damaged where it is none."""
     try:
+        if (path / MANIFEST).is_symlink():
+            raise ValueError("it is a link")
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
         signature = manifest.pop("sha256")
         if signature != json.loads(_signed(manifest))["sha256"]:

@@ -18,7 +18,7 @@ from mulki_plugins.recipe.emit import plain_yaml
 from mulki_plugins.recipe.resolve import Resolved
 from mulki_plugins.recipe.schema import Recipe, as_data
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.report.folder import held, prepare_folder, run_folder, write_text
+from mulki_plugins.report.folder import held, prepare_folder, refuse_links, run_folder, write_text
 from mulki_plugins.report.plots import matrix_figure
 from mulki_plugins.report.progress import ProgressLogger
 from mulki_plugins.report.result import FILE, Result, read_result
@@ -66,6 +66,7 @@ def resume_experiment(resolved: Resolved, seed: int, folder: Path, *, force: boo
         if reason := catalog().find("plugin", entry.name).no_resume:
             raise MulkiError(f"{folder}: a run with the plugin {entry.name!r} cannot go on: {reason}", "run it anew")
     with held(folder):
+        refuse_links(folder)
         checkpoint, wrong = choose_checkpoint(folder)
         for line in wrong:
             progress.say(f"{line}; it is left out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,7 +96,11 @@ class Saving:
 
     def stop_if_asked(self) -> None:
         if self.stop.number:
-            hint = f"go on with `mulki resume {self.folder}`" if self.settings.keep else "no checkpoint was kept"
+            hint = (
+                f"go on with `mulki resume {shlex.quote(str(self.folder))}`"
+                if self.settings.keep
+                else "no checkpoint was kept"
+            )
             raise Stopped(f"stopped by {self.stop.name}", hint, self.stop.number)
 
     def seconds(self) -> float:
