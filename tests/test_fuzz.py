@@ -20,9 +20,14 @@ from mulki_plugins.training.saving import choose_checkpoint
 
 QUIET = settings(deadline=None, max_examples=60, derandomize=True, suppress_health_check=list(HealthCheck))
 
-STREAMS = st.sampled_from(
-    [{"name": "mtil-mini"}, {"name": "mtil-mini", "order": "II"}, {"name": "mtil-mini", "tasks": ["digits", "food"]}]
+STREAMS = st.sampled_from([{}, {"order": "II"}, {"tasks": ["digits", "food"]}]).map(
+    lambda o: {"name": "mtil-mini", **o}
 )
+MODELS = [
+    {"name": "mulki-tiny"},
+    {"name": "mulki-tiny", "train": "image"},
+    {"name": "ViT-B-16", "pretrained": "openai"},
+]
 STRATEGIES = st.sampled_from(["mulki", "finetune", "zscl", "replay", "wise-ft", "joint", "zero-shot"])
 POSITIVE = st.floats(1e-6, 1e3, allow_nan=False)
 

@@ -49,6 +49,10 @@ def half(tmp_path, small_parts, monkeypatch):
     return recipe, tmp_path / "runs" / "mtil" / "finetune" / "seed-0"
 
 
+def contents(path):
+    return sorted((file, file.read_bytes()) for file in [path, *path.rglob("*")] if file.is_file())
+
+
 @pytest.mark.parametrize(
     "what", ["metrics.csv", "result.json", "recipe.yaml", "checkpoints", "checkpoints/task-01-first"]
 )
