@@ -93,7 +93,7 @@ def _last(folder: Path) -> Path:
 
 def points(folder: Path) -> Iterator[tuple[str, int, bytes]]:
     """Every point of the TensorBoard curves, in the order in which they were written."""
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
 
     for file in sorted(folder.glob("events.out.tfevents.*"), key=lambda path: _order(path.name)):
         for event in EventFileLoader(str(file)).Load():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Callable
 
@@ -14,6 +13,8 @@ from mulki_plugins.registry.callbacks import methods_of, wrong_callbacks
 from mulki_plugins.stages.teachers import Teachers
 from mulki_plugins.testing.growth import Held, held_by, hooks_on
 from mulki_plugins.testing.laboratory import TASKS, Laboratory, same
+from mulki_plugins.testing.names import PLUGIN_CHECKS
+from mulki_plugins.testing.resuming import resume  # noqa: F401 (one of the checks)
 from mulki_plugins.testing.subject import Fault
 from mulki_plugins.testing.trial import EvaluateWithin, Place, kept_random_state
 from mulki_plugins.testing.world import LARGEST, WIDTH
@@ -221,8 +222,4 @@ def replay(lab: Laboratory) -> None:
         )
 
 
-CHECKS: dict[str, Callable[[Laboratory], None]] = {
-    name: function
-    for name, function in list(globals().items())
-    if inspect.isfunction(function) and list(inspect.signature(function).parameters) == ["lab"]
-}
+CHECKS: dict[str, Callable[[Laboratory], None]] = {name: globals()[name] for name in PLUGIN_CHECKS}

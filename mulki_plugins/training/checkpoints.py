@@ -12,7 +12,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,20 +78,29 @@ class Checkpoint:
     def verify(self) -> None:
         """Damaged where a file is missing, or is not what was written."""
         for name in self.files:
-            self._tensors(name)
+            with self._opened(name) as file:  # a tensor at a time, so that no copy of the whole is needed
+                self._compare(name, digest(file.keys(), file.get_tensor))
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
+        with self._opened(name) as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        self._compare(name, digest(tensors, tensors.__getitem__))
+        return tensors
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[Any]:
         path = self.path / name
         if path.is_symlink():
             raise Damaged(f"{path}: is a link, and nothing is read from outside a checkpoint")
         try:
             with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+                yield file
         except (OSError, SafetensorError, ValueError) as error:
             raise Damaged(f"{path}: {str(error).splitlines()[0]}") from error
-        if digest(tensors) != self.files[name]:
-            raise Damaged(f"{path}: its checksum is not the one in the manifest")
-        return tensors
+
+    def _compare(self, name: str, found: str) -> None:
+        if found != self.files[name]:
+            raise Damaged(f"{self.path / name}: its checksum is not the one in the manifest")
 
 
 def write_checkpoint(
@@ -203,11 +213,11 @@ def prune(run: Path, newest: Checkpoint, keep: int) -> None:
         shutil.rmtree(half, ignore_errors=True)
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
+def digest(names: Iterable[str], tensor_of: Callable[[str], Tensor]) -> str:
     """SHA-256 of names, types, shapes and numbers."""
     result = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+    for name in sorted(names):
+        tensor = tensor_of(name).detach().cpu().contiguous()
         result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         if tensor.numel():
             result.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
@@ -244,7 +254,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else error from error
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    return digest(ready)
+    return digest(ready, ready.__getitem__)
 
 
 def _sync(folder: Path) -> None:

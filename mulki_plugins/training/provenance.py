@@ -86,10 +86,11 @@ def _moving(recipe: Recipe) -> dict[str, Any]:
 
 def identity(recipe: Recipe, built: Built, seed: int) -> dict[str, Any]:
     """Everything that a run must share with its first part to end as if it had never been stopped, as plain data."""
+    weights = built.model.state_dict()
     return {
         "recipe": {**_moving(recipe), "workers": recipe.train.workers, "seed": seed},
         "data": _data(built.stream),
-        "weights": digest(built.model.state_dict()),
+        "weights": digest(weights, weights.__getitem__),
         "code": {"mulki": _hash(_own_code()), **_others_code(recipe)},
         "versions": {"python": ".".join(platform.python_version_tuple()[:2]), **_versions()},
         "device": built.device.type,

@@ -188,14 +188,18 @@ class ContinualTemplate(SupervisedTemplate):
                 self.publish(f"train/loss/{_term(plugin)}", (self.loss.detach() - before).sum())
 
     def backward(self) -> None:
-        if not torch.isfinite(self.loss).all():
-            raise Diverged(f"{float(self.loss.detach().sum()):g}")
+        self.check_loss()
         self.scaler.scale(self.loss).backward(  # type: ignore[no-untyped-call]
             retain_graph=self.retain_graph
         )
         self.scaler.unscale_(self.optimizer)  # here, so that plugins that read gradients see true ones
         if self.settings.gradient_clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
+
+    def check_loss(self) -> None:
+        """Diverged where the loss of this step is not a number, or infinite."""
+        if not torch.isfinite(self.loss).all():
+            raise Diverged(f"{float(self.loss.detach().sum()):g}")
 
     def optimizer_step(self) -> None:
         self.scaler.step(self.optimizer)
