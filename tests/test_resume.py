@@ -273,3 +273,31 @@ def test_killed_at_random_it_ends_the_same(tmp_path):
     done = subprocess.run([sys.executable, ROOT / "tools" / "torture.py", *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].split()[-1] == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("signals", "status"), [([signal.SIGINT], 130), ([signal.SIGTERM], 143), ([signal.SIGINT] * 2, -signal.SIGINT)]
+)
+def test_the_command_stops_when_it_is_told(tmp_path, signals, status):
+    """One signal: at the next step, with a checkpoint and what to type. A second Ctrl-C: at once."""
+    words = ["--set", "stream.tasks=[digits,scans]", "--set", "train.batch_size=256", "--strategy", "finetune"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mulki_plugins", "run", "mtil", *words, "--out", tmp_path],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    for line in process.stderr:
+        if "digits: training" in line:
+            break
+    process.send_signal(signals[0])
+    for number in signals[1:]:
+        assert any("Ctrl-C again" in line for line in process.stderr)
+        process.send_signal(number)
+    said = process.stderr.read()
+    assert process.wait() == status
+    assert "Traceback" not in said
+    folder = tmp_path / "mtil" / "finetune" / "seed-0"
+    if len(signals) == 1:
+        assert f"stopped by {signals[0].name}; go on with `mulki resume {folder}`" in said
+        assert list((folder / "checkpoints").glob("task-01-step-*/manifest.json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -31,15 +32,22 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the two signals; what they did before comes back at the first SIGINT, and at the end."""
+        """Take the two signals; after the first, SIGINT ends the process at once, as the system has it.
+
+        Loader workers inherit this, and so live through a signal that goes to all processes of a job.
+        """
         if threading.current_thread() is not threading.main_thread():  # only there can signals be taken
             yield
             return
+        process = os.getpid()
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def note(number: int, frame: FrameType | None) -> None:
             self.number = number
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if os.getpid() == process:
+                shown = b"\x1b[?25h" if os.isatty(2) else b""  # a bar hides the cursor
+                os.write(2, shown + b"\nstopping after this step; Ctrl-C again stops at once\n")
 
         for number in before:
             signal.signal(number, note)
