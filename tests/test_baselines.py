@@ -20,7 +20,7 @@ from mulki_plugins.losses import distillation
 from mulki_plugins.models.tiny import mulki_tiny
 from mulki_plugins.stages import Teachers
 from mulki_plugins.streams import Reference, as_reference
-from tests.conftest import Quiet, SmallTokenizer, naive, same, small_reference, weights
+from tests.conftest import Quiet, SmallTokenizer, naive, same, small_reference, small_tokenizer, weights
 
 
 @pytest.fixture
@@ -109,6 +109,7 @@ def test_random_texts_hold_no_special_token():
 
 def test_random_texts_need_a_tokenizer_that_says_its_tokens(classifier, benchmark):
     plugins = [Teachers(), LearningWithoutForgetting(texts="random")]
+    classifier.tokenizer = small_tokenizer
     with pytest.raises(MulkiError, match="random texts need open_clip's SimpleTokenizer"):
         naive(classifier, plugins).train(benchmark.train_stream[0])
 

@@ -124,9 +124,11 @@ def test_a_reference_is_no_setting_of_those_who_need_none():
     assert fingerprint(resolved("zscl").recipe) != other
 
 
-def test_a_strategy_may_say_which_towers_learn():
-    assert resolved("snd").recipe.model.options["train"] == "image"
-    assert resolved("snd", "model.train=all").recipe.model.options["train"] == "all"
-    assert resolved("snd", "model=ViT-B-32").recipe.model.options["train"] == "image"
-    assert resolved("snd", "model={name: ViT-B-32, train: text}").recipe.model.options["train"] == "text"
+def test_a_strategy_may_say_which_towers_learn(tmp_path):
+    (tmp_path / "one.yaml").write_text("name: one\nplugins: []\ndefaults: {model: {train: image}}\n")
+    one = str(tmp_path / "one.yaml")
+    assert resolved(one).recipe.model.options["train"] == "image"
+    assert resolved(one, "model.train=all").recipe.model.options["train"] == "all"
+    assert resolved(one, "model=ViT-B-32").recipe.model.options["train"] == "image"
+    assert resolved(one, "model={name: ViT-B-32, train: text}").recipe.model.options["train"] == "text"
     assert resolved("mulki").recipe.model.options["train"] == "all"
