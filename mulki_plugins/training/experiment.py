@@ -114,10 +114,10 @@ class _Run:
             self.progress.say(f"going on although {line}")
         if checkpoint is not None:
             self.result.zero_shot, self.result.matrix = (checkpoint.run["result"][k] for k in ("zero_shot", "matrix"))
-        tell_packages("mulki_run_started", self.recipe, self.result, self.folder, self.progress.say)
         try:
             with self.stop.listening(), quiet_writers():
                 write_text(self.folder / "recipe.yaml", plain_yaml(as_data(self.recipe)))
+                tell_packages("mulki_run_started", self.recipe, self.result, self.folder, self.progress.say)
                 self.set_up(known)
                 if checkpoint is not None:
                     self.go_on_from(checkpoint)
