@@ -48,7 +48,9 @@ def test_the_files_of_a_run(run):
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "tfevents" not in p.name}
     assert found == {
         "recipe.yaml", "result.json", "matrix.csv", "matrix.txt", "matrix.png", "metrics.csv",
-        "checkpoints/task-03-shapes.safetensors",
+        *(f"checkpoints/{task}/{file}" for task in ("task-02-scans", "task-03-shapes") for file in (
+            "manifest.json", "state-0.safetensors", "weights.safetensors",
+        )),
     }  # fmt: skip
     data = result(folder)
     assert data["status"] == "complete"
@@ -99,7 +101,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(run, tmp_p
     mulki("run", folder / "recipe.yaml", "--out", tmp_path)
     again = tmp_path / "mtil" / "mulki" / "seed-0"
     assert result(again)["matrix"] == result(folder)["matrix"], "recipe.yaml runs again as it is"
-    name = "checkpoints/task-03-shapes.safetensors"
+    name = "checkpoints/task-03-shapes/weights.safetensors"
     assert (again / name).read_bytes() == (folder / name).read_bytes(), "the weights are the same to the last bit"
     mulki("run", "mtil", *SMALL, "--seed", 1, "--out", tmp_path)
     assert result(tmp_path / "mtil" / "mulki" / "seed-1")["matrix"] != result(folder)["matrix"]
@@ -107,7 +109,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(run, tmp_p
 
 def test_the_weights_can_be_loaded_again(run, tmp_path):
     folder, _ = run
-    weights = folder / "checkpoints" / "task-03-shapes.safetensors"
+    weights = folder / "checkpoints" / "task-03-shapes" / "weights.safetensors"
     assert load_file(weights)
     mulki("run", "mtil", "--strategy", "zero-shot", *PLAIN, "--set", f"model.pretrained={weights}", "--out", tmp_path)
     assert result(tmp_path / "mtil" / "zero-shot" / "seed-0")["zero_shot"] == result(folder)["matrix"][-1]
@@ -185,7 +187,7 @@ def test_a_run_that_fails_leaves_what_was_finished(tmp_path, monkeypatch):
     assert "the third task is too much" in data["error"]
     assert len(data["matrix"]) == 2
     assert "2 of 3 tasks finished" in mulki("results", folder).stdout
-    assert (folder / "checkpoints" / "task-02-scans.safetensors").exists()
+    assert (folder / "checkpoints" / "task-02-scans" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize(
