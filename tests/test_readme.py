@@ -100,8 +100,8 @@ def test_every_command_of_the_readme_is_one(tmp_path):
     assert len(commands) >= 6
     for command in commands:
         words = command.split()[1:]
-        if words[0] in ("results", "new"):  # which need runs, or folders
-            words = [*words[: 1 if words[0] == "results" else 2], "--help"]
+        if words[0] in ("results", "resume", "new"):  # which need runs, or folders
+            words = [*words[: 2 if words[0] == "new" else 1], "--help"]
         if words[-1] == "mine.yaml":
             continue
         if words[0] == "run":
