@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from mulki_plugins.baselines.zscl import ReferenceBatches
+from mulki_plugins.baselines.zscl import OnReference, ReferenceBatches
 from mulki_plugins.losses import selection, selective_distillation
 from mulki_plugins.options import Count, Positive, Weight, checked
-from mulki_plugins.stages.stage import Stage, autocast_of, classifier_of
+from mulki_plugins.stages.stage import autocast_of, classifier_of
 from mulki_plugins.stages.teachers import Teachers
 from mulki_plugins.streams.reference import Reference
 
 
-class SelectiveDistillation(Stage):
+class SelectiveDistillation(OnReference):
     """Adds previous·mean_b w_b·‖z_b − z^p_b‖² + initial·mean_b (1 − w_b)·‖z_b − z⁰_b‖² on a batch of reference images.
 
     z⁰, z^p are the two teachers' features and w_b = σ(slope·(‖z⁰_b − z^p_b‖ − threshold)): where the teachers disagree, the
@@ -38,15 +38,6 @@ class SelectiveDistillation(Stage):
         self.previous, self.initial = previous, initial
         self.slope, self.threshold = slope, threshold
         self.batch_size = batch_size
-        self._batches: ReferenceBatches | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """How many batches of this task have been used; which they are follows from its beginning."""
-        return {"used": self._batches.used if self._batches else 0}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self._batches:
-            self._batches.skip_to(state["used"])
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         size = self.batch_size or 2 * strategy.train_mb_size

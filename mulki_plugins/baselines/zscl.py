@@ -17,7 +17,23 @@ from mulki_plugins.stages.teachers import Teacher, Teachers
 from mulki_plugins.streams.reference import Reference
 
 
-class ReferenceDistillation(Stage):
+class OnReference(Stage):
+    """A stage that takes a batch of reference images at each step, and keeps its place among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._batches: ReferenceBatches | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many batches of this task have been used; which they are follows from its beginning."""
+        return {"used": self._batches.used if self._batches else 0}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._batches:
+            self._batches.skip_to(state["used"])
+
+
+class ReferenceDistillation(OnReference):
     """Adds image·KD over the texts and text·KD over the images between each teacher and the student on a reference batch.
 
     reference: images and texts to distil on; a batch of the images a step, all of the texts. The teacher's texts stand on
@@ -41,15 +57,6 @@ class ReferenceDistillation(Stage):
         self.image, self.text, self.temperature = image, text, temperature
         self.batch_size = batch_size
         self._texts: dict[Teacher, Tensor] = {}
-        self._batches: ReferenceBatches | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """How many batches of this task have been used; which they are follows from its beginning."""
-        return {"used": self._batches.used if self._batches else 0}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self._batches:
-            self._batches.skip_to(state["used"])
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         model = classifier_of(strategy, self)

@@ -57,7 +57,7 @@ class ReadableImages:
                     raise self._error(index, error) from error
                 self._left_out[(index + step) % len(self)] = True
                 last = error
-        raise self._error(index, last, f"{IN_A_ROW} images in a row cannot be read, the last of which: ")
+        raise self._error(index, last, f"{step + 1} images in a row cannot be read, the last of which: ")
 
     def _error(self, index: int, error: Exception, before: str = "") -> UnreadableImage:
         if isinstance(error, MulkiError):

@@ -148,7 +148,6 @@ class _Run:
             plugins=built.plugins,
             evaluator=EvaluationPlugin(self.recorder, loggers=loggers, collect_all=False),
         )
-        self.strategy.between_batches = self.stop_if_asked
         self.saving = Saving(
             recipe, self.folder, self.strategy, self.plugins, self.loggers, self.result, known, self.stop
         )
@@ -236,9 +235,6 @@ class _Run:
                 if new := set(experience.images.left_out) - set(known):
                     self.result.left_out[name] = sorted({*known, *new})
                     self.progress.say(f"    {name}: {len(new)} images cannot be read and are left out")
-
-    def stop_if_asked(self) -> None:
-        self.saving.stop_if_asked()
 
     def finish(self) -> None:
         """Metrics, table and picture."""

@@ -121,7 +121,7 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _blamed(error: BaseException, plugins: Sequence[Named]) -> str | None:
-    """'name' in its callback, for the innermost call of a plugin of another package's on the way to the error."""
+    """'name' in its callback, for the innermost call of a plugin's on the way to the error; None where there was none."""
     found, trace = None, error.__traceback__
     while trace is not None:
         method, owner = trace.tb_frame.f_code.co_name, trace.tb_frame.f_locals.get("self")

@@ -66,7 +66,7 @@ class Saving:
         """How many have been learned."""
         self._end: Checkpoint | None = None
         """The checkpoint of the last task's end, which those within the next task go on from."""
-        strategy.after_step = self.after_step
+        strategy.after_step, strategy.between_batches = self.after_step, self.stop_if_asked
 
     def started(self) -> None:
         """The zero-shot row is there. No weights are kept: they are the pre-trained ones, which the recipe names."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from attrs import frozen
 from torch import Tensor
@@ -74,7 +75,8 @@ def state_within(strategy: ContinualTemplate, plugins: Sequence[Named]) -> dict[
 def restore_weights(strategy: ContinualTemplate, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
     """Put the weights of a checkpoint into the model; nothing where they are the pre-trained ones.
 
-    Names that the model has not yet got, of a plugin that adds parameters, are left for `finish`.
+    Names that the model has not yet got, of a plugin that adds parameters in `before_training_exp`, are passed over; within
+    a task they are there.
     """
     weights = {_CLIP + name: value for name, value in checkpoint.weights().items()} | state["model"]
     if weights:
@@ -102,9 +104,7 @@ def restore_within(strategy: ContinualTemplate, plugins: Sequence[Named], checkp
     random = state["random"]
     version, words, gauss = random["python"]
     kind, keys, *rest = random["numpy"]
-    set_random_state(
-        ((version, words, gauss), (kind, torch.tensor(keys).numpy().astype("uint32"), *rest), random["torch"])
-    )
+    set_random_state(((version, words, gauss), (kind, np.array(keys, dtype=np.uint32), *rest), random["torch"]))
     if random["cuda"]:
         torch.cuda.set_rng_state_all(random["cuda"])
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from mulki_plugins.errors import MulkiError, did_you_mean
 from mulki_plugins.streams.mini.cache import cached
 from mulki_plugins.streams.mini.pictures import Pictures
+from mulki_plugins.streams.selection import chosen
 from mulki_plugins.streams.task import ArrayImages, Task, TaskStream
 
 ORDERS = {
@@ -45,17 +45,9 @@ def mtil_mini(
     settings are chosen without a look at the test images.
     The images are drawn on first use, which takes some seconds, and cached. MissingData where a package is missing.
     """
-    names = list(ORDERS[order] if isinstance(order, str) else order)
-    for name in [*names, *(tasks or [])]:
-        if name not in ORDERS["I"]:
-            raise MulkiError(f"mtil-mini has no task {name!r} ({did_you_mean(name, ORDERS['I'])})")
-    if len(set(names)) < len(names):
-        raise MulkiError("mtil-mini: a task stands in the order twice")
-    chosen = [name for name in names if tasks is None or name in tasks]
-    if not chosen:
-        raise MulkiError("mtil-mini: no task is left")
     entries = declared_tasks()
-    return TaskStream(name="mtil-mini", tasks=tuple(_task(name, entries[name], evaluate_on) for name in chosen))
+    names = chosen("mtil-mini", ORDERS, order, tasks)
+    return TaskStream(name="mtil-mini", tasks=tuple(_task(name, entries[name], evaluate_on) for name in names))
 
 
 def mtil_mini_reference() -> TaskStream:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.streams.mtil.declaration import Declaration
+from mulki_plugins.streams.mtil.declaration import ORDERS, Declaration
 from mulki_plugins.streams.mtil.found import look
-from mulki_plugins.streams.mtil.selection import chosen
+from mulki_plugins.streams.selection import chosen
 
 ASIDE = ".mulki-fetch"
 
@@ -73,7 +73,7 @@ def fetch_missing(options: dict[str, Any], say: Callable[[str], None]) -> list[s
     """Download what a stream `mtil` with these options is missing, one after another; returns what could not be got."""
     root = Path(options.get("root", "data")).expanduser().absolute()
     wrong = []
-    for name in chosen(options.get("order", "I"), options.get("tasks")):
+    for name in chosen("mtil", ORDERS, options.get("order", "I"), options.get("tasks")):
         found = look(name, root, options.get("split", "zscl"))
         if found.state != "missing":
             wrong += [

@@ -7,9 +7,9 @@ from typing import Any
 
 from mulki_plugins.streams.mtil.contents import some
 from mulki_plugins.streams.mtil.damage import damaged
-from mulki_plugins.streams.mtil.declaration import Split
+from mulki_plugins.streams.mtil.declaration import ORDERS, Split
 from mulki_plugins.streams.mtil.found import look
-from mulki_plugins.streams.mtil.selection import chosen
+from mulki_plugins.streams.selection import chosen
 
 WORDS = {"found": "found", "odd": "differs", "damaged": "damaged", "missing": "missing"}
 
@@ -21,7 +21,7 @@ def checked(options: dict[str, Any], *, decode: bool = False) -> dict[str, Any]:
     """
     root = Path(options.get("root", "data")).expanduser().absolute()
     split: Split = options.get("split", "zscl")
-    names = chosen(options.get("order", "I"), options.get("tasks"))
+    names = chosen("mtil", ORDERS, options.get("order", "I"), options.get("tasks"))
     entries = [_entry(name, root, split, decode) for name in names]
     return {
         "root": str(root), "split": split, "decoded": decode, "ok": all(e["state"] == "found" for e in entries),

@@ -10,9 +10,10 @@ import numpy as np
 from mulki_plugins.errors import Mistakes
 from mulki_plugins.options import Count
 from mulki_plugins.streams.mtil.contents import Images
+from mulki_plugins.streams.mtil.declaration import ORDERS
 from mulki_plugins.streams.mtil.found import Found, look
-from mulki_plugins.streams.mtil.selection import chosen
 from mulki_plugins.streams.mtil.splits import few, random_split
+from mulki_plugins.streams.selection import chosen
 from mulki_plugins.streams.task import Task, TaskStream
 
 
@@ -34,7 +35,7 @@ def mtil(
 
     No image is opened here. MulkiError, of all data sets at once, where one is missing, damaged or cannot be downloaded.
     """
-    names = chosen(order, tasks)
+    names = chosen("mtil", ORDERS, order, tasks)
     below = Path(root).expanduser()
     found = [look(name, below, split) for name in names]
     if download and any(each.state == "missing" for each in found):
