@@ -150,7 +150,7 @@ def test_a_disk_that_takes_no_more_loses_nothing_that_was_there(tmp_path, capsys
     with pytest.raises(MulkiError, match=os.strerror(number)) as caught:
         run_experiment(recipe, 0, tmp_path)
     folder = tmp_path / "mtil" / "finetune-with-fault" / "seed-0"
-    assert "step" in caught.value.lines()[0]
+    assert caught.value.lines()[0].startswith("task second, step 2: ")  # the checkpoint after it
     assert not list((folder / "checkpoints").glob(".*"))
     monkeypatch.undo()
     assert resume_experiment(recipe, 0, folder).status == "complete"

@@ -1,12 +1,13 @@
 """Kills runs at random moments, goes on with them until they end, and compares what is left with a run that was left alone.
 
-    python tools/torture.py                                  three strategies, 12 kills each
-    python tools/torture.py --kills 34 --strategy mulki      more of one
+    python tools/torture.py                                  three strategies, 34 kills each
+    python tools/torture.py --kills 100 --strategy mulki     more of one
 
-A run is killed by SIGKILL, half of the times at a moment of its length drawn at random, half of the times while a checkpoint
-is being written. Then it goes on from its latest whole checkpoint, as `mulki resume` does, and is killed again. When all
-kills of a trial are spent it is left to end. Compared are the weights, every file of the last checkpoint, result.json but for
-times, matrix.csv, metrics.csv, and the points of the TensorBoard curves.
+A run is killed by SIGKILL, half of the times at a moment drawn at random, half of the times while a checkpoint is being
+written. Then it goes on from its latest whole checkpoint, as `mulki resume` does, and is killed again, until it ends or has
+been killed eight times, and is left to end. Then another run is begun, until all kills are spent. Compared of each are the
+weights, the last checkpoint's state, result.json but for times, matrix.csv, metrics.csv, and the points of the TensorBoard
+curves.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ import click
 ROOT = Path(__file__).parent.parent
 TIMES = ("seconds", "started", "device")
 """What of result.json differs from one run to the next."""
+OF_A_RUN = 8
+"""Kills of one run at most."""
 
 
 def carry_out(recipe: str, strategy: str, settings: tuple[str, ...], out: Path, log: Path) -> None:
@@ -112,7 +115,7 @@ def trial(
     context: ForkServerContext, recipe: str, strategy: str, settings: tuple[str, ...], out: Path, kills: int,
     length: float, draw: random.Random,
 ) -> int:  # fmt: skip
-    """One run that is killed so often; returns how often it was."""
+    """One run that is killed so often, unless it ends before; returns how often it was."""
     folder, done = out / "mtil" / strategy / "seed-0", 0
     while True:
         process = context.Process(target=carry_out, args=(recipe, strategy, settings, out, out / "log.txt"))
@@ -120,7 +123,7 @@ def trial(
         if done == kills:
             process.join()
         else:
-            moment = draw.random() * length if draw.random() < 0.5 else None
+            moment = draw.random() * length / 2 if draw.random() < 0.5 else None
             if killed(process, folder, moment, draw):
                 done += 1
                 continue
@@ -131,8 +134,7 @@ def trial(
 
 @click.command(help=(__doc__ or "").splitlines()[0])
 @click.option("--strategy", "strategies", multiple=True, default=("mulki", "replay", "zscl"), show_default=True)
-@click.option("--kills", default=12, show_default=True, help="Of each strategy's run.")
-@click.option("--trials", default=1, show_default=True, help="Runs of each strategy, each killed so often.")
+@click.option("--kills", default=34, show_default=True, help="Of each strategy, in as many runs as it takes.")
 @click.option("--recipe", default=str(ROOT / "recipes" / "mtil.yaml"))
 @click.option(
     "--set",
@@ -150,31 +152,33 @@ def trial(
 )
 @click.option("--seed", default=0, show_default=True, help="Of the moments.")
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "runs" / "torture", show_default=True)
-def main(
-    strategies: tuple[str, ...], kills: int, trials: int, recipe: str, settings: tuple[str, ...], seed: int, out: Path
-) -> None:  # fmt: skip
+def main(strategies: tuple[str, ...], kills: int, recipe: str, settings: tuple[str, ...], seed: int, out: Path) -> None:
     """Try, print a table, and end with status 1 where a run did not end as it should have."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mulki_plugins.training.experiment"])
     shutil.rmtree(out, ignore_errors=True)
-    failed = 0
-    click.echo("strategy          trial  kills  seconds  differing")
+    runs = failed = 0
+    click.echo("strategy            run  kills  seconds  differing")
     for name in strategies:
-        alone = out / "alone"
+        alone, number, left = out / "alone", 0, kills
         alone.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
         trial(context, recipe, name, settings, alone, 0, 0.0, random.Random())
         length = time.monotonic() - began
-        for number in range(trials):
+        while left:
             draw = random.Random(f"{seed} {name} {number}")
-            place = out / f"trial-{number}"
+            place = out / f"run-{number}"
             place.mkdir(exist_ok=True)
             began = time.monotonic()
-            done = trial(context, recipe, name, settings, place, kills, length, draw)
+            done = trial(context, recipe, name, settings, place, min(left, OF_A_RUN), length, draw)
             wrong = differing(*(folder / "mtil" / name / "seed-0" for folder in (alone, place)))
-            failed += bool(wrong)
             seconds = time.monotonic() - began
             click.echo(f"{name:<16}  {number:>5}  {done:>5}  {seconds:>7.0f}  {', '.join(wrong) or 'nothing'}")
+            number, left = number + 1, left - done
+            runs, failed = runs + 1, failed + bool(wrong)
+    click.echo(
+        f"{kills * len(strategies)} kills, {runs} runs, of which {runs - failed} ended as if they had been left alone"
+    )
     if failed:
         raise SystemExit(1)
 

@@ -262,8 +262,7 @@ class _Run:
         if strategy is None or experience is None:
             return str(self.folder)
         name = getattr(experience, "task_name", "")
-        step = f", step {strategy.clock.train_exp_iterations + 1}" if strategy.is_training else ", evaluation"
-        return f"task {name}{step}"
+        return f"task {name}, {f'step {strategy.step}' if strategy.is_training else 'evaluation'}"
 
     def write_down(self, error: BaseException) -> None:
         """Leave word of how the run ended, where that can still be done."""

@@ -63,6 +63,8 @@ class ContinualTemplate(SupervisedTemplate):
         self.dataloader: Any
         self.steps = 0
         """Steps of the current task."""
+        self.step = 1
+        """Which of them it is at: its batch is being fetched, or trained on, or a checkpoint written after it."""
         self.budgets = 1
         """How many tasks' iterations one experience is given."""
         self.learned: set[int] = set()
@@ -99,6 +101,7 @@ class ContinualTemplate(SupervisedTemplate):
         self._resume = steps, then
 
     def _before_training_exp(self, **kwargs: Any) -> None:
+        self.step = 1
         super()._before_training_exp(**kwargs)
         settings = self.task_settings
         self.train_epochs = settings.epochs or 1
@@ -116,8 +119,9 @@ class ContinualTemplate(SupervisedTemplate):
         super()._after_training_exp(**kwargs)
 
     def _before_training_iteration(self, **kwargs: Any) -> None:
-        settings = self.task_settings
-        rate = settings.optimizer.lr * factor(settings.schedule, self.clock.train_exp_iterations, self.steps)
+        settings, done = self.task_settings, self.clock.train_exp_iterations
+        self.step = done + 1
+        rate = settings.optimizer.lr * factor(settings.schedule, done, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.publish("train/lr", rate)
@@ -126,6 +130,7 @@ class ContinualTemplate(SupervisedTemplate):
     def _after_training_iteration(self, **kwargs: Any) -> None:
         super()._after_training_iteration(**kwargs)
         self.after_step()
+        self.step += 1
 
     def _after_eval_iteration(self, **kwargs: Any) -> None:
         super()._after_eval_iteration(**kwargs)
