@@ -134,7 +134,7 @@ def test_a_killed_worker_is_said_to_be_one(tmp_path, capsys):
     goes_on(recipe, folder, capsys, begun="task-02-step-")  # batches that had been fetched are still trained on
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EACCES])
 def test_a_disk_that_takes_no_more_loses_nothing_that_was_there(tmp_path, capsys, monkeypatch, number):
     save = checkpoints.save_file
     written = []

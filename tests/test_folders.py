@@ -244,6 +244,11 @@ def test_a_damaged_image_is_named(damage, tmp_path):
         open_picture(str(path))
 
 
+def test_an_image_that_is_gone_is_said_to_be_gone(tmp_path):
+    with pytest.raises(MulkiError, match=r"x\.jpg: this image cannot be read: No such file or directory$"):
+        open_picture(str(tmp_path / "x.jpg"))
+
+
 def test_a_damaged_image_is_named_by_a_worker_too(tmp_path):
     root = fill(tmp_path / "a", ["red", "green"], 2)
     (root / "red" / "1.png").write_bytes(b"nothing")

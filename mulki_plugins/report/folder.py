@@ -50,7 +50,10 @@ def held(folder: Path) -> Iterator[None]:
     if fcntl is None or not folder.is_dir():
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise MulkiError(f"{folder}: cannot be opened: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

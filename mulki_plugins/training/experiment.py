@@ -126,7 +126,7 @@ class _Run:
                 return result
         except BaseException as error:
             with undisturbed():
-                said = explained(error, self.plugins, self.terms, self.place())
+                said = explained(error, self.plugins, self.terms, self.place(), self.folder)
                 self.write_down(said or error)
             if said is None or said is error:
                 raise

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,9 @@ from avalanche.logging import BaseLogger
 from mulki_plugins.errors import MulkiError, UnreadableImage, plain
 from mulki_plugins.training.snapshot import Named
 from mulki_plugins.training.template import Diverged
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+"""Whatever the file is, it is the disk that takes no more."""
 
 
 class LastTerms(BaseLogger):
@@ -30,10 +35,12 @@ class LastTerms(BaseLogger):
             self.values[name.removeprefix("train/loss/")] = float(value)
 
 
-def explained(error: BaseException, plugins: Sequence[Named], terms: LastTerms, place: str) -> MulkiError | None:
+def explained(
+    error: BaseException, plugins: Sequence[Named], terms: LastTerms, place: str, folder: Path
+) -> MulkiError | None:
     """The error in a user's words, or None where it is none that one can know.
 
-    place: where the run was, such as "task digits, step 17".
+    place: where the run was, such as "task digits, step 17". folder: the run's.
     """
     if isinstance(error, UnreadableImage):
         return MulkiError(f"{place}: {error.message}", error.hint)
@@ -56,13 +63,19 @@ def explained(error: BaseException, plugins: Sequence[Named], terms: LastTerms, 
             f"{place}: a loader's worker process ended: {plain(words)}",
             "it may have been killed for memory: fewer with train.workers, or 0",
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO):
+    if isinstance(error, OSError) and (error.errno in _DISK or _inside(folder, error.filename)):
         file = f"{error.filename}: " if error.filename else ""
-        return MulkiError(f"{place}: {file}{error.strerror}", "what was written before is still there; make room")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "make room" if full else "the run must be able to write into its folder"
+        return MulkiError(f"{place}: {file}{error.strerror}", f"what was written before is still there; {hint}")
     if (named := _blamed(error, plugins)) is not None:
         what = plain((str(error).splitlines() or [""])[0])
         return MulkiError(f"{place}: the plugin {named} failed: {type(error).__name__}: {what}")
     return None
+
+
+def _inside(folder: Path, file: object) -> bool:
+    return isinstance(file, (str, Path)) and Path(os.path.abspath(file)).is_relative_to(os.path.abspath(folder))
 
 
 def _worker_died(error: BaseException) -> str:

@@ -190,8 +190,14 @@ def _base_of(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def choose_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The latest checkpoint of a run that is whole, with the one it goes on from; and what is wrong with later ones."""
-    found, wrong = checkpoints(folder)
+    """The latest checkpoint of a run that is whole, with the one it goes on from; and what is wrong with later ones.
+
+    MulkiError where the folder cannot be read.
+    """
+    try:
+        found, wrong = checkpoints(folder)
+    except OSError as error:
+        raise MulkiError(f"{error.filename}: cannot be read: {error.strerror}") from error
     for checkpoint in found:
         try:
             checkpoint.verify()

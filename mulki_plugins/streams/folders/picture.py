@@ -18,7 +18,9 @@ def open_picture(path: str) -> Image.Image:
             return _rgb(_upright(file))
     except Exception as error:  # decoders raise whatever they please at damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if str(path) in reason:  # Pillow's own words for a file that it does not know
+        if isinstance(error, OSError) and error.strerror:  # the file is gone, or may not be read
+            reason = error.strerror
+        elif str(path) in reason:  # Pillow's own words for a file that it does not know
             reason = "it is no image, or of a kind that Pillow does not read"
         raise MulkiError(f"{path}: this image cannot be read: {reason}") from error
 
