@@ -64,7 +64,8 @@ def _checked_choice(
         return options, [OptionError(f"the {kind} {name!r} cannot be used: {reason}", (*path, "name"))]
     if part is None:
         known = [p.name for p in catalog().of_kind(kind)] + (open_clip_models() if kind == "model" else [])
-        return options, [OptionError(f"no {kind} is named {name!r} ({did_you_mean(name, known)})", (*path, "name"))]
+        said = f"no {kind} is named {name!r} ({did_you_mean(name, known)}); `mulki list {kind}s` shows all"
+        return options, [OptionError(said, (*path, "name"))]
     result, wrong = check_options(part, options, path)
     if kind == "model":
         result = {"train": train, **result}
