@@ -12,6 +12,7 @@ import torch
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.resolve import Changes, resolve
+from mulki_plugins.stages import prototypes
 from mulki_plugins.training import saving
 from mulki_plugins.training.checkpoints import checkpoints
 from mulki_plugins.training.experiment import resume_experiment, run_experiment
@@ -223,6 +224,27 @@ def test_a_plugin_whose_state_cannot_be_stored_is_refused(tmp_path, kill_at):
         run_experiment(recipe, 0, tmp_path)
     with pytest.raises(MulkiError, match=r"'avalanche.agem' cannot go on: .* iterator"):
         resume_experiment(recipe, 0, folder_of(tmp_path, "finetune"))
+
+
+def test_a_signal_while_prototypes_are_computed_ends_the_run_before_the_next_batch(tmp_path, torture, monkeypatch):
+    recipe = resolved("mulki")
+    run_experiment(recipe, 0, tmp_path / "alone")
+    folder = folder_of(tmp_path / "told", "mulki")
+    sums, asked = prototypes.class_sums, []
+
+    def told(*arguments):
+        if len(json.loads((folder / "result.json").read_text())["matrix"]) == 1:
+            asked.append(arguments)
+            signal.raise_signal(signal.SIGTERM)
+        return sums(*arguments)
+
+    monkeypatch.setattr(prototypes, "class_sums", told)
+    with pytest.raises(Stopped):
+        run_experiment(recipe, 0, tmp_path / "told")
+    assert len(asked) == 1
+    monkeypatch.undo()
+    resume_experiment(recipe, 0, folder)
+    assert torture.differing(folder_of(tmp_path / "alone", "mulki"), folder) == []
 
 
 def test_a_signal_ends_the_run_at_the_next_step_with_a_checkpoint(tmp_path, torture, monkeypatch):

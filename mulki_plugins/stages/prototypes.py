@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,11 +22,13 @@ def tasks_of(dataset: Any) -> set[int]:
 
 @torch.no_grad()
 def visual_prototypes(
-    models: Sequence[ClipClassifier], dataset: Any, tasks: set[int], *, batch_size: int = 256, num_workers: int = 0
-) -> list[dict[int, Tensor]]:
+    models: Sequence[ClipClassifier], dataset: Any, tasks: set[int], *, batch_size: int = 256, num_workers: int = 0,
+    after_batch: Callable[[], None] | None = None,
+) -> list[dict[int, Tensor]]:  # fmt: skip
     """P: the unit-norm mean of each class's image features over a training set, seen through the evaluation transform.
 
     dataset: an Avalanche data set with (image, class, task label) or (image, class); it is read once for all models.
+    after_batch: called after each batch of it; what it raises ends the reading.
     Returns for each model and each of the tasks [C, d]; a class without an image has the prototype of its text, since
     something must stand in its place.
     """
@@ -44,6 +46,8 @@ def visual_prototypes(
                 sums[i][task] += class_sums(z[mine.to(device)], y[mine].to(device), len(texts[i][task]))
         for task in tasks:
             counts[task] += torch.bincount(y[labels == task], minlength=len(counts[task]))
+        if after_batch is not None:
+            after_batch()
     return [
         {
             task: torch.where((counts[task] > 0).to(t.device)[:, None], F.normalize(sums[i][task], dim=1), t)

@@ -181,7 +181,10 @@ class Teachers(SupervisedPlugin):
         if task not in teacher.prototypes:
             dataset = strategy.adapted_dataset
             tasks = tasks_of(dataset) | {task}
-            [found] = visual_prototypes([teacher.model], dataset, tasks, num_workers=self._workers)
+            stoppable = getattr(strategy, "between_batches", None)  # not every Avalanche strategy has it
+            [found] = visual_prototypes(
+                [teacher.model], dataset, tasks, num_workers=self._workers, after_batch=stoppable
+            )
             teacher.prototypes = found | teacher.prototypes
         return teacher.prototypes[task]
 

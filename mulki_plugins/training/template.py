@@ -72,7 +72,7 @@ class ContinualTemplate(SupervisedTemplate):
         self.after_step: Callable[[], None] = _nothing
         """Called after each step of training, when all plugins have had their turn."""
         self.between_batches: Callable[[], None] = _nothing
-        """Called after each batch of an evaluation."""
+        """Called after each batch of images outside of training: of an evaluation, or of what a plugin looks at."""
         self._resume: tuple[int, Callable[[], None]] | None = None
         self._classes = evaluate.classes
         self._scope: list[int] | None = None
