@@ -90,15 +90,15 @@ def report(told: tuple[dict[str, Any], Path]) -> None:
     plan, table = told
     lines = read_lines(table)
     left, found = missing(plan, planned(plan), lines)
-    text = "\n\n".join(filter(None, [results_table(found, plan), zero_shot_text(found), alone_text(found)]))
+    unfinished = f"{len(left)} of the plan's {len(left) + len(found)} runs are still to come." if left else ""
+    parts = [results_table(found, plan), zero_shot_text(found), alone_text(found), unfinished]
+    text = "\n\n".join(filter(None, parts))
     click.echo(text)
-    write_between_marks(table.parent / "results.md", "study", text or "Not run yet.")
+    write_between_marks(table.parent / "results.md", "study", text if found else "Not run yet.")
     tried = missing(plan, choices(plan), lines)[1]
     write_between_marks(table.parent / "results.md", "choice", choice_table(tried))
     if found:
         figure(found, plan).savefig(table.parent / "study.png", dpi=130)
-    if left:
-        click.echo(f"{len(left)} of {len(left) + len(found)} runs are missing", err=True)
     if (codes := len({line.code for line in found})) > 1:
         click.echo(f"note: these lines were measured by {codes} versions of the code", err=True)
 
