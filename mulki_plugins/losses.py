@@ -16,6 +16,7 @@ from torch import Tensor
 
 Relation = Literal["image_to_image", "image_to_text", "text_to_text", "text_to_image"]
 RELATIONS: tuple[Relation, ...] = ("image_to_text", "image_to_image", "text_to_text", "text_to_image")
+TextRelation = Literal["text_to_text", "text_to_image"]
 
 Score = Literal["likelihood", "entropy", "margin"]
 
@@ -49,10 +50,10 @@ def prototype_alignment(prototypes: Tensor, texts: Tensor, scale: Tensor | float
 def relation_logits(
     relation: Relation, images: Tensor, texts: Tensor, prototypes: Tensor, anchors: Tensor, scale: Tensor | float
 ) -> Tensor:
-    """Stage 2, adding: one of the four relations, as logits over the C prototypes.
+    """Stage 2, adding: one of the four relations, as logits over A prototypes.
 
-    images z: [B, d]; texts t: [C, d], a model's own features; prototypes P and anchors (the teacher's texts): [C, d].
-    image→image s·z·Pᵀ [B, C]; image→text s·z·anchorsᵀ [B, C]; text→text s·t·anchorsᵀ [C, C]; text→image s·t·Pᵀ [C, C].
+    images z: [B, d]; texts t: [C, d], a model's own features; prototypes P and anchors (the teacher's texts): [A, d].
+    image→image s·z·Pᵀ [B, A]; image→text s·z·anchorsᵀ [B, A]; text→text s·t·anchorsᵀ [C, A]; text→image s·t·Pᵀ [C, A].
     """
     start, end = relation.split("_to_")
     return scale * (images if start == "image" else texts) @ (prototypes if end == "image" else anchors).T
@@ -71,18 +72,20 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 
 def relation_distillation(
     student: Mapping[Relation, Tensor], teacher: Mapping[Relation, Tensor], weights: Mapping[Relation, float],
-    sample_weights: Tensor, temperature: float,
+    sample_weights: Tensor, temperature: float, class_weights: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Stage 2, adding, for one teacher m: the weighted sum of the relations' divergences.
 
     L^m = Σ_r λ_r·mean_n w_n·T²·KL(teacher ‖ student)_n, where the rows n of a relation from images are the samples, with
-    the teacher's weight w_b for each, and those from texts are the classes, with the mean of w over the batch.
-    student, teacher: logits by relation; weights λ: by relation, ≥ 0; sample_weights w: [B], in 0..1.
+    the teacher's weight w_b for each, and those from texts are the classes, with a weight of their own or, where they
+    have none, the mean of w over the batch.
+    student, teacher: logits by relation; weights λ: by relation, ≥ 0; sample_weights w: [B], class_weights: [C], in 0..1.
     """
     total = sample_weights.new_zeros(())
+    of_classes = sample_weights.mean() if class_weights is None else class_weights
     for relation, factor in weights.items():
         divergence = distillation(student[relation], teacher[relation], temperature)
-        w = sample_weights if relation.startswith("image") else sample_weights.mean()
+        w = sample_weights if relation.startswith("image") else of_classes
         total = total + factor * (w * divergence).mean()
     return total
 

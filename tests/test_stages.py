@@ -124,6 +124,82 @@ def test_adding_computes_its_equation_with_two_teachers(classifier, benchmark, d
     assert got == pytest.approx(0.7 * expected, rel=1e-3)
 
 
+@pytest.mark.parametrize("distinguish", [False, True])
+def test_adding_computes_its_equation_for_the_classes_of_earlier_tasks(classifier, benchmark, distinguish):
+    """At the second step of the third task: five earlier classes among eight, each weighed by who finds its prototype."""
+    seen, teachers, factors = {}, Teachers(), {"text_to_image": 1.5, "text_to_text": 0.5}
+
+    class Spy(Adding):
+        def after_forward(self, strategy, **kwargs):
+            self.watched = strategy.clock.train_exp_counter == 2 and strategy.clock.train_exp_iterations == 1
+            if self.watched:
+                with torch.no_grad():
+                    seen["t"] = torch.cat([strategy.model.encode_text(task, all_templates=False) for task in (0, 1)])
+                seen["p"] = torch.cat([teachers.previous.prototypes[task] for task in (0, 1, 2)])
+            super().after_forward(strategy, **kwargs)
+
+        def add_loss(self, strategy, term, loss, weight=1.0):
+            if self.watched:
+                seen["loss"] = (weight * loss).item()
+            super().add_loss(strategy, term, loss, weight)
+
+    adding = Spy(weight=0.7, relations={"image_to_text": 1e-12}, earlier=factors, earlier_classes=9)
+    plugins = [teachers, Eliciting(), adding, *([Distinguishing(temperature=0.5)] if distinguish else [])]
+    strategy = naive(classifier, plugins, lr=0.1)
+    for experience in benchmark.train_stream:
+        strategy.train(experience)
+    s, t, p, expected = classifier.scale, seen["t"], seen["p"], 0.0
+    with torch.no_grad():
+        anchors = [torch.cat([m.model.encode_text(i, all_templates=False) for i in (0, 1, 2)]) for m in teachers.active]
+    own = [torch.stack([-F.log_softmax(s * a[c] @ p.T, 0)[c] for c in range(5)]) for a in anchors]
+    w = torch.softmax(-torch.stack(own) / 0.5, 0) if distinguish else torch.full((2, 5), 0.5)
+    for m, a in enumerate(anchors):
+        for c in range(5):
+            for factor, targets in ((1.5, p), (0.5, a)):
+                known, answer = (F.log_softmax(s * x @ targets.T / 2.0, 0) for x in (a[c], t[c]))
+                expected += factor * w[m, c] * 4.0 * (known.exp() * (known - answer)).sum() / 5
+    assert expected > 1e-3, "or the test tells nothing"
+    assert seen["loss"] == pytest.approx(0.7 * float(expected), rel=1e-3)
+
+
+@pytest.mark.parametrize("count", [1, 3, 100])
+def test_as_many_earlier_classes_as_asked_for(classifier, benchmark, count):
+    drawn = []
+
+    class Spy(Teachers):
+        def class_views(self, strategy, tasks, places):
+            drawn.append((tasks, places.tolist()))
+            return super().class_views(strategy, tasks, places)
+
+    stages = [Eliciting(), Adding(earlier={"text_to_image": 1.0}, earlier_classes=count)]
+    strategy = naive(classifier, [Spy(), *stages], lr=0.1)
+    strategy.train(benchmark.train_stream[0])
+    assert not drawn, "nothing is earlier than the first task"
+    for experience in list(benchmark.train_stream)[1:]:
+        strategy.train(experience)
+    for tasks, places in drawn:
+        there = {1: 2, 2: 5}[tasks[-1]]
+        assert len(set(places)) == len(places) == min(count, there)
+        assert set(places) <= set(range(there))
+
+
+def test_a_sentence_of_an_earlier_class_teaches_the_text_tower_alone(classifier, benchmark):
+    teachers = Teachers()
+    adding = Adding(relations={"text_to_text": 1e-12}, earlier={"text_to_image": 1.0})
+    strategy = naive(classifier, [teachers, Eliciting(weight=0), adding], lr=0.1)
+    for experience in list(benchmark.train_stream)[:2]:
+        strategy.train(experience)
+    features = strategy.model.features
+    strategy.loss = torch.zeros(())
+    strategy.model.zero_grad()
+    loss = adding._of_earlier(strategy, features, teachers)
+    loss.backward()
+    moved = {n for n, p in classifier.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert loss > 0
+    assert moved
+    assert not any("visual" in name for name in moved)
+
+
 def test_adding_is_zero_at_the_first_step_of_the_first_task(classifier, benchmark):
     _, terms = one_step(classifier, benchmark, [Teachers(), Adding()])
     assert terms[0] == pytest.approx(0, abs=1e-5)

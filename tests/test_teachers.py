@@ -128,13 +128,25 @@ def test_a_task_that_comes_again_gets_new_prototypes(classifier, benchmark):
     without_grey, teachers = copy.copy(whole), Teachers()
     some = [i for i, y in enumerate(whole.dataset.targets) if y != 2]
     without_grey._dataset = whole.dataset.subset(some)
-    strategy = naive(classifier, [teachers, Eliciting(), Adding()])
+    strategy = naive(classifier, [teachers, Adding()])
     strategy.train(without_grey)
     start = copy.deepcopy(classifier).eval()
     strategy.train(whole)
     expected = visual_prototypes([start, teachers.initial.model], whole.dataset, {1})
     assert torch.equal(teachers.previous.prototypes[1], expected[0][1])
     assert torch.equal(teachers.initial.prototypes[1], expected[1][1])
+
+
+def test_the_previous_teacher_takes_over_the_prototypes_that_followed_the_student(classifier, benchmark):
+    teachers, eliciting = Teachers(), Eliciting()
+    strategy = naive(classifier, [teachers, eliciting, Adding()], lr=0.1)
+    strategy.train(benchmark.train_stream[0])
+    start = visual_prototypes([teachers.initial.model], benchmark.train_stream[0].dataset, {0})[0][0]
+    followed = eliciting.prototypes[0].clone()
+    assert not torch.allclose(followed, start, atol=1e-3)
+    strategy.train(benchmark.train_stream[1])
+    assert torch.equal(teachers.previous.prototypes[0], followed)
+    assert torch.equal(teachers.previous.prototypes[1], eliciting.prototypes[1])
 
 
 def test_a_class_without_images_has_its_text_as_prototype(classifier, benchmark):

@@ -149,6 +149,11 @@ class ClipClassifier(MultiTaskModule):
         classes = len(self.prompts[task].class_names)
         return _unit(t.reshape(-1, classes, t.shape[1]).mean(0)) if len(t) > classes else t
 
+    def encode_classes(self, classes: Sequence[tuple[int, int]]) -> Tensor:
+        """Unit-norm features [N, d], at least in single precision, of single classes, each (task, class in the task)."""
+        tokens = torch.stack([self._tokenised(task, False)[c] for task, c in classes])
+        return _unit(self.clip.encode_text(tokens.to(self.clip.logit_scale.device)))
+
     def _tokenised(self, task: int, all_templates: bool) -> Tensor:
         """The token ids of the task's sentences, template after template: [templates · C, length]."""
         if (task, all_templates) not in self._tokens:

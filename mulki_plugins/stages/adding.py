@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from mulki_plugins.losses import RELATIONS, Relation, relation_distillation, relation_logits
-from mulki_plugins.options import Positive, Weight, checked
+import torch
+from torch import Tensor
+
+from mulki_plugins.losses import RELATIONS, Relation, TextRelation, relation_distillation, relation_logits
+from mulki_plugins.models.classifier import Features
+from mulki_plugins.options import Count, Positive, Weight, checked
 from mulki_plugins.stages.prototypes import tasks_of
-from mulki_plugins.stages.stage import Stage, by_task, features_of
-from mulki_plugins.stages.teachers import Teachers
+from mulki_plugins.stages.stage import Stage, autocast_of, by_task, classifier_of, features_of
+from mulki_plugins.stages.teachers import Teachers, View
 
 
 class Adding(Stage):
@@ -19,6 +23,10 @@ class Adding(Stage):
     sample's own `task`, or of all classes `seen` so far, so that the model before this task hands on how it tells these
     images from the classes of earlier tasks, without an image of those. The teachers' shares w are uniform unless
     Distinguishing sets them.
+
+    earlier: the same for the relations that start at a text, with the sentences of `earlier_classes` classes a step, drawn
+    from all earlier tasks, in the place of samples, against the prototypes of all classes seen. Of those the previous
+    teacher knows more than the initial one, which would have them as they were before they were learned.
     """
 
     @checked
@@ -29,6 +37,8 @@ class Adding(Stage):
         temperature: Positive = 2.0,
         relations: dict[Relation, Weight] | None = None,
         classes: Literal["task", "seen"] = "task",
+        earlier: dict[TextRelation, Weight] | None = None,
+        earlier_classes: Count = 32,
     ) -> None:
         super().__init__()
         self.weight = weight
@@ -38,12 +48,15 @@ class Adding(Stage):
         self.relations: dict[Relation, float] = {r: w for r, w in chosen.items() if w > 0}
         if not self.relations:
             raise ValueError("Adding: relations: expected at least one above 0")
+        self.earlier: dict[Relation, float] = {r: w for r, w in (earlier or {}).items() if w > 0}
+        self.earlier_classes = earlier_classes
         self._visual = any(r.endswith("_to_image") for r in self.relations)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         teachers = Teachers.of(strategy, self)
-        for task in tasks_of(strategy.adapted_dataset) if self._visual else ():
-            for teacher in teachers.active:
+        previous = [teachers.previous] if self.earlier and teachers.previous else []
+        for teacher in {*previous, *(teachers.active if self._visual else ())}:
+            for task in tasks_of(strategy.adapted_dataset):
                 teachers.prototypes(strategy, teacher, task)
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
@@ -53,18 +66,37 @@ class Adding(Stage):
         for task, rows in by_task(features):
             views = teachers.views(strategy, features, task, rows, seen=self.classes == "seen", visual=self._visual)
             z, t, s = features.image[rows], features.text[task], features.scale
-            own = [s * view.image @ view.text.T for view in views]
-            weights = teachers.weights(own, strategy.mb_y[rows], task)
-            for view, w in zip(views, weights, strict=True):
-                loss = relation_distillation(
-                    {r: relation_logits(r, z, t, view.prototypes, view.anchors, s) for r in self.relations},
-                    {
-                        r: relation_logits(r, view.image, view.text, view.prototypes, view.anchors, s)
-                        for r in self.relations
-                    },
-                    self.relations,
-                    w,
-                    self.temperature,
-                )
-                total = total + len(rows) / len(features.image) * loss
-        self.add_loss(strategy, "adding", total, self.weight)
+            weights = teachers.weights([s * view.image @ view.text.T for view in views], strategy.mb_y[rows])
+            loss = self._distilled(self.relations, z, t, views, weights, s)
+            total = total + len(rows) / len(features.image) * loss
+        self.add_loss(strategy, "adding", total + self._of_earlier(strategy, features, teachers), self.weight)
+
+    def _of_earlier(self, strategy: Any, features: Features, teachers: Teachers) -> Tensor:
+        """The loss of sentences of earlier tasks' classes; 0 on the first task."""
+        s, model = features.scale, classifier_of(strategy, self)
+        earlier = sorted(teachers.seen - features.text.keys())
+        classes = [(task, c) for task in earlier for c in range(len(model.prompts[task].class_names))]
+        if not self.earlier or not classes:
+            return s.new_zeros(())
+        places = torch.randperm(len(classes))[: self.earlier_classes]
+        with autocast_of(strategy):
+            t = model.encode_classes([classes[place] for place in places.tolist()])
+        places = places.to(t.device)
+        views = teachers.class_views(strategy, [*earlier, *features.text], places)
+        weights = teachers.weights([s * view.text @ view.prototypes.T for view in views], places, "classes")
+        return self._distilled(self.earlier, t.new_zeros(0), t, views, weights, s, of_classes=True)
+
+    def _distilled(
+        self, relations: dict[Relation, float], z: Tensor, t: Tensor, views: list[View], weights: Tensor, s: Tensor, *,
+        of_classes: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """The sum over the teachers of their relations' divergences, with weights of samples or of classes."""
+        total = t.new_zeros(())
+        for view, w in zip(views, weights, strict=True):
+            student, teacher = (
+                {r: relation_logits(r, image, text, view.prototypes, view.anchors, s) for r in relations}
+                for image, text in ((z, t), (view.image, view.text))
+            )
+            own = w if of_classes else None
+            total = total + relation_distillation(student, teacher, relations, w, self.temperature, own)
+        return total

@@ -9,14 +9,15 @@ from torch import Tensor
 from mulki_plugins.losses import Score, teacher_scores, teacher_weights
 from mulki_plugins.options import Positive, checked
 from mulki_plugins.stages.stage import Stage
-from mulki_plugins.stages.teachers import Teachers
+from mulki_plugins.stages.teachers import Rows, Teachers
 
 
 class Distinguishing(Stage):
     """Gives each teacher the share w^m ∝ exp(−ℓ^m/temperature), with ℓ^m how unsure it is of the sample.
 
     score: `likelihood` (its cross-entropy on the true class), `entropy` (of its prediction) or `margin` (how far the best
-    wrong class is ahead of the true one). It adds no loss: the stages that distil ask the Teachers for the shares.
+    wrong class is ahead of the true one). It adds no loss: the stages that distil ask the Teachers for the shares. Of an
+    earlier task's class, the sample is its sentence, and what is to be found its visual prototype.
     """
 
     @checked
@@ -33,8 +34,9 @@ class Distinguishing(Stage):
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._strategy = None
 
-    def weigh(self, logits: list[Tensor], classes: Tensor, task: int) -> Tensor:
+    def weigh(self, logits: list[Tensor], targets: Tensor, rows: Rows) -> Tensor:
         """The share [M, B] of each teacher, whose logits are [B, C]; the first is the pre-trained model."""
-        shares = teacher_weights([teacher_scores(each, classes, self.score) for each in logits], self.temperature)
-        self.log(self._strategy, "train/share/initial", shares[0].mean())
+        shares = teacher_weights([teacher_scores(each, targets, self.score) for each in logits], self.temperature)
+        of = "" if rows == "samples" else f"_of_{rows}"
+        self.log(self._strategy, f"train/share/initial{of}", shares[0].mean())
         return shares

@@ -19,6 +19,7 @@ class Eliciting(Stage):
 
     The student's visual prototypes P start from the previous teacher's and follow the class means of each batch,
     P_c ← unit(momentum·P_c + (1 − momentum)·mean of z over the batch's class c); the batch's share carries gradient.
+    Where they end, the next previous teacher begins: they are what it knows of the classes of this task.
     """
 
     @checked
@@ -51,6 +52,12 @@ class Eliciting(Stage):
                 total = total + share * prototype_alignment(moved, features.text[task], features.scale)
                 self.prototypes[task] = moved.detach()
         self.add_loss(strategy, "eliciting", total, self.weight)
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        previous = Teachers.of(strategy, self).previous
+        assert previous is not None
+        for task in tasks_of(strategy.adapted_dataset):
+            previous.prototypes[task] = self.prototypes[task].clone()
 
     def _moved(self, task: int, images: Tensor, classes: Tensor) -> Tensor:
         """P after this batch, [C, d], unit norm; classes that the batch has not stay where they are."""

@@ -16,8 +16,9 @@ from mulki_plugins.options import checked
 from mulki_plugins.stages.prototypes import tasks_of, visual_prototypes
 from mulki_plugins.stages.stage import classifier_of
 
-Weigh = Callable[[list[Tensor], Tensor, int], Tensor]
-"""(logits [B, C] of each teacher, classes [B], task) -> the share of each teacher for each sample [M, B]."""
+Rows = Literal["samples", "classes"]
+Weigh = Callable[[list[Tensor], Tensor, Rows], Tensor]
+"""(logits [B, C] of each teacher, targets [B], what the rows are) -> the share of each teacher for each row [M, B]."""
 
 
 @define(eq=False)
@@ -176,6 +177,20 @@ class Teachers(SupervisedPlugin):
             )
         return found
 
+    def class_views(self, strategy: Any, tasks: list[int], places: Tensor) -> list[View]:
+        """What each active teacher says of single classes of these tasks, by their places among all of those classes.
+
+        Without images. The prototypes are the previous teacher's for each of them, so that they are asked the same.
+        """
+        assert self.previous is not None
+        prototypes = torch.cat([self.prototypes(strategy, self.previous, task) for task in tasks])
+        found = []
+        for teacher in self.active:
+            anchors = torch.cat([teacher.text(task).to(prototypes) for task in tasks])
+            nothing = anchors.new_zeros(0)
+            found.append(View(image=nothing, text=anchors[places], anchors=anchors, prototypes=prototypes))
+        return found
+
     def prototypes(self, strategy: Any, teacher: Teacher, task: int) -> Tensor:
         """The teacher's visual prototypes [C, d] of a task; earlier tasks' stay as they were when it was trained."""
         if task not in teacher.prototypes:
@@ -188,11 +203,11 @@ class Teachers(SupervisedPlugin):
             teacher.prototypes = found | teacher.prototypes
         return teacher.prototypes[task]
 
-    def weights(self, logits: list[Tensor], classes: Tensor, task: int) -> Tensor:
-        """The share of each teacher for each sample, [M, B]: uniform unless a plugin set `weigh`."""
+    def weights(self, logits: list[Tensor], targets: Tensor, rows: Rows = "samples") -> Tensor:
+        """The share of each teacher for each row, [M, B]: uniform unless a plugin set `weigh`."""
         if self.weigh is None or len(logits) == 1:
-            return logits[0].new_full((len(logits), len(classes)), 1 / len(logits))
-        return self.weigh(logits, classes, task)
+            return logits[0].new_full((len(logits), len(targets)), 1 / len(logits))
+        return self.weigh(logits, targets, rows)
 
     def _frozen(self, model: ClipClassifier) -> Teacher:
         teacher = copy.deepcopy(model).eval().requires_grad_(False)
