@@ -81,7 +81,8 @@ def test_relations_by_loops():
                 assert got[i, j].item() == pytest.approx(20 * sum(a * b for a, b in zip(row, column, strict=True)))
 
 
-def test_relation_distillation_by_loops():
+@pytest.mark.parametrize("class_weights", [None, [0.1, 0.0, 0.7, 1.0]])
+def test_relation_distillation_by_loops(class_weights):
     student = relations(unit(3, 5, seed=1), unit(4, 5, seed=2), unit(4, 5, seed=3), unit(4, 5, seed=4))
     teacher = relations(unit(3, 5, seed=5), unit(4, 5, seed=4), unit(4, 5, seed=3), unit(4, 5, seed=4))
     w = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
@@ -90,9 +91,10 @@ def test_relation_distillation_by_loops():
     for relation, factor in factors.items():
         rows = zip(student[relation].tolist(), teacher[relation].tolist(), strict=True)
         divergences = [slow_kl(a, b, 2.0) for a, b in rows]
-        shares = w.tolist() if relation.startswith("image") else [w.mean().item()] * 4
+        shares = w.tolist() if relation.startswith("image") else class_weights or [w.mean().item()] * 4
         expected += factor * sum(a * b for a, b in zip(shares, divergences, strict=True)) / len(divergences)
-    assert losses.relation_distillation(student, teacher, factors, w, 2.0).item() == pytest.approx(expected)
+    own = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float64)
+    assert losses.relation_distillation(student, teacher, factors, w, 2.0, own).item() == pytest.approx(expected)
 
 
 def test_distillation_is_zero_for_equals_and_never_negative():

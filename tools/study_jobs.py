@@ -195,7 +195,7 @@ def default_jobs(threads: int) -> int:
 
 def measured_costs(plan: dict[str, Any], rounds: int, out: Path) -> dict[str, list[tuple[float, float]]]:
     """(seconds of the last task, peak MiB) of each strategy and round; the rounds go through all strategies in turn."""
-    budget = ("stream.tasks=[animals,flags,food,objects]", "train.iterations=20", "stream.evaluate_on=validation")
+    budget = ("stream.tasks=[animals,flags,food,objects]", "stream.evaluate_on=validation")
     names = [name for name in (*plan["many"], *plan["few"]) if name != "joint"]  # which has no last task
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     context = _context()
