@@ -54,9 +54,11 @@ class Adding(Stage):
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         teachers = Teachers.of(strategy, self)
-        previous = [teachers.previous] if self.earlier and teachers.previous else []
-        for teacher in {*previous, *(teachers.active if self._visual else ())}:
-            for task in tasks_of(strategy.adapted_dataset):
+        asked = list(teachers.active) if self._visual else []
+        if self.earlier and teachers.previous and teachers.previous not in asked:
+            asked.append(teachers.previous)
+        for task in tasks_of(strategy.adapted_dataset):
+            for teacher in asked:
                 teachers.prototypes(strategy, teacher, task)
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
