@@ -192,7 +192,7 @@ class Teachers(SupervisedPlugin):
         return found
 
     def prototypes(self, strategy: Any, teacher: Teacher, task: int) -> Tensor:
-        """The teacher's visual prototypes [C, d] of a task; earlier tasks' stay as they were when it was trained."""
+        """The teacher's visual prototypes [C, d] of a task; earlier tasks' stay as that task left them."""
         if task not in teacher.prototypes:
             dataset = strategy.adapted_dataset
             tasks = tasks_of(dataset) | {task}
