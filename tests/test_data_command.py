@@ -4,6 +4,7 @@ import functools
 import hashlib
 import http.server
 import importlib.util
+import io
 import json
 import shutil
 import subprocess
@@ -53,6 +54,12 @@ def root(layouts, tmp_path):
     return tmp_path / "data"
 
 
+@pytest.fixture
+def cars(layouts, root):
+    layouts.stanford_cars(root, ["Acura RL Sedan 2012", "Ram Van 2012"], [0, 1], [1, 0], write)
+    return root / "stanford_cars"
+
+
 def tree(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -93,12 +100,33 @@ def test_class_folders_too_many_and_too_few_are_named(root):
     assert f"{root / 'dtd/dtd/images/knitted'}: a class folder that no annotation names" in dtd["wrong"]
 
 
+def with_thumbnail_cut_off(path):
+    """A photograph whose first part ends as a JPEG does, in its small copy for previews."""
+    small, large = io.BytesIO(), io.BytesIO()
+    Image.effect_noise((80, 60), 60).save(small, "JPEG")
+    exif = b"Exif\0\0" + b"II*\0" + bytes(8) + small.getvalue()
+    Image.effect_noise((400, 300), 60).save(large, "JPEG", exif=exif)
+    path.write_bytes(large.getvalue()[: len(large.getvalue()) // 2])
+
+
+def test_what_a_camera_appends_is_no_damage(root):
+    path = root / "eurosat" / "2750" / "Forest" / "Forest_2.jpg"
+    path.write_bytes(path.read_bytes() + bytes(70_000))
+    [entry] = checked("--set", f"stream.root={root}", "--set", "stream.tasks=[EuroSAT]")["datasets"]
+    assert entry["state"] == "differs"
+
+
 @pytest.mark.parametrize(
     ("spoil", "said", "decode"),
     [
         (lambda path: path.write_bytes(b""), "this image is empty", False),
-        (lambda path: path.write_bytes(path.read_bytes()[:-40]), "this JPEG image is cut off", False),
-        (lambda path: path.write_text("<html>404</html>"), "this is no image", False),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-40]),
+            "this image cannot be decoded",
+            False,
+        ),
+        (lambda path: path.write_text("<html>404</html>"), "this image cannot be decoded: it is no image", False),
+        (with_thumbnail_cut_off, "this image cannot be decoded: image file is truncated", False),
         (lambda path: path.write_bytes(path.read_bytes()[:200] + b"\xff\xd9"), "this image cannot be decoded", True),
     ],
 )
@@ -125,6 +153,49 @@ def test_a_data_set_as_published_is_fine(root, monkeypatch):
     assert said["ok"]
     assert said["datasets"][0]["state"] == "found"
     assert said["datasets"][0]["wrong"] == []
+
+
+def test_what_may_not_be_read_hides_nothing_else(root, monkeypatch):
+    real = Path.exists
+
+    def exists(path):
+        if "eurosat" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "exists", exists)
+    eurosat, dtd = checked("--set", f"stream.root={root}", "--set", "stream.tasks=[EuroSAT, DTD]")["datasets"][::-1]
+    assert eurosat["wrong"] == [f"{root / 'eurosat/2750'}: Permission denied"]
+    assert dtd["classes"]["found"]
+
+
+def test_the_home_of_nobody_is_said_when_a_recipe_is_validated():
+    for command in ("validate", "show"):
+        done = mulki(command, RECIPE, "--set", "stream.root=~no-such-user/data", status=2)
+        assert "$.stream.root: ~no-such-user/data: this machine has no user of that name" in done.stderr
+
+
+def test_a_data_set_in_part_says_how_to_get_it(root, cars):
+    (cars / "deeper").mkdir()
+    (cars / "cars_test_annos_withlabels.mat").rename(cars / "deeper" / "cars_test_annos_withlabels.mat")
+    arguments = ("--set", f"stream.root={root}", "--set", "stream.tasks=[StanfordCars]")
+    [entry] = checked(*arguments)["datasets"]
+    first, second = entry["wrong"]
+    assert first.endswith(f"not there, but {cars / 'deeper' / 'cars_test_annos_withlabels.mat'} is; move it up")
+    assert "is not whole: " in second
+    assert "devkit" in second
+    done = mulki("data", "fetch", RECIPE, *arguments, status=2)
+    assert "away first" not in done.stderr
+
+
+def test_images_one_folder_too_deep_are_found(root, cars):
+    aside = (cars / "cars_train").rename(cars / "aside")
+    (cars / "cars_train").mkdir()
+    aside.rename(cars / "cars_train" / "cars_train")
+    [entry] = checked("--set", f"stream.root={root}", "--set", "stream.tasks=[StanfordCars]")["datasets"]
+    assert any(
+        line.endswith(f"it is in {cars / 'cars_train' / 'cars_train'}: move the images up") for line in entry["wrong"]
+    )
 
 
 def test_a_recipe_of_another_stream_has_nothing_to_check():
@@ -249,6 +320,8 @@ def test_a_miniature_runs_and_is_said_not_to_be_the_published_one(root, tmp_path
     result = json.loads(path.read_text())
     assert result["status"] == "complete"
     assert result["tasks"] == tasks
+    beside = mulki("results", tmp_path / "runs", "--against", "published").stdout
+    assert "warning: DTD is not the published data set, and no number on it can be compared" in beside
 
 
 def test_a_run_without_data_says_everything_at_once(tmp_path):

@@ -217,6 +217,8 @@ def test_what_is_transparent_lies_on_white(tmp_path):
 def test_sixteen_bits_of_grey_are_not_clipped(tmp_path):
     Image.fromarray(np.full((4, 4), 65535 // 2, dtype=np.uint16)).save(tmp_path / "a.png")
     assert np.array(open_picture(str(tmp_path / "a.png")))[0, 0].tolist() == pytest.approx([127] * 3, abs=1)
+    Image.fromarray(np.full((4, 4), 200, dtype=np.int32)).save(tmp_path / "bytes.tiff")
+    assert np.array(open_picture(str(tmp_path / "bytes.tiff")))[0, 0].tolist() == [200] * 3
     Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)).save(tmp_path / "b.tiff")
     with pytest.raises(MulkiError, match=r"b\.tiff.*floating-point"):
         open_picture(str(tmp_path / "b.tiff"))
@@ -348,6 +350,10 @@ def test_all_mistakes_of_all_tasks_at_once(tmp_path, monkeypatch):
     )
     assert [line.split(":")[0] for line in lines] == ["5", "6", "7", "7", "8"]
     assert "$.stream.tasks[1].name: the task 'a' is named twice" in lines[1]
+    lines = wrong(tmp_path, monkeypatch, "name: a, images: x, test_share: 1.5, templates: [nobody], foo: 1")
+    keys = ("foo", "images", "templates[0]", "test_share")
+    assert [any(f"$.stream.tasks[0].{key}: " in line for line in lines) for key in keys] == [True] * 4
+    assert len(lines) == 4
     (tmp_path / "own.yaml").write_text(RECIPE % "name: a, images: good" + "  per_task: {b: {lr: 1}}\n")
     assert "$.train.per_task.b: the stream folders has no task 'b'" in mulki("validate", "own.yaml", ok=False).stderr
     with pytest.raises(Mistakes, match=r"folders: tasks\[0\]\.images: .*no such folder"):

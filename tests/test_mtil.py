@@ -1,6 +1,7 @@
 """The stream mtil: every loader on a miniature of its layout, the declarations, the splits, the cache, and what is refused."""
 
 import importlib.util
+import io
 import json
 import pickle
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
+import scipy.io
 import torch
 from PIL import Image
 from torchvision import datasets, transforms
@@ -233,8 +235,9 @@ def test_nothing_is_opened_before_an_image_is_asked_for(root, monkeypatch):
 
 
 def test_a_miniature_is_said_to_be_no_published_data_set(stream):
-    assert len(stream.notices) == 11
-    assert "Aircraft is not the published data set" in stream.notices[0]
+    assert len(stream.incomparable) == 11
+    assert not stream.notices
+    assert "Aircraft is not the published data set" in stream.incomparable[0]
 
 
 def test_orders_tasks_and_few_shots(root):
@@ -307,12 +310,39 @@ def test_coops_split_has_its_own_labels_names_and_one_template(coop_root):
             '{"train": [["banded/banded_0001.jpg", 0, "a"], ["banded/banded_0001.jpg", 0, "b"]], "test": []}',
             "'a' and 'b'",
         ),
+        (
+            f'{{"train": [["banded/banded_0001.jpg", {10**25}, "a"]], "test": []}}',
+            "expected \\[image, label, class name\\]",
+        ),
+        ('{"train": [["banded/banded_0001.jpg", 0, " "]], "test": []}', "expected \\[image, label, class name\\]"),
+        ('{"train": [["banded/banded_0001.jpg", 0, "a\\nb"]], "test": []}', "expected \\[image, label, class name\\]"),
     ],
 )
 def test_a_split_file_that_is_none_is_named(coop_root, text, said):
     (coop_root / "dtd" / "split_zhou_DescribableTextures.json").write_text(text)
     with pytest.raises(Mistakes, match=said):
         mtil(root=str(coop_root), tasks=["DTD"], split="coop")
+
+
+def test_a_split_file_of_which_the_test_knows_the_training_is_no_published_one(coop_root):
+    below = coop_root / "dtd" / "dtd" / "images"
+    first, second = [path.relative_to(below) for path in sorted(below.rglob("*.jpg"))][:2]
+    images = [[f"./{first}", 0, "a"], [str(second), 1, "a"]]
+    said = json.dumps({"train": images, "test": images})
+    (coop_root / "dtd" / "split_zhou_DescribableTextures.json").write_text(said)
+    [notice] = mtil(root=str(coop_root), tasks=["DTD"], split="coop").incomparable
+    assert "2 classes are called 'a'" in notice
+    assert "2 images are both training and test images" in notice
+
+
+def test_annotations_may_begin_with_a_mark(own):
+    before = mtil(root=str(own), tasks=["Aircraft", "Food"]).tasks
+    for file in (f"{AIRCRAFT}/variants.txt", f"{AIRCRAFT}/images_variant_test.txt", "food-101/meta/train.json"):
+        (own / file).write_bytes(b"\xef\xbb\xbf" + (own / file).read_bytes())
+    after = mtil(root=str(own), tasks=["Aircraft", "Food"]).tasks
+    assert [(t.class_names, t.train.targets, t.test.targets) for t in after] == [
+        (t.class_names, t.train.targets, t.test.targets) for t in before
+    ]
 
 
 def test_a_missing_split_file_says_where_it_belongs(own):
@@ -339,6 +369,12 @@ def test_all_missing_data_sets_at_once(tmp_path):
     assert not (tmp_path / "nothing here").exists()
 
 
+def matlab(**variables):
+    file = io.BytesIO()
+    scipy.io.savemat(file, {name: np.array(value) for name, value in variables.items()})
+    return file.getvalue()
+
+
 AIRCRAFT = "fgvc-aircraft-2013b/data"
 SPOILT = [
     ("Aircraft", f"{AIRCRAFT}/images_variant_train.txt", "1000007\n", "_train.txt:1: expected an image and one"),
@@ -351,9 +387,32 @@ SPOILT = [
     ("Aircraft", f"{AIRCRAFT}/variants.txt", b"\xff\xfe", "variants.txt: "),
     ("CIFAR100", "cifar-100-python/train", b"junk", "cifar-100-python/train: this is no pickle"),
     ("CIFAR100", "cifar-100-python/test", None, "cifar-100-python/test: not there"),
+    (
+        "CIFAR100",
+        "cifar-100-python/test",
+        pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "fine_labels": ["a"]}),
+        "expected a list of 1 whole",
+    ),
+    (
+        "CIFAR100",
+        "cifar-100-python/test",
+        pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "fine_labels": [1.5]}),
+        "expected a list of 1 whole",
+    ),
+    (
+        "CIFAR100",
+        "cifar-100-python/test",
+        pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "fine_labels": [10**30]}),
+        "expected classes from 0 to",
+    ),
     ("DTD", "dtd/dtd/labels/test1.txt", "banded_0001.jpg\n", "test1.txt:1: expected class/image.jpg"),
     ("Flowers", "flowers-102/imagelabels.mat", b"MATLAB 5.0 MAT-file, cut", "imagelabels.mat: this is no MATLAB file"),
     ("Flowers", "flowers-102/setid.mat", b"", "setid.mat: this is no MATLAB file"),
+    ("Flowers", "flowers-102/setid.mat", matlab(trnid=[[1, 2], [3, 4]], tstid=[1]), "whole numbers named 'trnid'"),
+    ("Flowers", "flowers-102/imagelabels.mat", matlab(labels=[1.0, float("nan")]), "whole numbers named 'labels'"),
+    ("Flowers", "flowers-102/imagelabels.mat", matlab(labels=[1.5, 2.0]), "whole numbers named 'labels'"),
+    ("Flowers", "flowers-102/imagelabels.mat", matlab(others=[1]), "whole numbers named 'labels'"),
+    ("Food", "food-101/meta/train.json", '{"apple_pie": ["\\ud800"]}', "train.json names an image that is not there"),
     ("Food", "food-101/meta/train.json", '{"pho": ["pho/1", ', "train.json: "),
     ("Food", "food-101/meta/test.json", "[1, 2]", "test.json: expected a mapping from classes"),
     (

@@ -184,6 +184,8 @@ def test_the_order_is_the_runs_unless_another_is_asked_for(tmp_path):
         ({"tasks": ["MNIST", "Caltech101"]}, "2 tasks were learned, without Aircraft, CIFAR100"),
         ({"tasks": [*DATASETS[1:], "Aircraft"]}, "an order that is neither I nor II"),
         ({"budget": {"epochs": 3, "batch_size": 32}}, "the budget of a task is epochs 3, batch size 32; in ZSCL's"),
+        ({"incomparable": ["DTD is not the published data set"]}, "DTD is not the published data set"),
+        ({"left_out": {"Food/test": [3, 7]}}, "images that could not be read were left out of Food/test"),
         ({"base": "joint"}, "trained on all tasks at once, it has no Transfer and no Average"),
         ({"zero_shot": [24.3, 93.3, *[50.0] * 9]}, "published zero-shot accuracy on Caltech101 (93.3, published 88.4), CIFAR100"),
     ],

@@ -144,6 +144,15 @@ def test_set_wrongly(setting, why):
     assert "--set" in str(caught.value)
 
 
+def test_all_that_with_and_without_ask_in_vain_is_said_at_once():
+    with pytest.raises(Mistakes) as caught:
+        resolve("mtil", Changes(without_plugins=("adding2",), with_plugins=("adding", "nix")))
+    first, second, third = caught.value.lines()
+    assert first.startswith("--without adding2: $.strategy.plugins: the stack has no plugin 'adding2'")
+    assert second == "--with adding: $.strategy.plugins: the stack has the plugin 'adding' already"
+    assert third.startswith("--with nix: $.strategy.plugins[5].nix: no plugin is named 'nix'")
+
+
 def test_with_and_without_name_the_stack():
     recipe = resolve("mtil", Changes(without_plugins=("distinguishing",), with_plugins=("avalanche.ewc",))).recipe
     assert recipe.strategy.name == "mulki-without-distinguishing-with-avalanche.ewc"

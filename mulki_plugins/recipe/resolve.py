@@ -55,6 +55,7 @@ def resolve(name: str, changes: Changes | None = None) -> Resolved:
     settings = [assignment for assignment in changes.settings if assignment not in choices]
     try:
         tree, defaults = _with_strategy(tree, changes, choices, notices)
+        wrong += _edit_stack(tree, changes)
     except Mistakes as mistakes:  # the rest of the recipe is checked all the same
         wrong += mistakes.lines()
         put(tree, ("strategy",), {"name": "unknown", "plugins": []}, tree.origin(("strategy",)))
@@ -107,7 +108,6 @@ def _with_strategy(tree: Tree, changes: Changes, choices: dict[str, str], notice
     elif "plugins" in said:
         said.setdefault("name", "custom")
     _normalise(tree)
-    _edit_stack(tree, changes)
     return tree, defaults
 
 
@@ -176,36 +176,42 @@ def _put_name(tree: Tree, path: Path, name: str) -> None:
     put(tree, (*path, "name"), name, origin)
 
 
-def _edit_stack(tree: Tree, changes: Changes) -> None:
-    """Apply --without and --with, and give the changed stack a name of its own, so that no two share a folder."""
+def _edit_stack(tree: Tree, changes: Changes) -> list[str]:
+    """Apply --without and --with, and give the changed stack a name of its own, so that no two share a folder.
+
+    Returns what cannot be applied; whether the plugins are known at all is not asked here.
+    """
     plugins = get(tree.value, ("strategy", "plugins"))
     if not isinstance(plugins, list) or not (changes.with_plugins or changes.without_plugins):
-        return
+        return []
     names = [next(iter(entry)) if isinstance(entry, dict) and entry else None for entry in plugins]
-    wrong, label = [], ""
+    wrong: list[str] = []
+    added: list[str] = []
+    label = ""
     path = ("strategy", "plugins")
     for name in dict.fromkeys(changes.without_plugins):
         if name not in names:
             there = did_you_mean(name, [n for n in names if n]) or "it is empty"
             wrong.append(located(Origin(f"--without {name}"), path, f"the stack has no plugin {name!r} ({there})"))
         label += f"-without-{name}"
-    for i, name in enumerate(changes.with_plugins):
-        if name in names or name in changes.with_plugins[:i]:
+    for name in changes.with_plugins:
+        if name in names or name in added:
             wrong.append(located(Origin(f"--with {name}"), path, f"the stack has the plugin {name!r} already"))
+        else:
+            added.append(name)
         label += f"-with-{name}"
-    if wrong:
-        raise Mistakes(wrong)
     kept = [i for i, name in enumerate(names) if name not in changes.without_plugins]
     origins = {p: o for p, o in tree.origins.items() if p[:2] == path and len(p) > 2}
     put(tree, path, [plugins[i] for i in kept], tree.origin(path))
     for new, old in enumerate(kept):
         tree.origins.update({(*path, new, *p[3:]): o for p, o in origins.items() if p[2] == old})
-    for name in changes.with_plugins:
+    for name in added:
         place = len(tree.value["strategy"]["plugins"])
         tree.value["strategy"]["plugins"].append({name: {}})
         tree.origins[path + (place,)] = Origin(f"--with {name}")
     if isinstance(named := tree.value["strategy"]["name"], str):
         tree.value["strategy"]["name"] = named + label
+    return wrong
 
 
 def _with_defaults(tree: Tree, recipe: Recipe) -> Tree:

@@ -242,6 +242,7 @@ def _register_streams_and_models(register: Register) -> None:
             "SUN397",
         ],
         extra="mtil",
+        check="mulki_plugins.streams.mtil.root:check",
     )
     register.stream(
         "folders",

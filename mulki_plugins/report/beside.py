@@ -126,6 +126,10 @@ def _splits(split: Any, rows: Sequence[Row]) -> Iterator[str]:
 
 def _of_one(group: Group, classes: str, shots: str) -> Iterator[str]:
     """What sets one experiment apart from the published protocol."""
+    yield from dict.fromkeys(plain(text) for run in group.runs for text in run.incomparable)
+    if left_out := [part for run in group.runs for part in run.left_out]:
+        parts = plain(", ".join(dict.fromkeys(left_out)))
+        yield f"images that could not be read were left out of {parts}: no number on them can be compared"
     budget, expected = group.runs[0].budget, ITERATIONS.get(shots)
     if group.runs[0].base == "joint":
         yield "trained on all tasks at once, it has no Transfer and no Average"

@@ -40,6 +40,8 @@ class Result:
     settings: str = ""
     """A fingerprint of the resolved recipe but its seed: runs that share it are repetitions of one experiment."""
     plugins: list[dict[str, Any]] = field(factory=list)
+    incomparable: list[str] = field(factory=list)
+    """What keeps the numbers from standing beside published ones: data that are not the published."""
     left_out: dict[str, list[int]] = field(factory=dict)
     """The places of images that could not be read and were left out, by `<task>/train` and `<task>/test`."""
     versions: dict[str, str] = field(factory=dict)
@@ -72,11 +74,13 @@ def read_result(path: Path) -> Result:
 
 def _check(result: Result) -> None:
     """That the numbers have the shapes that everything else relies on."""
-    lists = (result.tasks, result.matrix, result.zero_shot, result.plugins)
+    lists = (result.tasks, result.matrix, result.zero_shot, result.plugins, result.incomparable)
     mappings = (result.metrics, result.left_out)
     if not all(isinstance(value, list) for value in lists) or not all(isinstance(value, dict) for value in mappings):
         raise ValueError("expected lists of tasks, accuracies and plugins, and a mapping of metrics")
-    for text in (*result.tasks, *result.metrics):
+    if not all(isinstance(text, str) for text in result.incomparable):
+        raise ValueError("expected texts that say what keeps the numbers from being compared")
+    for text in (*result.tasks, *result.metrics, *result.incomparable):
         str(text).encode()
     for name in ("recipe", "strategy", "status", "base", "settings", "started", "error"):
         if not isinstance(getattr(result, name), str):

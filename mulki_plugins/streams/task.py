@@ -61,3 +61,5 @@ class TaskStream:
     tasks: tuple[Task, ...]
     notices: tuple[str, ...] = ()
     """What whoever runs it must be told of its data."""
+    incomparable: tuple[str, ...] = ()
+    """What keeps numbers on it from standing beside published ones of the same name."""

@@ -46,6 +46,7 @@ def new_result(recipe: Recipe, built: Built, seed: int, folder: Path) -> Result:
         budget=_budget(recipe),
         settings=fingerprint(recipe),
         plugins=plugins,
+        incomparable=list(built.stream.incomparable),
         versions={"python": platform.python_version(), **_versions()},
         device={"type": built.device.type, "name": _device_name(built.device), "threads": torch.get_num_threads()},
         started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Annotated, Any
 
@@ -65,16 +65,32 @@ def check_tasks(tasks: Any) -> list[OptionError]:
         try:
             task: FolderTask = convert(said, FolderTask)
         except Exception as error:
-            wrong += mistakes_of(error, ("tasks", i))
+            spoilt = list(mistakes_of(error, ("tasks", i)))
+            problems = _of_the_rest(said, {e.path[2] for e in spoilt if len(e.path) > 2})
+            wrong += [*spoilt, *(OptionError(e.message, ("tasks", i, *e.path)) for e in problems)]
             continue
         wrong += [OptionError(e.message, ("tasks", i, *e.path)) for e in _problems(task)]
     return wrong
+
+
+def _of_the_rest(said: Any, spoilt: Collection[str | int]) -> list[OptionError]:
+    """What else is wrong with a task of which some keys are; nothing where it is none without them."""
+    try:
+        task: FolderTask = convert({key: value for key, value in said.items() if key not in spoilt}, FolderTask)
+    except Exception:
+        return []
+    return [*_texts(task), *_folders(task, [])]
 
 
 def _problems(task: FolderTask) -> Iterator[OptionError]:
     yield from _texts(task)
     wrong = list(_keys(task))
     yield from wrong
+    yield from _folders(task, wrong)
+
+
+def _folders(task: FolderTask, wrong: list[OptionError]) -> Iterator[OptionError]:
+    """What is wrong with the folders, and if nothing is, and nothing with the keys, with the classes in them."""
     found: dict[str, list[str]] = {}
     for key, path in task.folders.items():
         try:
@@ -83,9 +99,10 @@ def _problems(task: FolderTask) -> Iterator[OptionError]:
             yield OptionError(error.message, (key,))
     if wrong or len(found) < len(task.folders):
         return
-    if "train" in found:
+    if "train" in found and "test" in found:
         yield from _agreement(task, found["train"], found["test"])
-    yield from named(next(iter(found.values())), task.class_names, next(iter(found)))[1]
+    if found:
+        yield from named(next(iter(found.values())), task.class_names, next(iter(found)))[1]
 
 
 def _texts(task: FolderTask) -> Iterator[OptionError]:

@@ -36,7 +36,10 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy()
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
-        return image.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
+        grey = image.convert("I")
+        if image.mode == "I" and grey.getextrema()[1] <= 255:  # whole numbers of 32 bits that hold bytes
+            return grey.convert("L").convert("RGB")
+        return grey.point(lambda value: value / 257).convert("L").convert("RGB")
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:

@@ -29,10 +29,11 @@ def cifar100(folder: Path, declared: Declaration) -> Contents:
             isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 2 and pixels.shape[1] == 3072
         ):
             raise Unreadable(f"{path}: expected bytes [N, 3072] named 'data'")
-        if not (isinstance(labels, list) and len(labels) == len(pixels)):
-            raise Unreadable(f"{path}: expected a list of {len(pixels):,} classes named 'fine_labels'")
+        if not (isinstance(labels, list) and len(labels) == len(pixels) and all(type(n) is int for n in labels)):
+            raise Unreadable(f"{path}: expected a list of {len(pixels):,} whole numbers named 'fine_labels'")
         into.parts[part] = PixelImages(
-            pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), _within(path, np.asarray(labels), len(names))
+            pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1),
+            _within(path, np.asarray(labels, dtype=object), len(names)),
         )
     return into
 

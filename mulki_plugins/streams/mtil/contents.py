@@ -41,7 +41,7 @@ class Contents:
 def lines_of(path: Path) -> list[tuple[str, str]]:
     """The lines of a text file that are not empty, each with its place `path:number`."""
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")  # some editors begin a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise Unreadable(f"{path}: {_reason(error)}") from error
     return [(f"{path}:{number}", line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
@@ -50,7 +50,7 @@ def lines_of(path: Path) -> list[tuple[str, str]]:
 def json_of(path: Path) -> Any:
     """A JSON file's value."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise Unreadable(f"{path}: {_reason(error)}") from error
 
@@ -78,13 +78,14 @@ def below(folder: Path) -> Listing:
 
 def files_of(folder: Path, files: Sequence[str], labels: Sequence[int], said_by: Path, into: Contents) -> FileImages:
     """The images that an annotation names, and in `into` which of them are not there."""
-    there = set(below(folder).files)
+    found = below(folder)
+    there = set(found.files)
     lost = [file for file in files if file not in there]
     if lost:
         what = "an image that is" if len(lost) == 1 else f"{len(lost):,} images that are"
-        into.damage.append(
-            f"{folder / lost[0]}: {said_by.name} names {what} not there" + (", such as this" if lost[1:] else "")
-        )
+        said = f"{folder / lost[0]}: {said_by.name} names {what} not there" + (", such as this" if lost[1:] else "")
+        deeper = next((name for name in found.folders if f"{name}/{lost[0]}" in there), "")
+        into.damage.append(f"{said}; it is in {folder / deeper}: move the images up" if deeper else said)
     return FileImages.of(folder, files, labels)
 
 

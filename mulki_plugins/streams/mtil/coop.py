@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import posixpath
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from attrs import evolve
 
-from mulki_plugins.streams.mtil.contents import Contents, Unreadable, files_of, json_of
+from mulki_plugins.errors import plain
+from mulki_plugins.streams.mtil.contents import Contents, Unreadable, files_of, json_of, some
 from mulki_plugins.streams.mtil.declaration import Declaration
 from mulki_plugins.streams.mtil.splits import four_fifths
 
 WHERE = "CoOp's split files are linked from https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
+
+
+MOST_CLASSES = 1 << 20
 
 
 def split_file(declared: Declaration, root: Path) -> Path:
@@ -35,11 +41,12 @@ def of_file(declared: Declaration, root: Path) -> Contents:
             _check(path, part, row)
             if names.setdefault(row[1], row[2]) != row[2]:
                 raise Unreadable(f"{path}: the class {row[1]} is called {names[row[1]]!r} and {row[2]!r}")
-        files = [row[0].removeprefix("/") for row in rows]
+        files = [posixpath.normpath(row[0].lstrip("/")) for row in rows]
         into.parts[part] = files_of(images, files, [row[1] for row in rows], path, into)
     if sorted(names) != list(range(len(names))):
         raise Unreadable(f"{path}: expected classes from 0 to {len(names) - 1}, got {min(names)} to {max(names)}")
     into.classes = [names[i] for i in range(len(names))]
+    into.odd += some([f"{path}: {n} classes are called {name!r}" for name, n in Counter(into.classes).items() if n > 1])
     return into
 
 
@@ -51,8 +58,13 @@ def _check(path: Path, part: str, row: Any) -> None:
         and type(row[1]) is int
         and isinstance(row[2], str)
     )
-    if not fine or row[1] < 0 or ".." in Path(row[0]).parts:
+    if not fine or not 0 <= row[1] < MOST_CLASSES or ".." in Path(row[0]).parts or not _is_name(row[2]):
         raise Unreadable(f"{path}: expected [image, label, class name] in {part!r}, got {str(row)[:80]}")
+
+
+def _is_name(text: str) -> bool:
+    """Whether a sentence can have it."""
+    return bool(text.strip()) and plain(text) == text
 
 
 def of_official(declared: Declaration, contents: Contents) -> Contents:

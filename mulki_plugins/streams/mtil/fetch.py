@@ -14,6 +14,7 @@ from typing import Any
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.streams.mtil.declaration import ORDERS, Declaration
 from mulki_plugins.streams.mtil.found import look
+from mulki_plugins.streams.mtil.root import root_folder
 from mulki_plugins.streams.selection import chosen
 
 ASIDE = ".mulki-fetch"
@@ -71,15 +72,13 @@ def _by_torchvision(name: str, root: Path) -> None:
 
 def fetch_missing(options: dict[str, Any], say: Callable[[str], None]) -> list[str]:
     """Download what a stream `mtil` with these options is missing, one after another; returns what could not be got."""
-    root = Path(options.get("root", "data")).expanduser().absolute()
+    root = root_folder(options.get("root", "data")).absolute()
     wrong = []
     for name in chosen("mtil", ORDERS, options.get("order", "I"), options.get("tasks")):
         found = look(name, root, options.get("split", "zscl"))
         if found.state != "missing":
-            wrong += [
-                f"{name}: {problem}; nothing is overwritten: move {found.folder} away first"
-                for problem in found.problems
-            ]
+            first = "" if found.declared.get else f"; nothing is overwritten: move {found.folder} away first"
+            wrong += [f"{name}: {problem}{first}" for problem in found.problems]
             say(f"{name}: {'there' if not found.problems else 'there, but not whole'}: {found.folder}")
             continue
         try:

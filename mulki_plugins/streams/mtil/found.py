@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from attrs import frozen
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.streams.mtil import coop
 from mulki_plugins.streams.mtil.contents import Contents, Unreadable, some
 from mulki_plugins.streams.mtil.declaration import Declaration, Split, declaration, readable
+from mulki_plugins.streams.mtil.images import FileImages
 from mulki_plugins.streams.mtil.layouts import READERS
 from mulki_plugins.streams.mtil.splits import sizes_of_random_split
 
@@ -54,27 +56,36 @@ class Found:
 
 
 def look(name: str, root: Path, split: Split) -> Found:
-    """The data set of that name below a root, without opening an image."""
+    """The data set of that name below a root, without opening an image; what cannot be read is damaged, and said."""
     declared = declaration(name)
     folder = root / declared.folder
+    try:
+        return _found(declared, folder, root, split)
+    except MulkiError as error:
+        problems = [error.message] if isinstance(error, Unreadable) else error.lines()
+    except OSError as error:
+        problems = [f"{error.filename or folder}: {error.strerror or error}"]
+    except Exception as error:  # of an annotation that is damaged in a way that no reader expects
+        problems = [f"{folder}: its annotations cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"]
+    return Found(declared=declared, folder=folder, split=split, state="damaged", problems=tuple(problems))
+
+
+def _found(declared: Declaration, folder: Path, root: Path, split: Split) -> Found:
     needs = [folder / need for need in declared.needs]
     if split == "coop" and declared.split_file:
         needs = [coop.split_file(declared, root), folder / declared.split_images]
     absent = [path for path in needs if not path.exists()]
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or all(path.name.startswith(".") for path in folder.iterdir()):
         return Found(declared=declared, folder=folder, split=split, state="missing")
     if absent:
-        problems = [
-            f"{path}: not there" + (f"; {coop.WHERE}" if path.suffix == ".json" and split == "coop" else "")
-            for path in absent
-        ]
+        problems = [f"{path}: not there{_where_else(path, folder)}" for path in absent]
+        without_split_file = split == "coop" and bool(declared.split_file) and needs[0] in absent
+        if without_split_file:
+            problems[0] += f"; {coop.WHERE}"
+        if declared.get and len(absent) > without_split_file:
+            problems.append(f"{folder} is not whole: {declared.how_to_get(root)}")
         return Found(declared=declared, folder=folder, split=split, state="damaged", problems=tuple(problems))
-    try:
-        contents = _read(declared, root, split)
-    except Unreadable as error:
-        return Found(declared=declared, folder=folder, split=split, state="damaged", problems=(error.message,))
-    except MulkiError as error:
-        return Found(declared=declared, folder=folder, split=split, state="damaged", problems=tuple(error.lines()))
+    contents = _read(declared, root, split)
     empty = [f"{folder}: no {part} images" for part, n in _sizes(contents).items() if not n and part != "classes"]
     problems = [*contents.damage, *empty]
     differences = _differences(declared, contents, split)
@@ -83,6 +94,15 @@ def look(name: str, root: Path, split: Split) -> Found:
         declared=declared, folder=folder, split=split, state=state, contents=contents, problems=tuple(problems),
         differences=tuple(differences),
     )  # fmt: skip
+
+
+def _where_else(path: Path, folder: Path) -> str:
+    """A hint, where a file is one folder deeper than it should be, as some archives unpack."""
+    place = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
+    for inner in sorted(folder.iterdir()):
+        if inner.is_dir() and (inner / place).exists():
+            return f", but {inner / place} is; move it up"
+    return ""
 
 
 def _read(declared: Declaration, root: Path, split: Split) -> Contents:
@@ -99,18 +119,28 @@ def _sizes(contents: Contents) -> dict[str, int]:
     return {"classes": len(contents.classes), **parts}
 
 
+def _shared(contents: Contents) -> int:
+    """How many image files are in both parts."""
+    train, test = (contents.parts.get(part) for part in ("train", "test"))
+    if not isinstance(train, FileImages) or not isinstance(test, FileImages) or train.folder != test.folder:
+        return 0
+    return len(np.intersect1d(train.files, test.files))
+
+
 def _differences(declared: Declaration, contents: Contents, split: Split) -> list[str]:
     """Classes and numbers of images that are not the published ones."""
     found = list(contents.odd)
     if not (split == "coop" and declared.split_file):
         place = contents.named_in
-        inside = place.is_dir()
+        inside = "all" in contents.parts and place.is_dir()  # a folder for each class lies in it
         more = [key for key in contents.classes if key not in declared.classes]
         fewer = [key for key in declared.classes if key not in contents.classes]
         found += some([f"{place / key if inside else place}: a class too many: {key!r}" for key in more])
         found += some([f"{place / key if inside else place}: a class too few: {key!r}" for key in fewer])
         if not more and not fewer and declared.name != "SUN397" and contents.classes != list(declared.classes):
             found.append(f"{place}: the classes stand in another order than the published one")
+    if shared := _shared(contents):
+        found.append(f"{contents.named_in}: {shared:,} images are both training and test images")
     sizes = _sizes(contents)
     for what, n in declared.expected(split).items():
         if sizes[what] != n:

@@ -10,12 +10,9 @@ from pathlib import Path
 import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mulki_plugins.errors import UnreadableImage
-
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, MemoryError, OverflowError)
-"""What Pillow raises over a file that is no image, or only part of one."""
 
 
 @frozen(eq=False)
@@ -29,8 +26,8 @@ class FileImages:
 
     @classmethod
     def of(cls, folder: Path, files: Sequence[str], labels: Sequence[int]) -> FileImages:
-        encoded = np.array([os.fsencode(file) for file in files], dtype=np.bytes_)
-        return cls(str(folder), encoded, np.asarray(labels, dtype=np.int64))
+        encoded = [_encoded(file) for file in files]
+        return cls(str(folder), np.array(encoded, dtype=np.bytes_), np.asarray(labels, dtype=np.int64))
 
     @property
     def targets(self) -> list[int]:
@@ -49,6 +46,14 @@ class FileImages:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return decoded(self.path(index)), int(self.labels[index])
+
+
+def _encoded(file: str) -> bytes:
+    """As the file system writes it; half a pair of surrogates, which JSON can hold, names no file but is no crash."""
+    try:
+        return os.fsencode(file)
+    except UnicodeEncodeError:
+        return file.encode("utf-8", "surrogatepass")
 
 
 @frozen(eq=False)
@@ -84,8 +89,10 @@ def decoded(path: str) -> Image.Image:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of palettes with transparency, which RGB has none of
             return Image.open(file).convert("RGB")
-    except UNREADABLE as error:
+    except Exception as error:  # decoders raise whatever they please at damaged files
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it is no image, or of a kind that Pillow does not read"
         raise UnreadableImage(
             f"{path}: this image cannot be decoded: {' '.join(reason.split()) or type(error).__name__}"
         ) from error

@@ -148,10 +148,11 @@ def flowers102(folder: Path, declared: Declaration) -> Contents:
 
 
 def _vector(path: Path, variable: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-    try:
-        return np.atleast_1d(mat_of(path)[variable]).astype(np.int64)
-    except (KeyError, TypeError, ValueError) as error:
-        raise Unreadable(f"{path}: expected a vector of whole numbers named {variable!r}") from error
+    found = np.atleast_1d(np.asarray(mat_of(path).get(variable)))
+    whole = found.ndim == 1 and found.dtype.kind in "iuf" and bool((np.abs(found) < 2**53).all())
+    if not whole or (found != np.floor(found)).any():
+        raise Unreadable(f"{path}: expected a vector of whole numbers named {variable!r}")
+    return found.astype(np.int64)
 
 
 def oxford_pet(folder: Path, declared: Declaration) -> Contents:
@@ -199,8 +200,11 @@ def stanford_cars(folder: Path, declared: Declaration) -> Contents:
         try:
             annotations = np.atleast_1d(mat_of(path)["annotations"])
             files = [str(name) for name in np.atleast_1d(annotations["fname"]).tolist()]
-            labels = [int(number) - 1 for number in np.atleast_1d(annotations["class"]).tolist()]
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+            numbers = np.atleast_1d(annotations["class"]).tolist()
+            labels = [int(number) - 1 for number in numbers]
+            if any(label + 1 != number for label, number in zip(labels, numbers, strict=True)):
+                raise ValueError("no whole number")
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
             raise Unreadable(f"{path}: expected 'annotations' with the fields 'fname' and 'class'") from error
         if labels and not 0 <= min(labels) <= max(labels) < len(classes):
             raise Unreadable(

@@ -17,7 +17,7 @@ DEEPEST = 8
 """Levels of folders; a data set has up to four, and a link to a folder above itself has no end."""
 SETTLED = 2.0
 """Seconds after which a folder's time of change says for certain whether it was changed again."""
-_VERSION = 2
+_VERSION = 3
 
 
 @frozen
@@ -55,7 +55,7 @@ def walked(folder: Path) -> tuple[Listing, list[list[int]]]:
         below, depth = ahead.pop()
         with os.scandir(os.path.join(folder, below)) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") or entry.name == "__MACOSX":  # of an archive packed on a Mac
                     continue
                 path = f"{below}/{entry.name}" if below else entry.name
                 if not entry.is_dir():

@@ -9,6 +9,7 @@ from mulki_plugins.streams.mtil.contents import some
 from mulki_plugins.streams.mtil.damage import damaged
 from mulki_plugins.streams.mtil.declaration import ORDERS, Split
 from mulki_plugins.streams.mtil.found import look
+from mulki_plugins.streams.mtil.root import root_folder
 from mulki_plugins.streams.selection import chosen
 
 WORDS = {"found": "found", "odd": "differs", "damaged": "damaged", "missing": "missing"}
@@ -19,7 +20,7 @@ def checked(options: dict[str, Any], *, decode: bool = False) -> dict[str, Any]:
 
     Every image file is opened for a look at both ends, or decoded. Nothing is written but the cache of the folders' listings.
     """
-    root = Path(options.get("root", "data")).expanduser().absolute()
+    root = root_folder(options.get("root", "data")).absolute()
     split: Split = options.get("split", "zscl")
     names = chosen("mtil", ORDERS, options.get("order", "I"), options.get("tasks"))
     entries = [_entry(name, root, split, decode) for name in names]

@@ -12,6 +12,7 @@ from mulki_plugins.options import Count
 from mulki_plugins.streams.mtil.contents import Images
 from mulki_plugins.streams.mtil.declaration import ORDERS
 from mulki_plugins.streams.mtil.found import Found, look
+from mulki_plugins.streams.mtil.root import root_folder
 from mulki_plugins.streams.mtil.splits import few, random_split
 from mulki_plugins.streams.selection import chosen
 from mulki_plugins.streams.task import Task, TaskStream
@@ -36,7 +37,7 @@ def mtil(
     No image is opened here. MulkiError, of all data sets at once, where one is missing, damaged or cannot be downloaded.
     """
     names = chosen("mtil", ORDERS, order, tasks)
-    below = Path(root).expanduser()
+    below = root_folder(root)
     found = [look(name, below, split) for name in names]
     if download and any(each.state == "missing" for each in found):
         from mulki_plugins.streams.mtil.fetch import fetch
@@ -48,8 +49,12 @@ def mtil(
     if wrong := unusable(found, below):
         raise Mistakes(wrong)
     built = [_task(each, shots) for each in found]
-    notices = [notice for _, said in built for notice in said]
-    return TaskStream(name="mtil", tasks=tuple(task for task, _ in built), notices=tuple(notices))
+    return TaskStream(
+        name="mtil",
+        tasks=tuple(task for task, _ in built),
+        notices=tuple(notice for _, notice in built if notice),
+        incomparable=tuple(_unlike_published(each) for each in found if each.differences),
+    )
 
 
 def unusable(found: list[Found], root: Path) -> list[str]:
@@ -67,7 +72,15 @@ def unusable(found: list[Found], root: Path) -> list[str]:
     return wrong
 
 
-def _task(found: Found, shots: int | None) -> tuple[Task, list[str]]:
+def _unlike_published(found: Found) -> str:
+    more = "; and more" if len(found.differences) > 3 else ""
+    return (
+        f"{found.declared.name} is not the published data set, and no number on it can be compared: "
+        f"{'; '.join(found.differences[:3])}{more}; `mulki data check` says all"
+    )
+
+
+def _task(found: Found, shots: int | None) -> tuple[Task, str]:
     """A data set as a task, and what to tell whoever reads its numbers."""
     name, declared = found.declared.name, found.declared
     assert found.contents is not None
@@ -75,22 +88,16 @@ def _task(found: Found, shots: int | None) -> tuple[Task, list[str]]:
     if "all" in parts:
         whole = parts.pop("all")
         parts["train"], parts["test"] = (whole.chosen(places) for places in random_split(len(whole)))
-    notices = []
-    if found.differences:
-        more = f" (and {len(found.differences) - 3} more)" if len(found.differences) > 3 else ""
-        notices.append(
-            f"warning: {name} is not the published data set, and no number on it can be compared: "
-            f"{'; '.join(found.differences[:3])}{more}; `mulki data check` says all"
-        )
+    notice = ""
     if shots is not None:
         counts = np.bincount(parts["train"].labels, minlength=len(found.class_names))
         if (short := counts < shots).any():
             at = int(np.flatnonzero(short)[0])
-            notices.append(
+            notice = (
                 f"note: {name}: {int(short.sum())} of {len(counts)} classes have fewer than {shots} training images, such as "
                 f"{found.class_names[at]!r} with {int(counts[at])}; all of them are taken"
             )
         parts["train"] = parts["train"].chosen(few(parts["train"].labels, shots))
     templates = declared.templates[:1] if found.split == "coop" else declared.templates
     task = Task(name=name, class_names=found.class_names, templates=templates, train=parts["train"], test=parts["test"])
-    return task, notices
+    return task, notice
