@@ -60,7 +60,7 @@ def add_line(path: Path, line: Line) -> None:
     """One line more, written whole."""
     new = not path.is_file()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [a.name for a in fields(Line)])
+        writer = csv.DictWriter(file, [a.name for a in fields(Line)], lineterminator="\n")
         if new:
             writer.writeheader()
         row = {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(line).items()}
@@ -168,7 +168,8 @@ def figure(lines: Sequence[Line], plan: dict[str, Any]) -> Figure:
                 markersize=13 if marker == "*" else 6,
                 color=f"C{k % 10}",
             )
-            axes.annotate(name, at, xytext=(6, 5), textcoords="offset points", fontsize=9)
+            place = (6, -12 if k % 2 else 5)  # so that fewer names lie on each other
+            axes.annotate(name, at, xytext=place, textcoords="offset points", fontsize=9)
         if chosen:
             axes.axvline(chosen[0].zero_shot_later, color="grey", linestyle=":", linewidth=1)
             axes.axhline(chosen[0].zero_shot, color="grey", linestyle=":", linewidth=1)

@@ -15,9 +15,8 @@ from mulki_plugins.streams.mtil.declaration import Declaration
 from mulki_plugins.streams.mtil.splits import four_fifths
 
 WHERE = "CoOp's split files are linked from https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
-
-
 MOST_CLASSES = 1 << 20
+"""A label above that is no label."""
 
 
 def split_file(declared: Declaration, root: Path) -> Path:
