@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from mulki_plugins.errors import MulkiError
@@ -37,7 +38,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         return image.copy()
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
         grey = image.convert("I")
-        if image.mode == "I" and grey.getextrema()[1] <= 255:  # whole numbers of 32 bits that hold bytes
+        if image.mode == "I" and np.asarray(grey).max() <= 255:  # whole numbers of 32 bits that hold bytes
             return grey.convert("L").convert("RGB")
         return grey.point(lambda value: value / 257).convert("L").convert("RGB")
     if image.mode == "F":
