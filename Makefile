@@ -1,9 +1,14 @@
-# `make mtil` and `make test` do all their set-up themselves, in .venv; PYTHON chooses the interpreter (3.10 or newer).
+# `make mtil` and `make test` install everything they need into .venv, at the versions of requirements.lock.
+#   PYTHON=python3.12        another interpreter (3.10 or newer)
+#   TORCH_INDEX=ADDRESS      take torch from this index, for example the one of CPU builds that pytorch.org names
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LATEST := .venv-latest
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+TORCH_INDEX ?=
 
-.PHONY: mtil test lint clean
+.PHONY: mtil test lint test-latest update clean
 
 mtil: $(VENV)/ready
 	$(BIN)/mulki run recipes/mtil.yaml
@@ -17,17 +22,32 @@ lint: $(VENV)/ready-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-$(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "MulKI needs Python 3.10 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+# The tests with the newest release of every dependency, in an environment of its own.
+test-latest: $(LATEST)/bin/python
+	$(LATEST)/bin/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager -e '.[mini,mtil,dev]'
+	$(LATEST)/bin/python -m pytest
 
-$(VENV)/ready: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mini]'
+# Renews requirements.lock for every supported Python and platform.
+update: $(VENV)/bin/python
+	$(BIN)/python $(PIP_INSTALL) --upgrade uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --extra mini --extra mtil --extra dev \
+	  --no-emit-index-url --no-header --no-annotate --output-file requirements.lock pyproject.toml
+
+%/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "MulKI needs Python 3.10 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $* || { rm -rf $*; exit 1; }
+
+$(VENV)/torch: requirements.lock | $(VENV)/bin/python
+	$(if $(TORCH_INDEX),$(BIN)/python $(PIP_INSTALL) --constraint requirements.lock --extra-index-url $(TORCH_INDEX) torch torchvision)
 	@touch $@
 
-$(VENV)/ready-dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mini,dev]'
+$(VENV)/ready: pyproject.toml requirements.lock $(VENV)/torch
+	$(BIN)/python $(PIP_INSTALL) --constraint requirements.lock -e '.[mini]'
+	@touch $@
+
+$(VENV)/ready-dev: pyproject.toml requirements.lock $(VENV)/torch
+	$(BIN)/python $(PIP_INSTALL) --constraint requirements.lock -e '.[mini,mtil,dev]'
 	@touch $@ $(VENV)/ready
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(LATEST) build *.egg-info
