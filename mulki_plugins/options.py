@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import re
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -17,6 +18,7 @@ import cattrs
 from attrs import frozen
 from cattrs.gen import make_dict_structure_fn
 
+from mulki_plugins.characters import mistakable, simplified
 from mulki_plugins.errors import did_you_mean
 
 Path = tuple[str | int, ...]
@@ -69,12 +71,27 @@ MOST = 1000
 
 
 class OptionError(ValueError):
-    """A value that its type does not admit; `path` leads to it from where the check began."""
+    """A value that its type does not admit; `path` leads to it from where the check began.
 
-    def __init__(self, message: str, path: Path = ()) -> None:
+    write: what was probably meant, as YAML; empty where nobody can tell.
+    """
+
+    def __init__(self, message: str, path: Path = (), write: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.path = path
+        self.write = write
+
+    def below(self, path: Path) -> OptionError:
+        """The same mistake, its path beginning further up."""
+        return OptionError(self.message, (*path, *self.path), self.write)
+
+    def __str__(self) -> str:
+        return f"{self.message}; write {self.write}" if self.write else self.message
+
+
+UNKNOWN = "unknown option"
+"""How every message about a key that there is not begins."""
 
 
 def describe(kind: Any) -> str:
@@ -106,11 +123,61 @@ def shown(value: Any) -> str:
     if value is None:
         return "nothing"
     text = repr(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    odd = mistakable(value) if isinstance(value, str) else ""
+    return (text if len(text) <= 60 else text[:57] + "...") + (f" with {odd}" if odd else "")
 
 
 def _expected(kind: Any, value: Any) -> OptionError:
-    return OptionError(f"expected {describe(kind)}, got {shown(value)}")
+    return OptionError(f"expected {describe(kind)}, got {shown(value)}" + _advice(kind, value), write=_meant(kind, value))
+
+
+_TRUTHS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
+
+
+def _arms(kind: Any) -> list[Any]:
+    """A type and all that it may be instead, without their ranges."""
+    if get_origin(kind) is Annotated:
+        return _arms(get_args(kind)[0])
+    if get_origin(kind) in (Union, types.UnionType):
+        return [arm for inner in get_args(kind) for arm in _arms(inner)]
+    return [kind]
+
+
+def _advice(kind: Any, value: Any) -> str:
+    """What to do where a text was meant and YAML read something else."""
+    if str not in _arms(kind) or isinstance(value, (Mapping, list, tuple, str)):
+        return ""
+    return "; put it in quotes if it is a text" + (', such as "null"' if value is None else "")
+
+
+def _meant(kind: Any, value: Any) -> str:
+    """What a value was probably meant to be, as YAML: a whole number, a truth value, a list; empty where nobody can tell."""
+    arms = _arms(kind)
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 and int in arms:
+        return str(int(value))
+    text = simplified(value).strip() if isinstance(value, str) else ""
+    if text and bool in arms:
+        return _TRUTHS.get(text.lower(), "")
+    if text and (int in arms or float in arms):
+        return _number_in(text, whole=float not in arms)
+    lists = [arm for arm in arms if get_origin(arm) in (list, tuple)]
+    if not lists or isinstance(value, (Mapping, list, tuple)) or value is None:
+        return ""
+    if not isinstance(value, str):
+        return f"[{shown(value)}]"
+    words = [word.strip() for word in text.strip("[]()").split("," if "," in text else None) if word.strip()]
+    fits = all(re.fullmatch(r"[\w.+-]+", word) for word in words)
+    return f"[{','.join(words)}]" if words and fits else ""
+
+
+def _number_in(text: str, whole: bool) -> str:
+    """The number that a text with signs of other notations means: 1_000, 1,000, 1e-4 with a long dash."""
+    text = text.replace("_", "")
+    if re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+", text):
+        text = text.replace(",", "")
+    if not re.fullmatch(r"[-+]?(\.[0-9]+|[0-9]{1,15}(\.[0-9]*)?)([eE][-+]?[0-9]{1,2})?", text):
+        return ""
+    return text if not whole else str(int(float(text))) if float(text).is_integer() else ""
 
 
 def _whole(value: Any, _: Any) -> int:
@@ -153,7 +220,7 @@ def _literal(kind: Any) -> Callable[[Any, Any], Any]:
             if type(value) is type(choice) and value == choice:
                 return value
         hint = did_you_mean(value, map(str, get_args(kind))) if isinstance(value, str) else ""
-        message = str(_expected(kind, value))
+        message = _expected(kind, value).message
         raise OptionError(f"{message} ({hint})" if hint.startswith("did") else message)
 
     return structure
@@ -208,7 +275,7 @@ def _collection(kind: Any, converter: cattrs.Converter) -> Callable[[Any, Any], 
             try:
                 result[key] = converter.structure(item, item_kind)
             except Exception as error:
-                errors += [OptionError(e.message, (key, *e.path)) for e in mistakes_of(error)]
+                errors += [e.below((key,)) for e in mistakes_of(error)]
         if errors:
             raise OptionErrors(errors)
         return result if origin is dict else origin(result.values())
@@ -221,7 +288,7 @@ def _key_problem(key: Any, kind: Any) -> str:
     if not isinstance(key, str):
         return f"expected a text as key, got {shown(key)}"
     if get_origin(kind) is Literal and key not in get_args(kind):
-        return f"unknown option ({did_you_mean(key, get_args(kind))})"
+        return f"{UNKNOWN} ({did_you_mean(key, get_args(kind))})"
     return ""
 
 
@@ -244,12 +311,12 @@ def mistakes_of(error: BaseException, path: Path = ()) -> Iterator[OptionError]:
     elif isinstance(error, cattrs.ForbiddenExtraKeysError):
         known = [a.name for a in getattr(error.cl, "__attrs_attrs__", ())]
         for key in sorted(error.extra_fields, key=str)[:MOST]:
-            yield OptionError(f"unknown option ({did_you_mean(str(key), known)})", (*path, key))
+            yield OptionError(f"{UNKNOWN} ({did_you_mean(str(key), known)})", (*path, key))
     elif isinstance(error, OptionErrors):
         for inner in error.errors:
-            yield OptionError(inner.message, (*path, *inner.path))
+            yield inner.below(path)
     elif isinstance(error, OptionError):
-        yield OptionError(error.message, (*path, *error.path))
+        yield error.below(path)
     elif isinstance(error, KeyError):
         yield OptionError("missing; it has no default", path)
     else:
@@ -288,6 +355,30 @@ def _new_converter() -> cattrs.Converter:
 CONVERTER = _new_converter()
 
 
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a function as types; without those that name what is not there when it runs.
+
+    An annotation may name a class that is imported under `TYPE_CHECKING` only, or use syntax of a later Python.
+    """
+    function = inspect.unwrap(function)
+    hints: dict[str, Any] = {}
+    for name, written in getattr(function, "__annotations__", {}).items():
+        holder = types.SimpleNamespace(__annotations__={name: written})
+        try:
+            hints.update(get_type_hints(holder, getattr(function, "__globals__", {}), include_extras=True))
+        except Exception:  # whatever the evaluation of a stranger's annotation raises
+            continue
+    return hints
+
+
+def _may_be(value: Any, kind: Any) -> bool:
+    """Whether a value is of a class; what is no class, or cannot be asked, admits everything."""
+    try:
+        return not inspect.isclass(kind) or isinstance(value, kind)
+    except TypeError:
+        return True
+
+
 def convert(value: Any, kind: Any) -> Any:
     """The value as its type; OptionError (or a group of cattrs) where it is not of that type."""
     return value if kind in (Any, inspect.Parameter.empty) else CONVERTER.structure(value, kind)
@@ -302,18 +393,19 @@ def checked(init: Init) -> Init:
     @functools.wraps(init)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
         bound = inspect.signature(init).bind(self, *args, **kwargs)
-        hints = get_type_hints(init, include_extras=True)
+        hints = hints_of(init)
         wrong = []
         for name, value in bound.arguments.items():
             kind = hints.get(name, Any)
-            if hasattr(kind, "__attrs_attrs__"):  # an object that no recipe can write
-                if not isinstance(value, kind):
-                    wrong.append(f"{name}: expected a {kind.__name__}, got {shown(value)}")
-                continue
             try:
+                if hasattr(kind, "__attrs_attrs__"):
+                    raise cattrs.StructureHandlerNotFoundError("", kind)
                 convert(value, kind)
+            except cattrs.StructureHandlerNotFoundError:  # an object that no recipe can write
+                if not _may_be(value, kind):
+                    wrong.append(f"{name}: expected a {kind.__name__}, got {shown(value)}")
             except Exception as error:
-                wrong += [f"{'.'.join(map(str, (name, *e.path)))}: {e.message}" for e in mistakes_of(error)]
+                wrong += [f"{'.'.join(map(str, (name, *e.path)))}: {e}" for e in mistakes_of(error)]
         if wrong:
             raise ValueError(f"{type(self).__name__}: " + "; ".join(wrong))
         init(self, *args, **kwargs)
