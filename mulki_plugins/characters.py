@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 
-from rich.cells import cell_len
-
 _ORDINARY = {
     "Zs": " ", "Pd": "-", "Pi": "'", "Pf": "'",
 }  # fmt: skip
@@ -50,7 +48,11 @@ def mistakable(text: str) -> str:
 
 def width(text: str) -> int:
     """How many columns a terminal takes for a text: two for most of the characters of East Asia, none for an accent."""
-    return len(text) if text.isascii() else cell_len(text)
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def padded(text: str, columns: int, right: bool = False) -> str:

@@ -144,10 +144,16 @@ def _arms(kind: Any) -> list[Any]:
 
 
 def _advice(kind: Any, value: Any) -> str:
-    """What to do where a text was meant and YAML read something else."""
+    """What to do where a text was meant and YAML read something else; which keys a mapping has."""
+    classes = [arm for arm in _arms(kind) if hasattr(arm, "__attrs_attrs__")]
+    if classes and not isinstance(value, (Mapping, list, tuple)):
+        return f"; its keys are {', '.join(a.name for a in classes[0].__attrs_attrs__)}"
     if str not in _arms(kind) or isinstance(value, (Mapping, list, tuple, str)):
         return ""
-    return "; put it in quotes if it is a text" + (', such as "null"' if value is None else "")
+    return f"; {IN_QUOTES}" + (', such as "null"' if value is None else "")
+
+
+IN_QUOTES = "put it in quotes if it is a text"
 
 
 def _meant(kind: Any, value: Any) -> str:
@@ -163,16 +169,38 @@ def _meant(kind: Any, value: Any) -> str:
     lists = [arm for arm in arms if get_origin(arm) in (list, tuple)]
     if not lists or isinstance(value, (Mapping, list, tuple)) or value is None:
         return ""
-    if not isinstance(value, str):
-        return f"[{shown(value)}]"
+    if isinstance(value, str) and any(get_origin(arm) is Literal for arm in arms) and "," not in text:
+        return ""
+    return _list_in(text if isinstance(value, str) else shown(value), lists[0])
+
+
+def _list_in(text: str, kind: Any) -> str:
+    """The list that a text means: a,b and `a b` and (a, b); for whole numbers also 0-4 and 0..4."""
     words = [word.strip() for word in text.strip("[]()").split("," if "," in text else None) if word.strip()]
-    fits = all(re.fullmatch(r"[\w.+-]+", word) for word in words)
-    return f"[{','.join(words)}]" if words and fits else ""
+    elements, most = get_args(kind), len(get_args(kind)) if get_origin(kind) is tuple else MOST
+    if not words or not all(re.fullmatch(r"[\w.+-]+", word) for word in words):
+        return ""
+    if (int in _arms(elements[0])) and (span := re.fullmatch(r"(\d{1,9})(?:-|\.\.)(\d{1,9})", words[0])):
+        first, last = int(span[1]), int(span[2])
+        words = [str(n) for n in range(first, last + 1)] if len(words) == 1 and last - first < 20 else []
+    numbers = any(arm in (int, float) for arm in _arms(elements[0]))
+    if numbers and not all(_number_in(word, whole=float not in _arms(elements[0])) == word for word in words):
+        return ""
+    ranges = [extra for extra in getattr(elements[0], "__metadata__", ()) if isinstance(extra, Range)]
+    if numbers and not all(float(word) in allowed for word in words for allowed in ranges):
+        return ""
+    if not numbers and str in _arms(elements[0]) and _FIGURES.fullmatch("".join(words)):
+        return ""
+    exact = get_origin(kind) is not tuple or len(words) == most
+    return f"[{','.join(words)}]" if words and exact else ""
+
+
+_FIGURES = re.compile("[0-9.]+")
 
 
 def _number_in(text: str, whole: bool) -> str:
     """The number that a text with signs of other notations means: 1_000, 1,000, 1e-4 with a long dash."""
-    text = text.replace("_", "")
+    text = text.replace("_", "").lstrip("= ")
     if re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+", text):
         text = text.replace(",", "")
     if not re.fullmatch(r"[-+]?(\.[0-9]+|[0-9]{1,15}(\.[0-9]*)?)([eE][-+]?[0-9]{1,2})?", text):
@@ -230,7 +258,12 @@ def _union(kind: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
     def structure(value: Any, _: Any) -> Any:
         for arm in get_args(kind):
             if _same_shape(value, arm):
-                return converter.structure(value, arm)
+                try:
+                    return converter.structure(value, arm)
+                except OptionError:
+                    if _meant(kind, value).startswith("["):  # a list in words, and not a wrong word
+                        break
+                    raise
         raise _expected(kind, value)
 
     return structure

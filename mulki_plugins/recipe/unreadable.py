@@ -116,9 +116,26 @@ def _at_character(
         return line, "`...` ends the file, and something stands behind it"
     if row.lstrip().startswith("%"):
         return line, "a line cannot begin with %; put the text in quotes"
+    if unclosed := _unclosed(rows):
+        return unclosed
     if _indent(row) not in {_indent(r) for r in rows[:line] if r.strip()}:
         return line, "its indentation is that of no line above; indent the keys of one mapping alike"
     return line, "check the quotes, colons, brackets and indentation of this line and the one above"
+
+
+def _unclosed(rows: list[str]) -> tuple[int, str] | None:
+    """The first bracket that nothing closes, quotes and comments aside."""
+    opened: list[tuple[int, str]] = []
+    for i, row in enumerate(rows):
+        for sign in re.sub(r"\"[^\"]*\"|'[^']*'|(?:^|\s)#.*", "", row):
+            if sign in "[{":
+                opened.append((i, sign))
+            elif sign in "]}" and opened:
+                opened.pop()
+    if not opened:
+        return None
+    line, sign = opened[0]
+    return line, f"the {sign} on this line is not closed by {'}' if sign == '{' else ']'}"
 
 
 def _indent(row: str) -> int:
