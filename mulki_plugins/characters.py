@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import unicodedata
 
-_ORDINARY = {
-    "Zs": " ", "Pd": "-", "Pi": "'", "Pf": "'",
-}  # fmt: skip
-_LOOKALIKES = {"\u201a": "'", "\u201e": '"', "\u201c": '"', "\u201d": '"', "\u201f": '"', "\u00ab": '"', "\u00bb": '"', "\u2212": "-"}  # fmt: skip
-OPENING, CLOSING = "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a\uff02\uff07", "\u2018\u2019\u201c\u201d\u00ab\u00bb\u2039\u203a\uff02\uff07"  # fmt: skip
+_ORDINARY = {"Zs": " ", "Pd": "-", "Pi": "'", "Pf": "'"}
+_LOOKALIKES = {
+    **dict.fromkeys("\u201a", "'"),
+    **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb", '"'),
+    "\u2212": "-",
+}
+CLOSING = "\u2018\u2019\u201c\u201d\u00ab\u00bb\u2039\u203a\uff02\uff07"
+OPENING = CLOSING + "\u201a\u201b\u201e\u201f"
 """Typographic quotes; which one opens differs from language to language."""
 
 

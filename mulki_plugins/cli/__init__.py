@@ -20,7 +20,9 @@ from mulki_plugins.cli.usage import AnsweringGroup
 from mulki_plugins.cli.validate import validate
 
 
-@click.group("mulki", cls=AnsweringGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    "mulki", cls=AnsweringGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="mulki")
 @click.option(
     "--no-plugin",

@@ -66,7 +66,9 @@ def list_command(kind: str | None, text: str | None, as_json: bool) -> None:
             ours = entry["distribution"] in ("mulki", OPEN_CLIP)
             brought = "" if ours else f" (from {entry['distribution']})"
             marks = "".join(f"{'yes' if entry.get(key) else 'no':<{len(words)}}  " for key, words in notes.items())
-            click.echo(plain(f"  {padded(entry['name'], columns)}  {marks}{entry['summary']}{source}{brought}").rstrip())
+            click.echo(
+                plain(f"  {padded(entry['name'], columns)}  {marks}{entry['summary']}{source}{brought}").rstrip()
+            )
         if k == "models" and not text:
             _more_models(listed=kind is not None)
         click.echo()
@@ -116,11 +118,10 @@ def _more_models(listed: bool) -> None:
 
 def _entries(kind: str) -> list[dict[str, Any]]:
     from mulki_plugins.registry.discovery import catalog
-    from mulki_plugins.registry.parts import Kind
 
     if kind in ("recipes", "strategies"):
         return _files(kind)
-    singular: Kind = kind.removesuffix("s")  # type: ignore[assignment]
+    singular: Any = kind.removesuffix("s")
     entries = []
     for part in catalog().of_kind(singular):
         entry: dict[str, Any] = {

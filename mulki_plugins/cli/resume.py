@@ -44,7 +44,6 @@ def resume(folder: Path, force: bool, as_json: bool) -> None:
         click.echo(comparison_text([result]))
 
 
-
 def _run_in(folder: Path) -> Path:
     """The folder of the run that is meant: this one, the one that a file lies in, or the only one below. MulkiError."""
     from mulki_plugins.report.folder import is_aside
@@ -70,7 +69,10 @@ def _run_in(folder: Path) -> Path:
         what = "unfinished runs are below it" if unfinished else "runs are below it, all of them complete"
         raise Mistakes([f"{folder}: {many} {what}; type one of:", *f"  {named}{more}".split("\n")])
     run = unfinished[0] if unfinished else below[0]
-    click.echo(plain(f"{folder}: going on with {run}, the only {'unfinished ' if len(below) > 1 else ''}run below it"), err=True)
+    click.echo(
+        plain(f"{folder}: going on with {run}, the only {'unfinished ' if len(below) > 1 else ''}run below it"),
+        err=True,
+    )
     return run
 
 

@@ -18,10 +18,19 @@ from mulki_plugins.errors import MulkiError, did_you_mean
 
 _WORDS = "mulki.words"
 _ALSO_CALLED = {
-    "train": "run", "start": "run", "fit": "run", "continue": "resume", "compare": "results", "evaluate": "results", "eval": "results",
-    "check": "validate", "lint": "validate", "ls": "list", "print": "show", "info": "show", "cat": "show", "init": "new recipe",
+    "train": "run", "start": "run", "fit": "run", "continue": "resume", "compare": "results", "evaluate": "results",
+    "eval": "results", "check": "validate", "lint": "validate", "ls": "list", "print": "show", "info": "show", "cat": "show",
+    "init": "new recipe",
     "create": "new recipe", "download": "data fetch", "fetch": "data fetch", "help": "--help", "version": "--version",
 }  # fmt: skip
+_OPTIONS = {
+    "--plugin": "--with",
+    "--seeds": "--seed",
+    "--output": "--out",
+    "--output-dir": "--out",
+    "--method": "--strategy",
+}
+_KINDS = ("recipe", "strategy", "strategie", "plugin", "stream", "model", "metric", "logger")
 _HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 _LISTS = ("seeds", "loggers", "evaluate.metrics", "stream.tasks")
 _SETTING_ALONE = re.compile(r"=|[-+]?[\d.\[{=].*|true|false|null")
@@ -30,7 +39,9 @@ _SETTING_ALONE = re.compile(r"=|[-+]?[\d.\[{=].*|true|false|null")
 class AnsweringGroup(CommandsByName):
     """The commands, of which a wrong call is answered by what to type."""
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if ctx.resilient_parsing or self.get_command(ctx, args[0]) is not None:
             ctx.meta[_WORDS] = list(args)
             reports_mistakes(_check_settings)(args)
@@ -65,7 +76,7 @@ def _no_such_command(group: click.Group, ctx: click.Context, words: Sequence[str
     line = ""
     if word in _ALSO_CALLED:
         line = f"mulki {_ALSO_CALLED[word]}" + (f" {shlex.join(words[1:])}" if words[1:] else "")
-    elif word.rstrip("s") in ("recipe", "plugin", "stream", "model", "metric", "logger") or word in ("strategies", "strategy"):
+    elif word.rstrip("s") in _KINDS:
         line = f"mulki list {word}"
     elif word.removesuffix(".yaml") in available("recipes") or os.path.isfile(word):
         line = f"mulki run {shlex.join(words)}"
@@ -115,10 +126,9 @@ def _takes_settings(command: click.Command) -> bool:
 def _for_option(name: str, command: click.Command, words: Sequence[str]) -> str:
     """What to type in place of an option that there is not: another one, or a key of the recipe."""
     own = [option for param in command.params for option in param.opts if option.startswith("--")]
-    known = {"--plugin": "--with", "--seeds": "--seed", "--output": "--out", "--output-dir": "--out", "--method": "--strategy"}
     value = _value_behind(name, words)
-    if known.get(name) in own:
-        return f"type {known[name]} {shlex.quote(value)}".rstrip(" '")
+    if _OPTIONS.get(name) in own:
+        return f"type {_OPTIONS[name]} {shlex.quote(value)}".rstrip(" '")
     from mulki_plugins.recipe.keys import keys_like
 
     keys = keys_like(name.lstrip("-").split("."), _recipe_data(words)) if _takes_settings(command) else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from attrs import field, frozen
 
@@ -46,7 +46,7 @@ class Prompts:
 
 def as_prompts(tasks: HasPrompts | Sequence[HasPrompts]) -> tuple[Prompts, ...]:
     """The prompts of each task; one task may stand without a list around it. ValueError for anything else."""
-    several = (tasks,) if hasattr(tasks, "class_names") else tuple(tasks)  # type: ignore[arg-type]
+    several: tuple[Any, ...] = (tasks,) if hasattr(tasks, "class_names") else tuple(tasks)
     for task in several:
         if not hasattr(task, "class_names") or not hasattr(task, "templates"):
             raise ValueError(f"tasks: expected a stream's tasks or Prompts([names], [templates]), got {task!r}")

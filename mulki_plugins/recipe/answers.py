@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Iterable
 
 from mulki_plugins.errors import Mistakes
-from mulki_plugins.options import IN_QUOTES, UNKNOWN, OptionError, Path
+from mulki_plugins.meant import IN_QUOTES
+from mulki_plugins.options import UNKNOWN, OptionError, Path
 from mulki_plugins.recipe.find import Found
 from mulki_plugins.recipe.keys import keys_like
 from mulki_plugins.recipe.layers import get

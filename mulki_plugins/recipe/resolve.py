@@ -139,7 +139,9 @@ def _loaded(tree: Tree, name: str, notices: list[str]) -> tuple[Tree, Tree]:
     try:
         found = find("strategies", name)
     except Mistakes:
-        message = f"no strategy is named {shown(name)} ({instead('strategies', name)}); `mulki list strategies` shows all"
+        message = (
+            f"no strategy is named {shown(name)} ({instead('strategies', name)}); `mulki list strategies` shows all"
+        )
         raise Mistakes([located(tree.origin(path), path, message)]) from None
     if found.notice and "/" in name:
         notices.append(found.notice)

@@ -80,7 +80,9 @@ def _entries(node: ast.expr, tables: dict[str, ast.expr]) -> dict[str, ast.expr]
     if isinstance(node, ast.Name):
         return _entries(tables[node.id], tables)
     if isinstance(node, ast.Dict):
-        pairs = [(ast.literal_eval(key) if key else None, value) for key, value in zip(node.keys, node.values, strict=True)]
+        pairs = [
+            (ast.literal_eval(key) if key else None, value) for key, value in zip(node.keys, node.values, strict=True)
+        ]
     elif isinstance(node, ast.Call) and not node.args:
         pairs = [(keyword.arg, keyword.value) for keyword in node.keywords]
     else:

@@ -11,7 +11,9 @@ from matplotlib.ft2font import FT2Font
 
 OWN = "DejaVu Sans"
 """The font that comes with matplotlib."""
-_FIRST = ("noto sans cjk", "noto sans", "source han", "wenquanyi", "microsoft yahei", "pingfang", "hiragino", "malgun", "arial unicode")
+_FIRST = ("noto sans cjk", "noto sans", "source han", "wenquanyi", "microsoft yahei", "pingfang", "hiragino", "malgun")
+_NOT_THESE = ("color", "last resort", "lastresort")
+"""Fonts that matplotlib cannot draw, and those that have nothing but boxes."""
 _IGNORED = {"Cf", "Mn", "Me", "Cc"}
 """Characters that a font may draw as nothing, or on top of another."""
 
@@ -53,7 +55,7 @@ def _installed() -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     for font in font_manager.fontManager.ttflist:
         ordinary = font.style == "normal" and str(font.weight) in ("400", "normal", "regular", "book")
-        if ordinary and "color" not in font.name.lower():  # which matplotlib cannot draw
+        if ordinary and not any(word in font.name.lower() for word in _NOT_THESE):
             found.setdefault(font.name, font.fname)
     rank = {name: next((i for i, word in enumerate(_FIRST) if word in name.lower()), len(_FIRST)) for name in found}
     return sorted(found.items(), key=lambda item: (rank[item[0]], item[0]))
