@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from mulki_plugins.characters import mistakable, simplified
+
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 
 
@@ -64,10 +66,20 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     from difflib import get_close_matches
 
     options = sorted(known)
-    if close := get_close_matches(word.lower(), [option.lower() for option in options], n=1, cutoff=0.6):
+    odd = mistakable(word)
+    note = f" the name holds {odd}" if odd else ""
+    plain_word = simplified(word).strip().lower()
+    close = get_close_matches(plain_word, [option.lower() for option in options], n=1, cutoff=0.6)
+    close = close or [option.lower() for option in options if plain_word and plain_word == _last(option)]
+    if close:
         match = next(option for option in options if option.lower() == close[0])
-        return f"did you mean {match!r}?"
+        return f"did you mean {match!r}?{note}"
     if not options:
-        return ""
+        return note.strip()
     shown = ", ".join(options[:12]) + (", ..." if len(options) > 12 else "")
-    return f"there is {shown}"
+    return f"there is {shown}" + (f";{note}" if note else "")
+
+
+def _last(name: str) -> str:
+    """`avalanche.ewc` is often called `ewc`."""
+    return name.rpartition(".")[2].lower()

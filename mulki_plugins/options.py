@@ -17,7 +17,9 @@ import cattrs
 from attrs import frozen
 from cattrs.gen import make_dict_structure_fn
 
+from mulki_plugins.characters import mistakable
 from mulki_plugins.errors import did_you_mean
+from mulki_plugins.meant import advice, meant
 
 Path = tuple[str | int, ...]
 
@@ -69,12 +71,27 @@ MOST = 1000
 
 
 class OptionError(ValueError):
-    """A value that its type does not admit; `path` leads to it from where the check began."""
+    """A value that its type does not admit; `path` leads to it from where the check began.
 
-    def __init__(self, message: str, path: Path = ()) -> None:
+    write: what was probably meant, as YAML; empty where nobody can tell.
+    """
+
+    def __init__(self, message: str, path: Path = (), write: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.path = path
+        self.write = write
+
+    def below(self, path: Path) -> OptionError:
+        """The same mistake, its path beginning further up."""
+        return OptionError(self.message, (*path, *self.path), self.write)
+
+    def __str__(self) -> str:
+        return f"{self.message}; write {self.write}" if self.write else self.message
+
+
+UNKNOWN = "unknown option"
+"""How every message about a key that there is not begins."""
 
 
 def describe(kind: Any) -> str:
@@ -106,11 +123,12 @@ def shown(value: Any) -> str:
     if value is None:
         return "nothing"
     text = repr(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    odd = mistakable(value) if isinstance(value, str) else ""
+    return (text if len(text) <= 60 else text[:57] + "...") + (f" with {odd}" if odd else "")
 
 
 def _expected(kind: Any, value: Any) -> OptionError:
-    return OptionError(f"expected {describe(kind)}, got {shown(value)}")
+    return OptionError(f"expected {describe(kind)}, got {shown(value)}" + advice(kind, value), write=meant(kind, value))
 
 
 def _whole(value: Any, _: Any) -> int:
@@ -153,7 +171,7 @@ def _literal(kind: Any) -> Callable[[Any, Any], Any]:
             if type(value) is type(choice) and value == choice:
                 return value
         hint = did_you_mean(value, map(str, get_args(kind))) if isinstance(value, str) else ""
-        message = str(_expected(kind, value))
+        message = _expected(kind, value).message
         raise OptionError(f"{message} ({hint})" if hint.startswith("did") else message)
 
     return structure
@@ -163,7 +181,12 @@ def _union(kind: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
     def structure(value: Any, _: Any) -> Any:
         for arm in get_args(kind):
             if _same_shape(value, arm):
-                return converter.structure(value, arm)
+                try:
+                    return converter.structure(value, arm)
+                except OptionError:
+                    if meant(kind, value).startswith("["):  # a list in words, and not a wrong word
+                        break
+                    raise
         raise _expected(kind, value)
 
     return structure
@@ -208,7 +231,7 @@ def _collection(kind: Any, converter: cattrs.Converter) -> Callable[[Any, Any], 
             try:
                 result[key] = converter.structure(item, item_kind)
             except Exception as error:
-                errors += [OptionError(e.message, (key, *e.path)) for e in mistakes_of(error)]
+                errors += [e.below((key,)) for e in mistakes_of(error)]
         if errors:
             raise OptionErrors(errors)
         return result if origin is dict else origin(result.values())
@@ -221,7 +244,7 @@ def _key_problem(key: Any, kind: Any) -> str:
     if not isinstance(key, str):
         return f"expected a text as key, got {shown(key)}"
     if get_origin(kind) is Literal and key not in get_args(kind):
-        return f"unknown option ({did_you_mean(key, get_args(kind))})"
+        return f"{UNKNOWN} ({did_you_mean(key, get_args(kind))})"
     return ""
 
 
@@ -244,12 +267,12 @@ def mistakes_of(error: BaseException, path: Path = ()) -> Iterator[OptionError]:
     elif isinstance(error, cattrs.ForbiddenExtraKeysError):
         known = [a.name for a in getattr(error.cl, "__attrs_attrs__", ())]
         for key in sorted(error.extra_fields, key=str)[:MOST]:
-            yield OptionError(f"unknown option ({did_you_mean(str(key), known)})", (*path, key))
+            yield OptionError(f"{UNKNOWN} ({did_you_mean(str(key), known)})", (*path, key))
     elif isinstance(error, OptionErrors):
         for inner in error.errors:
-            yield OptionError(inner.message, (*path, *inner.path))
+            yield inner.below(path)
     elif isinstance(error, OptionError):
-        yield OptionError(error.message, (*path, *error.path))
+        yield error.below(path)
     elif isinstance(error, KeyError):
         yield OptionError("missing; it has no default", path)
     else:
@@ -288,6 +311,34 @@ def _new_converter() -> cattrs.Converter:
 CONVERTER = _new_converter()
 
 
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a function as types; without those that name what is not there when it runs.
+
+    An annotation may name a class that is imported under `TYPE_CHECKING` only, or use syntax of a later Python.
+    """
+    function = inspect.unwrap(function)
+    hints: dict[str, Any] = {}
+    try:
+        annotations = getattr(function, "__annotations__", {})
+    except Exception:  # Python 3.14 evaluates them only here
+        annotations = {}
+    for name, written in annotations.items():
+        holder = types.SimpleNamespace(__annotations__={name: written})
+        try:
+            hints.update(get_type_hints(holder, getattr(function, "__globals__", {}), include_extras=True))
+        except Exception:  # whatever the evaluation of a stranger's annotation raises
+            continue
+    return hints
+
+
+def _may_be(value: Any, kind: Any) -> bool:
+    """Whether a value is of a class; what is no class, or cannot be asked, admits everything."""
+    try:
+        return not inspect.isclass(kind) or isinstance(value, kind)
+    except TypeError:
+        return True
+
+
 def convert(value: Any, kind: Any) -> Any:
     """The value as its type; OptionError (or a group of cattrs) where it is not of that type."""
     return value if kind in (Any, inspect.Parameter.empty) else CONVERTER.structure(value, kind)
@@ -302,18 +353,19 @@ def checked(init: Init) -> Init:
     @functools.wraps(init)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
         bound = inspect.signature(init).bind(self, *args, **kwargs)
-        hints = get_type_hints(init, include_extras=True)
+        hints = hints_of(init)
         wrong = []
         for name, value in bound.arguments.items():
             kind = hints.get(name, Any)
-            if hasattr(kind, "__attrs_attrs__"):  # an object that no recipe can write
-                if not isinstance(value, kind):
-                    wrong.append(f"{name}: expected a {kind.__name__}, got {shown(value)}")
-                continue
             try:
+                if hasattr(kind, "__attrs_attrs__"):
+                    raise cattrs.StructureHandlerNotFoundError("", kind)
                 convert(value, kind)
+            except cattrs.StructureHandlerNotFoundError:  # an object that no recipe can write
+                if not _may_be(value, kind):
+                    wrong.append(f"{name}: expected a {kind.__name__}, got {shown(value)}")
             except Exception as error:
-                wrong += [f"{'.'.join(map(str, (name, *e.path)))}: {e.message}" for e in mistakes_of(error)]
+                wrong += [f"{'.'.join(map(str, (name, *e.path)))}: {e}" for e in mistakes_of(error)]
         if wrong:
             raise ValueError(f"{type(self).__name__}: " + "; ".join(wrong))
         init(self, *args, **kwargs)

@@ -177,3 +177,17 @@ def test_mistakes(loaded, classifier, x):
         Prompts([])
     with pytest.raises(ValueError, match="at least one"):
         Prompts(["cat"], [])
+    with pytest.raises(ValueError, match="expected a list of texts, such as \\['cat'\\], got the text 'cat'"):
+        Prompts("cat")
+    with pytest.raises(ValueError, match="class_names: expected texts, got 5"):
+        Prompts(["cat", 5])
+    with pytest.raises(
+        ValueError, match=r"expected a stream's tasks or Prompts\(\[names\], \[templates\]\), got \['cat'\]"
+    ):
+        ClipClassifier(loaded.clip, loaded.tokenizer, [["cat"]])
+
+
+def test_prompts_as_they_are_written(loaded):
+    one = ClipClassifier(loaded.clip, loaded.tokenizer, Prompts(["cat", "dog"], "a photo of a {}."))
+    several = ClipClassifier(loaded.clip, loaded.tokenizer, [Prompts(["cat", "dog"], ["a photo of a {}."])])
+    assert one.prompts == several.prompts == (Prompts(("cat", "dog")),)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 def wheel(tmp_path_factory):
     """The wheel's path; built from a copy, so that no build folder is left in the checkout."""
     source = tmp_path_factory.mktemp("source")
-    tracked = [*ROOT.glob("*.toml"), *ROOT.glob("*.md"), ROOT / "LICENSE"]
+    tracked = [*ROOT.glob("*.toml"), *ROOT.glob("*.md"), ROOT / "LICENSE", ROOT / "mulki.py"]
     for path in (*tracked, *(p for f in ("mulki_plugins", "recipes", "strategies") for p in (ROOT / f).rglob("*"))):
         if path.is_file() and "__pycache__" not in path.parts:
             target = source / path.relative_to(ROOT)
@@ -40,7 +40,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):
         expected |= {
             f"mulki_plugins/{kind}/{p.name}" for p in (ROOT / kind).iterdir() if p.suffix in (".yaml", ".json")
         }
-    assert inside == expected
+    assert inside == expected | {"mulki.py"}, "`python -m mulki` runs too"
     assert wheel.stat().st_size < 8 * 2**20
 
 

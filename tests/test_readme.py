@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -99,7 +100,10 @@ def test_every_command_of_the_readme_is_one(tmp_path):
     commands = re.findall(r"^mulki .*?(?=\s+#|$)", README, re.M)
     assert len(commands) >= 6
     for command in commands:
-        words = command.split()[1:]
+        assert not re.search(r"[\[{*?]", re.sub(r"'[^']*'", "", command)), (
+            "some shells expand it where it is not in quotes"
+        )
+        words = shlex.split(command)[1:]
         if words[0] in ("results", "resume", "new"):  # which need runs, or folders
             words = [*words[: 2 if words[0] == "new" else 1], "--help"]
         if words[-1] == "mine.yaml":

@@ -133,7 +133,7 @@ def test_set(setting, read, expected):
         ("seeds[999]=1", "there is no entry 999"),
         ("summary=a\udcff", r"\$.summary: this is no UTF-8 text"),
         ("summary=*a", r"\$.summary: the alias"),
-        ("train.iterations=", r"\$.train.iterations: neither iterations nor epochs"),
+        ("train.iterations=", r"\$.train.iterations: expected a value behind the ="),
         ("strategy=nobody", "no strategy is named 'nobody'"),
         ("train.iterations=!!python/name:os.system x", "tag"),
     ],

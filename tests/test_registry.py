@@ -196,3 +196,33 @@ def test_broken_packages_are_reported_and_harm_nobody(packages):
         assert expected in report, report
     assert ("plugin", "fresh") not in catalog.parts, "of a package that fails nothing stays"
     assert catalog.find("plugin", "adding").provenance.distribution == "mulki"
+
+
+def test_annotations_that_cannot_be_evaluated_are_not_checked_and_the_others_are(tmp_path, monkeypatch):
+    (tmp_path / "late_names.py").write_text(
+        "from __future__ import annotations\n"
+        "from typing import TYPE_CHECKING\n"
+        "from mulki_plugins.options import Weight, checked\n"
+        "if TYPE_CHECKING:\n"
+        "    from nowhere import Tensor\n"
+        "class Other: ...\n"
+        "class Part:\n"
+        "    @checked\n"
+        "    def __init__(self, *, start: Tensor | None = None, many: list[Tensor] = (), other: Other = Other(),\n"
+        "                 weight: Weight = 1.0, name: str = '') -> None:\n"
+        "        self.weight = weight\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    from late_names import Other
+    from late_names import Part as Late
+
+    assert Late(start=5, many=[1], other=Other(), weight=2).weight == 2
+    with pytest.raises(
+        ValueError, match=r"^Part: other: expected a Other, got 5; weight: expected a number, at least 0, got -1$"
+    ):
+        Late(start=object(), other=5, weight=-1)
+    with pytest.raises(ValueError, match="name: expected a text, got 5"):
+        Late(name=5)
+    options = signature_of(part(Late)).options
+    assert options["weight"].kind == Weight
+    assert options["name"].kind is str

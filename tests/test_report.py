@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -220,3 +221,30 @@ def test_the_picture_has_every_cell(tmp_path):
     assert len(texts) == 12
     figure.savefig(tmp_path / "m.png")
     assert (tmp_path / "m.png").stat().st_size > 5000
+
+
+WIDE = ["\u82b1", "cafe\u0301", "\U0001f426 birds", "digits", "\u041c\u0438\u0440"]
+
+
+def test_columns_of_wide_characters_stand_below_each_other():
+    from rich.cells import cell_len
+
+    run = Result(recipe="r", strategy="s", seed=0, tasks=WIDE, matrix=[[50.0] * 5] * 5, status="complete")
+    lines = matrix_table(run).splitlines()
+    assert len({cell_len(line) for line in lines if line}) == 1, lines
+
+
+def test_pictures_have_no_boxes_and_warn_of_nothing(tmp_path):
+    from mulki_plugins.report.fonts import drawable, families_for
+
+    run = Result(recipe="r", strategy="s", seed=0, tasks=WIDE, matrix=[[50.0] * 5] * 5, status="complete")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = matrix_figure(run)
+        figure.savefig(tmp_path / "matrix.png")
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert labels[3:] == ["digits", "\u041c\u0438\u0440"]
+    assert len(set(labels)) == 5
+    unknown = "\U000f0000"  # for private use: no font has it
+    assert drawable(f"a{unknown}b", families_for([unknown])) == "a[U+F0000]b"
+    assert drawable("\uff21\uff22", families_for([])) == "AB", "in another form, where a font has that"

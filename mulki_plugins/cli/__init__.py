@@ -7,7 +7,7 @@ import click
 from mulki_plugins import __version__
 from mulki_plugins.cli.data import data
 from mulki_plugins.cli.doctor import doctor
-from mulki_plugins.cli.lazy import CommandsByName, switch_off
+from mulki_plugins.cli.lazy import switch_off
 from mulki_plugins.cli.listing import list_command
 from mulki_plugins.cli.new import new
 from mulki_plugins.cli.plugins import plugins
@@ -16,10 +16,13 @@ from mulki_plugins.cli.resume import resume
 from mulki_plugins.cli.run import run
 from mulki_plugins.cli.schema import schema
 from mulki_plugins.cli.show import show
+from mulki_plugins.cli.usage import AnsweringGroup
 from mulki_plugins.cli.validate import validate
 
 
-@click.group(cls=CommandsByName, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    "mulki", cls=AnsweringGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="mulki")
 @click.option(
     "--no-plugin",

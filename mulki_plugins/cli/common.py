@@ -59,7 +59,7 @@ def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--seed", "seeds", type=click.IntRange(min=0), multiple=True, help="Run this seed; may be repeated."),
         click.option(
             "--set", "settings", multiple=True, metavar="KEY.PATH=VALUE",
-            help="Set a value, such as train.iterations=50 or strategy.adding.weight=0.5; may be repeated.",
+            help="Set a value, such as train.iterations=50 or 'stream.tasks=[digits,scans]'; may be repeated.",
         ),
         click.option("--without", "without_plugins", multiple=True, metavar="PLUGIN", help="Leave a plugin out of the stack."),
         click.option("--with", "with_plugins", multiple=True, metavar="PLUGIN", help="Add a plugin at the stack's end."),

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from mulki_plugins.characters import padded, width
 from mulki_plugins.cli.common import echo_json, reports_mistakes
 from mulki_plugins.errors import plain
 
@@ -35,10 +36,10 @@ def plugins(as_json: bool) -> None:
 
 
 def _table(rows: list[dict[str, Any]]) -> None:
-    names, kinds = (max(len(row[key]) for row in rows) for key in ("name", "kind"))
+    names, kinds = (max(width(row[key]) for row in rows) for key in ("name", "kind"))
     for row in rows:
         state = row["state"] + (f": {row['cause']}" if row["cause"] else "")
         summary = f"  {row['summary']}" if row["summary"] else ""
-        click.echo(plain(f"  {row['kind']:<{kinds}}  {row['name']:<{names}}  {state}{summary}"))
+        click.echo(plain(f"  {row['kind']:<{kinds}}  {padded(row['name'], names)}  {state}{summary}"))
         for note in row["notes"]:
             click.echo(plain(f"  {'':<{kinds}}  {'':<{names}}  note: {note}"))

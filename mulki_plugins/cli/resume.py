@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
 
 from mulki_plugins.cli.common import echo_json, reports_mistakes, resolved
-from mulki_plugins.errors import MulkiError
+from mulki_plugins.errors import Mistakes, MulkiError, plain
+
+RECIPE = "recipe.yaml"
+NAMED = 10
+"""So many runs are named where one must be chosen."""
 
 
 @click.command()
@@ -18,15 +23,12 @@ from mulki_plugins.errors import MulkiError
 def resume(folder: Path, force: bool, as_json: bool) -> None:
     """Go on with the run in DIR, from its latest whole checkpoint, to the very result that it would have had.
 
-    DIR is the folder of one run, such as runs/mtil/mulki/seed-0. The recipe is the one in it.
+    DIR is the folder of one run, such as runs/mtil/mulki/seed-0, or one above a single run. The recipe is the one in it.
     """
     from mulki_plugins.recipe.resolve import Changes
 
-    path = folder / "recipe.yaml"
-    if not path.is_file():
-        raise MulkiError(
-            f"{folder}: no run is there: it has no recipe.yaml", "give a run's folder, such as runs/mtil/mulki/seed-0"
-        )
+    folder = _run_in(folder)
+    path = folder / RECIPE
     recipe = resolved(str(path), Changes())
     if len(recipe.recipe.seeds) != 1:
         raise MulkiError(
@@ -40,3 +42,44 @@ def resume(folder: Path, force: bool, as_json: bool) -> None:
         echo_json(comparison_data([result]))
     else:
         click.echo(comparison_text([result]))
+
+
+def _run_in(folder: Path) -> Path:
+    """The folder of the run that is meant: this one, the one that a file lies in, or the only one below. MulkiError."""
+    from mulki_plugins.report.folder import is_aside
+    from mulki_plugins.report.result import FILE
+
+    for around in (folder, *folder.parents[:2]):  # also a file of a run, or one of its checkpoints
+        if (around / RECIPE).is_file() and (around == folder or (around / FILE).is_file()):
+            return around
+    if not folder.is_dir():
+        raise MulkiError(f"{folder}: there is no such folder", "a path begins in the current folder")
+    below = sorted(path.parent for path in folder.rglob(RECIPE) if (path.parent / FILE).is_file())
+    below = [run for run in below if not any(is_aside(part) for part in (run, *run.parents))]
+    if not below:
+        raise MulkiError(
+            f"{folder}: no run is there: it has no {RECIPE}", "give a run's folder, such as runs/mtil/mulki/seed-0"
+        )
+    states = {run: _state(run / FILE) for run in below}
+    unfinished = [run for run, state in states.items() if state != "complete"]
+    if len(below) > 1 and len(unfinished) != 1:
+        many = len(unfinished) or len(below)
+        named = "\n  ".join(f"mulki resume {shlex.quote(str(run))}" for run in (unfinished or below)[:NAMED])
+        more = f" and {many - NAMED} more" if many > NAMED else ""
+        what = "unfinished runs are below it" if unfinished else "runs are below it, all of them complete"
+        raise Mistakes([f"{folder}: {many} {what}; type one of:", *f"  {named}{more}".split("\n")])
+    run = unfinished[0] if unfinished else below[0]
+    click.echo(
+        plain(f"{folder}: going on with {run}, the only {'unfinished ' if len(below) > 1 else ''}run below it"),
+        err=True,
+    )
+    return run
+
+
+def _state(path: Path) -> str:
+    from mulki_plugins.report.result import read_result
+
+    try:
+        return read_result(path).status
+    except MulkiError:
+        return "unreadable"

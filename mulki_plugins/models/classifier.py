@@ -11,7 +11,7 @@ from attrs import frozen
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
-from mulki_plugins.models.prompts import HasPrompts, Prompts, Union, sentences, union_of
+from mulki_plugins.models.prompts import HasPrompts, Union, as_prompts, sentences, union_of
 
 MASKED = -1e4
 """The logit of a class that a sample's task has not: no probability in any dtype, and finite in each."""
@@ -38,7 +38,7 @@ class ClipClassifier(MultiTaskModule):
 
     clip: an open_clip model (`encode_image`, `encode_text`, `logit_scale`); it is not copied.
     tokenizer: texts -> token ids, as `open_clip.get_tokenizer` returns.
-    tasks: class names and templates of each task, task id = position. A stream's tasks, or `Prompts`.
+    tasks: class names and templates of each task, task id = position. A stream's tasks, or `Prompts`, one or several.
     train: which towers learn. The logit scale is frozen always.
 
     In training mode the text features are those of the first template, with gradient where the text tower learns, and
@@ -50,7 +50,7 @@ class ClipClassifier(MultiTaskModule):
         self,
         clip: nn.Module,
         tokenizer: Callable[[list[str]], Tensor],
-        tasks: Sequence[HasPrompts],
+        tasks: HasPrompts | Sequence[HasPrompts],
         *,
         train: Towers = "all",
     ) -> None:
@@ -59,7 +59,7 @@ class ClipClassifier(MultiTaskModule):
             raise ValueError("tasks: expected at least one, got none")
         self.clip: Any = clip
         self.tokenizer = tokenizer
-        self.prompts = tuple(Prompts(tuple(task.class_names), tuple(task.templates)) for task in tasks)
+        self.prompts = as_prompts(tasks)
         self.features: Features | None = None
         self._tokens: dict[tuple[int, bool], Tensor] = {}
         self._cache: dict[tuple[int, bool], tuple[tuple[int, ...], Tensor]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from attrs import field, frozen
 
@@ -19,20 +19,38 @@ class HasPrompts(Protocol):
 
 
 def _texts(values: Sequence[str]) -> tuple[str, ...]:
+    return (values,) if isinstance(values, str) else tuple(values)
+
+
+def _names(values: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(values, str):
+        raise ValueError(f"class_names: expected a list of texts, such as [{values!r}], got the text {values!r}")
     return tuple(values)
 
 
-def _not_empty(_: object, attribute: object, value: Sequence[str]) -> None:
+def _are_texts(_: object, attribute: object, value: Sequence[str]) -> None:
+    name = getattr(attribute, "name", "prompts")
     if not value:
-        raise ValueError(f"{getattr(attribute, 'name', 'prompts')}: expected at least one, got none")
+        raise ValueError(f"{name}: expected at least one, got none")
+    if wrong := [text for text in value if not isinstance(text, str)]:
+        raise ValueError(f"{name}: expected texts, got {wrong[0]!r}")
 
 
 @frozen
 class Prompts:
     """The class names of one task and the templates that make sentences of them, `{}` being the name's place."""
 
-    class_names: tuple[str, ...] = field(converter=_texts, validator=_not_empty)
-    templates: tuple[str, ...] = field(default=("a photo of a {}.",), converter=_texts, validator=_not_empty)
+    class_names: tuple[str, ...] = field(converter=_names, validator=_are_texts)
+    templates: tuple[str, ...] = field(default=("a photo of a {}.",), converter=_texts, validator=_are_texts)
+
+
+def as_prompts(tasks: HasPrompts | Sequence[HasPrompts]) -> tuple[Prompts, ...]:
+    """The prompts of each task; one task may stand without a list around it. ValueError for anything else."""
+    several: tuple[Any, ...] = (tasks,) if hasattr(tasks, "class_names") else tuple(tasks)
+    for task in several:
+        if not hasattr(task, "class_names") or not hasattr(task, "templates"):
+            raise ValueError(f"tasks: expected a stream's tasks or Prompts([names], [templates]), got {task!r}")
+    return tuple(Prompts(task.class_names, task.templates) for task in several)
 
 
 def sentences(prompts: HasPrompts, all_templates: bool) -> list[list[str]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from mulki_plugins.characters import padded, width
 from mulki_plugins.errors import plain
 from mulki_plugins.options import Path
 from mulki_plugins.recipe.source import Tree, dotted
@@ -49,8 +50,8 @@ def plain_yaml(value: Any) -> str:
 def annotated_yaml(tree: Tree) -> str:
     """The recipe, a value a line, each followed by `# where it comes from`."""
     lines = list(_lines(tree, tree.value, (), 0))
-    width = min(64, max((len(text) for text, _ in lines), default=0))
-    return "".join(f"{text.ljust(width)}  # {plain(origin)}\n" if origin else f"{text}\n" for text, origin in lines)
+    columns = min(64, max((width(text) for text, _ in lines), default=0))
+    return "".join(f"{padded(text, columns)}  # {plain(origin)}\n" if origin else f"{text}\n" for text, origin in lines)
 
 
 def _lines(tree: Tree, value: dict[str, Any], path: Path, indent: int) -> Iterator[tuple[str, str]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import Any
 
+from mulki_plugins.characters import mistakable, simplified
 from mulki_plugins.errors import Mistakes
 from mulki_plugins.options import Path
-from mulki_plugins.recipe.source import Origin, Tree, located, parse_value
+from mulki_plugins.recipe.source import Origin, Tree, dotted, located, parse_value
 
 EITHER = {("train", "iterations"): ("train", "epochs"), ("train", "epochs"): ("train", "iterations")}
 """Values of which a layer's own replaces the other one of the layers below."""
@@ -89,7 +91,7 @@ def set_value(tree: Tree, assignment: str) -> None:
     written, equals, text = assignment.partition("=")
     parts = _parts(written.strip().removeprefix("$").removeprefix("."))
     if not equals or not parts:
-        raise Mistakes([located(origin, (), "expected key.path=value, such as train.iterations=50")])
+        raise Mistakes([located(origin, (), _not_a_setting(written, equals))])
     path, problem = _followed(tree.value, parts)
     if problem:
         raise Mistakes([located(origin, path, problem)])
@@ -100,8 +102,22 @@ def set_value(tree: Tree, assignment: str) -> None:
     put(tree, path, value, origin)
 
 
+def _not_a_setting(written: str, equals: str) -> str:
+    """Why a `--set` is none, with what was probably meant."""
+    what = "expected key.path=value, such as train.iterations=50"
+    meant = re.fullmatch(r"\s*([^=:]*[^=:\s])\s*[=:]\s*(\S.*)", simplified(written))
+    if not equals and meant and _parts(meant[1]):
+        return f"{what}; type --set {shlex.quote(f'{meant[1]}={meant[2]}')}"
+    odd = mistakable(written)
+    return f"{what}; it holds {odd}" if odd else what
+
+
 def value_of(text: str, origin: Origin, path: Path) -> Any:
     """The YAML value of a `--set`. Raises Mistakes, which name the option."""
+    if not text.strip():
+        key = dotted(path).removeprefix("$.")
+        what = "expected a value behind the ="
+        raise Mistakes([located(origin, path, f"{what}; type {key}=null for none, \"{key}=''\" for an empty text")])
     try:
         text.encode()
         return parse_value(text, "").value
@@ -109,7 +125,18 @@ def value_of(text: str, origin: Origin, path: Path) -> Any:
         raise Mistakes([located(origin, path, "this is no UTF-8 text")]) from None
     except Mistakes as mistakes:
         said = [line.split(": ", 2)[-1] for line in mistakes.lines()]
-        raise Mistakes([located(origin, path, message) for message in said]) from None
+        advice = f"; with spaces in it, put all of it in quotes: --set '{_example(origin)}'" if _cut(text) else ""
+        raise Mistakes([located(origin, path, message + advice) for message in said]) from None
+
+
+def _cut(text: str) -> bool:
+    """Whether a list or a mapping ends too early, as where a shell has split it at a space."""
+    return any(text.count(opening) > text.count(closing) for opening, closing in ("[]", "{}"))
+
+
+def _example(origin: Origin) -> str:
+    key = origin.source.removeprefix("--set ").partition("=")[0]
+    return f"{key}=[a, b]"
 
 
 def _parts(written: str) -> list[str | int]:
@@ -131,7 +158,9 @@ def _followed(value: Any, parts: list[str | int]) -> tuple[Path, str]:
             index, used = _place(at, part, rest)
             if index is None:
                 names = ", ".join(str(next(iter(e))) for e in at if isinstance(e, dict) and e)
-                return tuple(path), f"there is no entry {part!r}" + (f" among {names}" if names else "")
+                among = f" among {names}" if names else ""
+                such = "; an option is written strategy.PLUGIN.OPTION" if names and not rest else ""
+                return tuple(path), f"there is no entry {part!r}{among}{such}"
             path.append(index)
             if used:
                 path.append(used)

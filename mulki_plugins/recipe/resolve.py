@@ -13,12 +13,14 @@ from attrs import field, frozen
 
 from mulki_plugins.errors import Mistakes, did_you_mean
 from mulki_plugins.options import Path, shown
+from mulki_plugins.recipe.answers import answered, check_is_recipe
 from mulki_plugins.recipe.check import checked_recipe
-from mulki_plugins.recipe.find import available, find
+from mulki_plugins.recipe.find import available, find, instead
 from mulki_plugins.recipe.layers import get, overlay, put, remove, set_value, value_of
 from mulki_plugins.recipe.schema import Recipe, as_data
 from mulki_plugins.recipe.source import Origin, Tree, in_order, located, read_yaml
 from mulki_plugins.recipe.strategies import read_strategy, write_out_plugins
+from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.open_clip_names import open_clip_models
 
 
@@ -47,6 +49,7 @@ def resolve(name: str, changes: Changes | None = None) -> Resolved:
     changes = changes or Changes()
     found = find("recipes", name)
     tree = read_yaml(found.path, found.shown)
+    check_is_recipe(tree, found)
     notices = [found.notice] if found.notice else []
     wrong: list[str] = []
     _normalise(tree)
@@ -72,7 +75,7 @@ def resolve(name: str, changes: Changes | None = None) -> Resolved:
     if changes.seeds:
         put(tree, ("seeds",), list(changes.seeds), Origin("--seed"))
     recipe, problems = checked_recipe(tree.value)
-    wrong += in_order([located(tree.origin(e.path), e.path, e.message) for e in problems])
+    wrong += in_order(answered(tree, problems))
     if wrong or recipe is None:
         raise Mistakes(dict.fromkeys(wrong))
     if recipe.model.name in open_clip_models() and not recipe.model.options.get("pretrained"):
@@ -136,11 +139,9 @@ def _loaded(tree: Tree, name: str, notices: list[str]) -> tuple[Tree, Tree]:
     try:
         found = find("strategies", name)
     except Mistakes:
-        hint = did_you_mean(name, available("strategies"))
-        file = (
-            ", and there is no such file (a path begins in the current folder)" if "/" in name or ".y" in name else ""
+        message = (
+            f"no strategy is named {shown(name)} ({instead('strategies', name)}); `mulki list strategies` shows all"
         )
-        message = f"no strategy is named {shown(name)} ({hint}){file}; `mulki list strategies` shows all"
         raise Mistakes([located(tree.origin(path), path, message)]) from None
     if found.notice and "/" in name:
         notices.append(found.notice)
@@ -192,9 +193,14 @@ def _edit_stack(tree: Tree, changes: Changes) -> list[str]:
     for name in dict.fromkeys(changes.without_plugins):
         if name not in names:
             there = did_you_mean(name, [n for n in names if n]) or "it is empty"
+            if "," in name:
+                there = f"type {' '.join(f'--without {part.strip()}' for part in name.split(',') if part.strip())}"
             wrong.append(located(Origin(f"--without {name}"), path, f"the stack has no plugin {name!r} ({there})"))
         label += f"-without-{name}"
     for name in changes.with_plugins:
+        if problem := _no_single_plugin(name):
+            wrong.append(located(Origin(f"--with {name}"), path, problem))
+            continue
         if name in names or name in added:
             wrong.append(located(Origin(f"--with {name}"), path, f"the stack has the plugin {name!r} already"))
         else:
@@ -212,6 +218,18 @@ def _edit_stack(tree: Tree, changes: Changes) -> list[str]:
     if isinstance(named := tree.value["strategy"]["name"], str):
         tree.value["strategy"]["name"] = named + label
     return wrong
+
+
+def _no_single_plugin(name: str) -> str:
+    """What to type where `--with` names several plugins, or a strategy."""
+    names = [part.strip() for part in name.split(",") if part.strip()]
+    if len(names) > 1:
+        return f"expected one plugin; type {' '.join(f'--with {name}' for name in names)}"
+    if name in available("strategies") and ("plugin", name) not in catalog().parts:
+        plugins = [part.name for part in catalog().of_kind("plugin") if part.name.rpartition(".")[2] == name]
+        also = f", or --with {plugins[0]} for the plugin" if plugins else ""
+        return f"{name!r} is a strategy; type --strategy {name}{also}"
+    return ""
 
 
 def _with_defaults(tree: Tree, recipe: Recipe) -> Tree:

@@ -6,6 +6,7 @@ ours. Scalars follow YAML 1.2: `1e-4` is a number, `no` is a text. Tags that wou
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path as FilePath
@@ -14,8 +15,10 @@ from typing import Any
 import yaml
 from attrs import define, field, frozen
 
+from mulki_plugins.characters import CLOSING, OPENING, is_invisible, mistakable, name_of
 from mulki_plugins.errors import Mistakes
 from mulki_plugins.options import Path
+from mulki_plugins.recipe.unreadable import explain
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 40
@@ -89,10 +92,23 @@ def read_yaml(path: FilePath, name: str | None = None) -> Tree:
     if len(data) > MAX_BYTES:
         raise fail(f"the file is larger than {MAX_BYTES // 1024} KB, which no recipe needs to be")
     try:
-        text = data.decode("utf-8-sig")
+        text = decoded(data)
     except UnicodeDecodeError as error:
-        raise fail("this is no UTF-8 text, expected a YAML file", data.count(b"\n", 0, error.start) + 1) from error
+        what = "this is no UTF-8 text, expected a YAML file; save it again with the encoding UTF-8"
+        raise fail(what, data.count(b"\n", 0, error.start) + 1) from error
     return parse_yaml(text, shown)
+
+
+def decoded(data: bytes) -> str:
+    """The text of a file in UTF-8, or in the UTF-16 or UTF-32 that some shells and editors write. UnicodeDecodeError."""
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return data.decode("utf-32")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    even, odd = data[:8:2], data[1:8:2]  # without a mark: a recipe begins with letters, or a # and letters
+    if any(odd) != any(even) and 0 not in (odd if any(odd) else even):
+        return data.decode("utf-16-be" if any(odd) else "utf-16-le")
+    return data.decode("utf-8-sig")
 
 
 def parse_yaml(text: str, source: str) -> Tree:
@@ -109,13 +125,9 @@ def parse_value(text: str, source: str) -> Tree:
     reader = _Reader(source)
     try:
         reader.read(yaml.parse(text, Loader=_Loader))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
-        line = mark.line + 1 if mark else 1
-        if "\t" in text and "token" in problem:
-            problem += " (YAML is indented with spaces, not with tabs)"
-        raise Mistakes([*reader.mistakes, located(Origin(source, line), (), f"this is not YAML: {problem}")]) from error
+    except (yaml.YAMLError, UnicodeError) as error:
+        line, message = explain(text, error, MAX_DEPTH)
+        raise Mistakes([*reader.mistakes, located(Origin(source, line), (), message)]) from error
     if reader.mistakes:
         raise Mistakes(reader.mistakes)
     return Tree(reader.value, reader.origins)
@@ -239,7 +251,11 @@ class _Reader:
     def _scalar(self, event: Any, line: int) -> Any:
         tag = event.tag
         if tag in (None, "!"):
-            return event.value if not event.implicit[0] else _plain(event.value)
+            if not event.implicit[0]:
+                return event.value
+            if problem := _mistaken(event.value):
+                self._wrong(line, self._here(), problem)
+            return _plain(event.value)
         if tag == "tag:yaml.org,2002:str":
             return event.value
         self._wrong(line, self._here(), f"the tag {tag!r} is not allowed")
@@ -268,6 +284,16 @@ def _plain(text: str) -> Any:
     if match := _SPECIAL.fullmatch(text):
         return float("nan") if match[3] else float(f"{match[1]}inf")
     return text
+
+
+def _mistaken(text: str) -> str:
+    """What is wrong with the ends of an unquoted text: a character that looks like a space, like nothing or like a quote."""
+    if len(text) > 1 and text[0] in OPENING and text[-1] in CLOSING:
+        return f"{mistakable(text[0] + text[-1])} stand around a text; type \" or ' instead"
+    for character in (text[:1], text[-1:]):
+        if character and is_invisible(character):
+            return f"{name_of(character)} stands at an end of {text!r}; remove it, or put the text in quotes"
+    return ""
 
 
 def _size(value: Any) -> int:

@@ -40,7 +40,7 @@ def check_options(part: Part, options: dict[str, Any], path: Path) -> tuple[dict
             wrong.append(OptionError("missing; it has no default", (*path, name)))
     if not wrong:
         try:
-            wrong += [OptionError(error.message, (*path, *error.path)) for error in part.problems(result)]
+            wrong += [error.below(path) for error in part.problems(result)]
         except MulkiError as error:
             wrong.append(OptionError(error.lines()[0], path))
     return result, wrong

@@ -72,11 +72,11 @@ def _wrong_defaults(defaults: dict[str, Any]) -> list[OptionError]:
     towers = {"train": defaults["model"]["train"]} if "train" in defaults.get("model", {}) else {}
     said = {**defaults, "model": towers}
     _, wrong = checked_recipe(overlay(Tree(smallest, {}), Tree(said, {})).value)
-    return [OptionError(error.message, ("defaults", *error.path)) for error in wrong]
+    return [error.below(("defaults",)) for error in wrong]
 
 
 def _lines(tree: Tree, wrong: list[OptionError]) -> list[str]:
-    return in_order(dict.fromkeys(located(tree.origin(e.path), e.path, e.message) for e in wrong))
+    return in_order(dict.fromkeys(located(tree.origin(e.path), e.path, str(e)) for e in wrong))
 
 
 def write_out_plugins(tree: Tree, path: Path) -> None:

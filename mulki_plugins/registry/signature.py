@@ -9,12 +9,12 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
-from typing import Any, Literal, Union, get_type_hints
+from typing import Any, Literal, Union
 
 from attrs import evolve, frozen
 
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.options import NAMES
+from mulki_plugins.options import NAMES, hints_of
 from mulki_plugins.registry.parts import Part
 from mulki_plugins.registry.syntax import Definition, definition, imports, lineage, parsed, statements
 
@@ -63,10 +63,7 @@ def signature_of(part: Part) -> Signature:
 
 def _inspected(target: Any) -> Signature:
     function = target.__init__ if inspect.isclass(target) else target
-    try:
-        hints = get_type_hints(function, include_extras=True)
-    except Exception:  # an annotation that cannot be evaluated is not checked
-        hints = {}
+    hints = hints_of(function)
     options, is_open = {}, False
     for name, parameter in list(inspect.signature(function).parameters.items())[1 if inspect.isclass(target) else 0 :]:
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:

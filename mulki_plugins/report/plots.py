@@ -7,6 +7,7 @@ import math
 import numpy as np
 from matplotlib.figure import Figure
 
+from mulki_plugins.report.fonts import drawable, families_for
 from mulki_plugins.report.result import Result
 from mulki_plugins.report.table import named_rows
 
@@ -18,7 +19,10 @@ def matrix_figure(result: Result) -> Figure:
     """
     named = named_rows(result)
     rows = [row for _, row in named]
-    labels = [name if name == "zero-shot" else f"after {name}" for name, _ in named]
+    title = f"{result.recipe}: {result.strategy}, seed {result.seed}"
+    families = families_for([title, *result.tasks, *result.metrics])
+    tasks = [drawable(name, families) for name in result.tasks]
+    labels = [name if name == "zero-shot" else f"after {drawable(name, families)}" for name, _ in named]
     values = np.array(rows, dtype=float)
     figure = Figure(figsize=(max(6.0, 2.2 + 0.72 * len(result.tasks)), 1.6 + 0.42 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
@@ -39,12 +43,14 @@ def matrix_figure(result: Result) -> Figure:
     for j in range(stairs):  # each task's own cell and what lies below it
         axes.plot([j - 0.5, j + 0.5], [first + j - 0.5] * 2, color="white", linewidth=2)
         axes.plot([j - 0.5] * 2, [first + j - 0.5, first + j + (-1.5 if j else 0.5)], color="white", linewidth=2)
-    axes.set_xticks(range(len(result.tasks)), result.tasks, rotation=35, ha="right")
+    axes.set_xticks(range(len(tasks)), tasks, rotation=35, ha="right")
     axes.set_yticks(range(len(rows)), labels)
     axes.set_xlim(-0.5, len(result.tasks) - 0.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("test set")
     numbers = ", ".join(f"{name.capitalize()} {value:.1f}" for name, value in result.metrics.items())
-    axes.set_title(f"{result.recipe}: {result.strategy}, seed {result.seed}\n{numbers}", fontsize=10)
+    axes.set_title(drawable(title, families) + "\n" + drawable(numbers, families), fontsize=10)
+    for text in (axes.title, *axes.get_xticklabels(), *axes.get_yticklabels()):
+        text.set_fontfamily(families)
     figure.colorbar(image, ax=axes, label="accuracy (%)")
     return figure

@@ -115,7 +115,7 @@ def find_results(folders: Iterable[Path]) -> tuple[list[Result], list[str]]:
     found: dict[Path, Result] = {}
     wrong: dict[Path, str] = {}
     for folder in folders:
-        paths = [folder] if folder.is_file() else list(_below(folder))
+        paths = [_of_run(folder)] if folder.is_file() else list(_below(folder))
         if not paths:
             what = "no such folder" if not folder.exists() else f"no {FILE} in it or below it"
             raise MulkiError(f"{folder}: {what}", "give the folder of a run, or one above several, such as `runs`")
@@ -127,6 +127,15 @@ def find_results(folders: Iterable[Path]) -> tuple[list[Result], list[str]]:
     if not found:
         raise Mistakes(wrong.values())
     return list(found.values()), list(wrong.values())
+
+
+def _of_run(file: Path) -> Path:
+    """The result beside a run's file; a file of its own otherwise. MulkiError where it is surely none."""
+    if file.name != FILE and (file.parent / FILE).is_file():
+        return file.parent / FILE
+    if file.suffix != ".json":
+        raise MulkiError(f"{file}: this is no {FILE} of a run", "give the folder of a run, or one above several")
+    return file
 
 
 def _below(folder: Path) -> Iterator[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mulki_plugins.characters import padded, width
 from mulki_plugins.errors import plain
 from mulki_plugins.report.result import Result
 
@@ -11,13 +12,12 @@ from mulki_plugins.report.result import Result
 def matrix_table(result: Result) -> str:
     """A run's matrix and metrics, in percent."""
     names = [plain(name) for name in result.tasks]
-    width = max(6, *(len(name) for name in names)) + 1
+    columns = max(6, *(width(name) for name in names)) + 1
     rows = named_rows(result)
-    label = max(len(name) for name in ("zero-shot", *names, *(name for name, _ in rows))) + 2
-    lines = [f"{'after':<{label}}" + "".join(f"{name:>{width}}" for name in names) + f"{'mean':>8}"]
-    lines.append("-" * len(lines[0]))
-    lines += [_row(plain(name), row, label, width) for name, row in rows]
-    lines.append("-" * len(lines[0]))
+    label = max(width(name) for name in ("zero-shot", *names, *(plain(name) for name, _ in rows))) + 2
+    lines = [f"{'after':<{label}}" + "".join(padded(name, columns, right=True) for name in names) + f"{'mean':>8}"]
+    rule = "-" * width(lines[0])
+    lines += [rule, *(_row(plain(name), row, label, columns) for name, row in rows), rule]
     if result.metrics:
         lines.append("   ".join(f"{plain(name).capitalize()} {value:.2f}" for name, value in result.metrics.items()))
     if result.status != "complete":
@@ -34,8 +34,8 @@ def named_rows(result: Result) -> list[tuple[str, list[float]]]:
     return [*rows, *zip(result.tasks, result.matrix, strict=False)]
 
 
-def _row(name: str, values: Sequence[float], label: int, width: int) -> str:
-    return f"{name:<{label}}" + "".join(f"{v:>{width}.1f}" for v in values) + f"{sum(values) / len(values):>8.1f}"
+def _row(name: str, values: Sequence[float], label: int, columns: int) -> str:
+    return padded(name, label) + "".join(f"{v:>{columns}.1f}" for v in values) + f"{sum(values) / len(values):>8.1f}"
 
 
 def heading(result: Result) -> str:

@@ -67,9 +67,9 @@ def check_tasks(tasks: Any) -> list[OptionError]:
         except Exception as error:
             spoilt = list(mistakes_of(error, ("tasks", i)))
             problems = _of_the_rest(said, {e.path[2] for e in spoilt if len(e.path) > 2})
-            wrong += [*spoilt, *(OptionError(e.message, ("tasks", i, *e.path)) for e in problems)]
+            wrong += [*spoilt, *(e.below(("tasks", i)) for e in problems)]
             continue
-        wrong += [OptionError(e.message, ("tasks", i, *e.path)) for e in _problems(task)]
+        wrong += [e.below(("tasks", i)) for e in _problems(task)]
     return wrong
 
 
