@@ -61,9 +61,7 @@ def others_below(folder: str) -> Iterator[str]:
     return _below(folder, "", frozenset(), lambda name: not _is_image(name))
 
 
-def _below(
-    folder: str, prefix: str, above: frozenset[tuple[int, int]], wanted: Callable[[str], bool]
-) -> Iterator[str]:
+def _below(folder: str, prefix: str, above: frozenset[tuple[int, int]], wanted: Callable[[str], bool]) -> Iterator[str]:
     try:
         status = os.stat(folder)
         here = (status.st_dev, status.st_ino)
