@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from mulki_plugins.cli import main
 from mulki_plugins.errors import Mistakes, MulkiError
 from mulki_plugins.models import load_clip
+from mulki_plugins.streams import entries
 from mulki_plugins.streams.folders import folders, scan
 from mulki_plugins.streams.folders.names import readable_names
 from mulki_plugins.streams.folders.picture import open_picture
@@ -307,11 +308,13 @@ def wrong(tmp_path, monkeypatch, *tasks):
         ("name: a, images: flat", ".images: flat: images lie in it, but no folder"),
         ("name: a, images: nothing", ".images: nothing: there is no folder in it"),
         ("name: a, images: parts", ".images: parts: its folders 'test', 'train' are parts, no classes"),
-        ("name: a, images: hollow", ".images: hollow: no image (.jpg, .png and the like) lies in 'blue'; fill it"),
-        ("name: a, images: lonely", ".images: lonely: one image alone lies in 'green'"),
+        ("name: a, images: hollow", ".images: hollow: no image (.jpg, .png and the like) lies in 'blue', but 1 .txt ("),
+        ("name: a, images: lonely", ".images: lonely: one image alone lies in 'green', and train and test need"),
+        ("name: a, images: good, leave_out: [rad]", ".leave_out[0]: there is no folder 'rad' beside the classes"),
+        ("name: a, images: good, leave_out: [red, green]", ".images: good: `leave_out` leaves no folder in it"),
         ("name: a, images: broken", ".images: broken/red/x.png: this is no file, or a link that leads"),
         ("name: a, train: good, test: less", ".train: good: the class folder 'green' is not in `test`, less"),
-        ("name: a, train: less, test: good", ".test: good: the class folder 'green' is not in `train`, less"),
+        ("name: a, train: less, test: good", ".test: good: the class folder 'green' is not in `train`, less; add or"),
         ("name: a, images: twins", ".images: the class folders '001.red', 'Red' are told apart by their names"),
         ("name: a, images: mute", ".images: the name of the class folder '___' is empty; write what it is in class_names"),
         ("name: a, images: good, class_names: [x]", ".class_names: expected 2 names, in the order of the folders 'green', 'red'"),
@@ -442,29 +445,27 @@ def three(tmp_path, monkeypatch):
     return ["data/plain colours", "data/parted", "data/alone"]
 
 
-def test_a_recipe_for_folders_validates_and_runs(three, tmp_path, monkeypatch):
+def test_a_recipe_for_folders_validates_and_runs(three, tmp_path):
     done = mulki("new", "recipe", "--from-folders", *three, "--out", "own.yaml", "--name", "own")
     assert "mulki run own.yaml" in done.stdout
     assert "there is 'Train' alone" in done.stderr
     assert "valid; stream folders" in mulki("validate", "own.yaml").stdout
     text = (tmp_path / "own.yaml").read_text()
     assert "01_red: red" in text
-    assert f"test: {tmp_path}/data/parted/val" in text
+    assert "test: data/parted/val" in text
     before = text
     assert "is there already, and is not overwritten" in mulki(
         "new", "recipe", "--from-folders", *three, "--out", "own.yaml", ok=False
     ).stderr  # fmt: skip
     assert (tmp_path / "own.yaml").read_text() == before
-    (tmp_path / "deeper").mkdir()
-    monkeypatch.chdir(tmp_path / "deeper")
     few = ["--set", "train.iterations=2", "--set", "train.schedule.warmup=0", "--set", "train.workers=0", "--seed", 1]
-    done = mulki("run", "../own.yaml", *few, "--out", tmp_path / "runs")
+    done = mulki("run", "own.yaml", *few, "--out", tmp_path / "runs")
     assert done.stdout.splitlines()[1].split("  ")[0] == "after"
     folder = tmp_path / "runs" / "own" / "mulki" / "seed-1"
     data = json.loads((folder / "result.json").read_text())
     assert data["tasks"] == ["plain colours", "parted", "alone"]
     assert data["status"] == "complete"
-    assert data["protocol"] == {"stream": "folders", "model": "mulki-tiny", "classes": "task"}
+    assert data["protocol"] == {"stream": "folders", "model": "mulki-tiny", "classes": "seen"}
     assert data["budget"] == {"iterations": 2, "batch_size": 32}
     assert len((folder / "matrix.csv").read_text().splitlines()) == 5
     mulki("run", folder / "recipe.yaml", "--dry-run")
@@ -477,7 +478,7 @@ def test_a_damaged_image_ends_a_run_and_leaves_what_was_finished(three, tmp_path
     few = ["--set", "train.iterations=2", "--set", "train.schedule.warmup=0", "--strategy", "finetune"]
     done = mulki("run", "own.yaml", *few, ok=False)
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert re.match(r"error: task parted, step 1: /\S*parted/train/red/\d\.png: this image cannot be read", line)
+    assert re.match(r"error: task parted, step 1: data/parted/train/red/\d\.png: this image cannot be read", line)
     data = json.loads((tmp_path / "runs" / "own" / "finetune" / "seed-0" / "result.json").read_text())
     assert (data["status"], len(data["matrix"])) == ("failed", 1)
     assert "red" in data["error"]
@@ -493,7 +494,7 @@ def test_recipes_for_odd_folders(tmp_path, monkeypatch):
     fill(tmp_path / "nested" / "q", ["x", "y"])
     done = mulki("new", "recipe", "--from-folders", "a/images", "b/images/", "vehicles", "ünï: c'ode", "nested")
     assert done.stderr.count("'Dog', 'dog' would not be told apart by their names") == 2
-    assert "mulki new recipe --from-folders nested/p nested/q" in done.stderr
+    assert "mulki new recipe nested/p nested/q" in done.stderr
     [file] = tmp_path.glob("*.yaml")
     assert file.name == "a-images-and-4-more.yaml"
     shown = json.loads(mulki("show", file, "--json").stdout)["recipe"]["stream"]["tasks"]
@@ -508,7 +509,7 @@ def test_recipes_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     for arguments, why in (
         ([], "expected the folders of the tasks"),
-        (["a"], "type: mulki new recipe --from-folders DIR..."),
+        ([], "type: mulki new recipe DIR..."),
         (["--from-folders"], "expected the folders of the tasks"),
         (["--from-folders", "b"], "b: no such folder"),
         (["--from-folders", "a", "--name", "x/y"], "--name: 'x/y' names a folder"),
@@ -538,7 +539,7 @@ def test_folders_are_checked_without_torch(tmp_path, monkeypatch):
         code = (
             "import sys\nfrom mulki_plugins.cli import main\n"
             f"try: main({command!r})\nexcept SystemExit as e: assert not e.code, e.code\n"
-            "heavy = {'torch', 'avalanche', 'open_clip', 'numpy', 'PIL', 'matplotlib', 'rich'} & set(sys.modules)\n"
+            "heavy = {'torch', 'avalanche', 'open_clip', 'numpy', 'matplotlib', 'rich'} & set(sys.modules)\n"
             "assert not heavy, heavy\n"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -551,3 +552,242 @@ def test_the_models_transform_takes_the_pictures(tmp_path):
     [task] = folders(tasks=[{"name": "a", "images": str(root)}]).tasks
     transform = load_clip("mulki-tiny").transform(train=True)
     assert {transform(task.train[i][0]).shape for i in range(len(task.train))} == {(3, 48, 48)}
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("A+", "A+"),
+        ("AB-", "AB-"),
+        ("A+ve", "A+ve"),
+        ("AB+ve", "AB+ve"),
+        ("C++", "C++"),
+        ("C#", "C#"),
+        ("R&D", "R&D"),
+        ("Disney+", "Disney+"),
+        ("Disney+_Hulu", "Disney+ Hulu"),
+        ("C++_code", "C++ code"),
+        ("grade_A--", "grade A--"),
+        ("gold--fish", "gold fish"),
+    ],
+)
+def test_signs_that_belong_to_a_name_stay(folder, name):
+    assert readable_names([folder]) == [name]
+
+
+def test_a_number_without_which_names_are_the_same_stays():
+    assert readable_names(["1_euro", "2_euro", "1_cent"]) == ["1 euro", "2 euro", "1 cent"]
+    assert readable_names(["01_cent", "10_cent"]) == ["01 cent", "10 cent"]
+
+
+def test_every_format_that_pillow_decodes_is_an_image(tmp_path):
+    names = ["a.JPG", "b.jpe", "c.jfif", "d.TIF", "e.bmp", "f.gif", "g.ppm", "h.tga", "i.ico", "j.webp"]
+    names += [f"k{suffix}" for suffix in (".avif", ".jp2") if entries.is_image(suffix)]
+    for colour in ("red", "green"):
+        for name in names:
+            write(tmp_path / "a" / colour / name, colour)
+        Image.new("RGB", (24, 20), COLOURS[colour]).save(
+            tmp_path / "a" / colour / "m.MPO", "MPO", save_all=True, append_images=[Image.new("RGB", (24, 20))]
+        )
+    [task] = folders(tasks=[{"name": "a", "images": str(tmp_path / "a")}]).tasks
+    assert len(task.train) + len(task.test) == 2 * (len(names) + 1)
+    for part in (task.train, task.test):
+        for i in range(len(part)):
+            picture, label = part[i]
+            assert np.abs(np.array(picture).mean((0, 1)) - COLOURS["green" if label == 0 else "red"]).max() < 40, (
+                part.path(i)
+            )
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a.eps", "a.h5", "a.mpg", "a.txt", "a.heic", "jpg", "a.jpg.bak", "a"])
+def test_what_pillow_does_not_decode_is_no_image(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    assert not entries.is_image(name)
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path, monkeypatch):
+    """A stand-in for the package, which reads a PNG under the name."""
+
+    class Opener:
+        @staticmethod
+        def register_heif_opener():
+            Image.register_extension("PNG", ".heic")
+
+    Image.init()
+    monkeypatch.setattr(Image, "EXTENSION", dict(Image.EXTENSION))
+    monkeypatch.setitem(sys.modules, "pillow_heif", Opener)
+    entries.suffixes.cache_clear()
+    entries.register_openers.cache_clear()
+    try:
+        assert entries.is_image("IMG_1.HEIC")
+    finally:
+        entries.suffixes.cache_clear()
+        entries.register_openers.cache_clear()
+
+
+def test_the_first_of_several_pictures_in_a_file_is_taken(tmp_path):
+    red, blue = (Image.new("RGB", (24, 20), COLOURS[name]) for name in ("red", "blue"))
+    for name in ("a.gif", "b.webp", "c.tif", "d.png"):
+        red.save(tmp_path / name, save_all=True, append_images=[blue])
+        assert np.array(open_picture(str(tmp_path / name)))[0, 0, 0] > 180
+
+
+@pytest.fixture
+def cluttered(tmp_path, monkeypatch):
+    """Classes among what systems, tools and phones leave beside them and in them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    root = fill(tmp_path / "data")
+    for name in (
+        "annotations",
+        "labels",
+        "$RECYCLE.BIN",
+        "System Volume Information",
+        "lost+found",
+        ".ipynb_checkpoints",
+    ):
+        (root / name).mkdir()
+    for name in ("__MACOSX/red", "@eaDir"):
+        write(root / name / "x.png")
+    (root / "annotations" / "a.xml").write_text("x")
+    for name in ("Thumbs.db", "desktop.ini", "._0.png", "IMG_1.HEIC", "IMG_2.heic", "notes.txt", "no_suffix"):
+        (root / "red" / name).write_text("x")
+    write(root / "beside.jpg")
+    return root
+
+
+PASSED_OVER = (
+    "data: passed over, since Pillow reads no image in them: 4 files: 2 .heic (such as red/IMG_1.HEIC), "
+    "1 without a suffix (such as red/no_suffix), 1 .txt (such as red/notes.txt); to read .heic: pip install pillow-heif"
+)
+
+
+def test_folders_that_are_no_classes_are_left_out_with_a_word(cluttered, tmp_path):
+    done = mulki("new", "recipe", "data", "--out", "own.yaml")
+    for line in (
+        "no image lies in 'annotations', 'labels'; left out of the classes (leave_out)",
+        "passed over, since hidden or made by the system: '$RECYCLE.BIN', '.ipynb_checkpoints', '@eaDir', 'System Volume",
+        "passed over, since in no class's folder: 1 image (such as beside.jpg)",
+        PASSED_OVER,
+    ):
+        assert line in done.stderr
+    assert "Thumbs.db" not in done.stderr
+    [task] = json.loads(mulki("show", "own.yaml", "--json").stdout)["recipe"]["stream"]["tasks"]
+    assert task["leave_out"] == ["annotations", "labels"]
+    assert list(task["class_names"]) == ["green", "red"]
+    assert PASSED_OVER in mulki("validate", "own.yaml").stderr
+    done = mulki("data", "check", "own.yaml", ok=True)
+    assert PASSED_OVER in done.stderr
+    assert any(PASSED_OVER in notice for notice in folders(tasks=[task]).notices)
+
+
+def test_what_the_error_says_makes_the_recipe_valid(cluttered, tmp_path, monkeypatch):
+    [line] = wrong(tmp_path, monkeypatch, "name: a, images: data")
+    advice = re.search(r"leave_out: \[.*\]", line)[0]
+    (tmp_path / "own.yaml").write_text(RECIPE % f"name: a, images: data, {advice}")
+    mulki("validate", "own.yaml")
+
+
+def test_a_class_of_pictures_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    fill(tmp_path / "data")
+    (tmp_path / "data" / "phone").mkdir()
+    (tmp_path / "data" / "phone" / "1.heic").write_text("x")
+    said = mulki("new", "recipe", "data", ok=False).stderr
+    assert "no image (.jpg, .png and the like) lies in 'phone', but 1 .heic" in said
+    assert "pip install pillow-heif" in said
+
+
+def test_classes_that_cannot_be_parted_are_left_out_with_a_word(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "a", ["red", "green"])
+    fill(tmp_path / "a", ["lone"], 1)
+    fill(tmp_path / "b" / "train", ["Red", "green", "fish"])
+    fill(tmp_path / "b" / "test", ["red", "green"], 2)
+    done = mulki("new", "recipe", "a", "b", "--out", "own.yaml")
+    assert "a: 'lone': one image alone" in done.stderr
+    assert "b: 'fish': not in both parts" in done.stderr
+    tasks = json.loads(mulki("show", "own.yaml", "--json").stdout)["recipe"]["stream"]["tasks"]
+    assert [task["leave_out"] for task in tasks] == [["lone"], ["fish"]]
+    b = folders(tasks=tasks).tasks[1]
+    assert b.class_names == ("Red", "green")
+    assert b.test.files == ["red/0.png", "red/1.png", "green/0.png", "green/1.png"], "spelt in another case"
+
+
+@pytest.mark.parametrize("place", ["x/x", "x/images", "x/data/train"])
+def test_classes_in_a_folder_in_the_folder(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / place, ["red", "green"])
+    (tmp_path / "x" / "annotations").mkdir()
+    mulki("new", "recipe", "x", "--out", "own.yaml")
+    [task] = json.loads(mulki("show", "own.yaml", "--json").stdout)["recipe"]["stream"]["tasks"]
+    assert task["images"] == place
+    assert list(task["class_names"]) == ["green", "red"]
+
+
+@pytest.mark.parametrize("typed", ["data", "data/", "./data", "../here/data", "~/data", "{absolute}"])
+def test_paths_stay_as_they_were_typed(typed, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "here"))
+    fill(tmp_path / "here" / "data")
+    mulki("new", "recipe", typed.replace("{absolute}", str(tmp_path / "here" / "data")), "--out", "own.yaml")
+    [task] = json.loads(mulki("show", "own.yaml", "--json").stdout)["recipe"]["stream"]["tasks"]
+    kept = {"data/": "data", "./data": "data", "{absolute}": str(tmp_path / "here" / "data")}
+    assert task["images"] == kept.get(typed, typed)
+    mulki("validate", "own.yaml")
+
+
+def test_the_recipe_works_as_it_stands_and_so_does_its_advice(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "data")
+    mulki("new", "recipe", "data", "--out", "own.yaml")
+    text = (tmp_path / "own.yaml").read_text()
+    assert "..." not in text
+    assert "classes: seen" in text
+    assert str(tmp_path) not in text
+    for command in re.findall(r"^#   mulki (.*?)(?: +#.*)?$", text, re.M):
+        words = command.split()
+        mulki(*words, *["--dry-run"] * (words[0] == "run"))
+    lines = text.splitlines()
+    large = [line.removeprefix("#   ") for line in lines if line.startswith(("#   model:", "#   train:"))]
+    start, end = lines.index("train:"), lines.index("evaluate:")
+    kept = [line for line in lines[:start] + lines[end:] if not line.startswith("model:")]
+    (tmp_path / "large.yaml").write_text("\n".join([*kept, *large]) + "\n")
+    assert len(large) == 2
+    mulki("validate", "large.yaml")
+
+
+def test_data_check_opens_the_images_of_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "a", ["red", "green"])
+    fill(tmp_path / "b", ["red", "blue"])
+    (tmp_path / "own.yaml").write_text(RECIPE % "name: a, images: a}\n    - {name: b, images: b")
+    for i, path in enumerate(sorted((tmp_path / "a").rglob("*.png")) + sorted((tmp_path / "b").rglob("*.png"))):
+        write(path, size=(20 + i, 20))
+    assert re.search(r"^b +found +2 +8 +2 +b$", mulki("data", "check", "own.yaml").stdout, re.M)
+    damaged = tmp_path / "b" / "red" / "1.png"
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    done = mulki("data", "check", "own.yaml", ok=False)
+    assert re.search(r"^b +damaged", done.stdout, re.M)
+    assert "error: b: b/red/1.png: this image cannot be read: " in done.stderr
+    report = json.loads(mulki("data", "check", "own.yaml", "--json", ok=False).stdout)
+    assert [entry["state"] for entry in report["datasets"]] == ["found", "damaged"]
+    mulki("data", "fetch", "own.yaml")
+
+
+def test_left_out_images_are_recorded_by_name(three, tmp_path):
+    mulki("new", "recipe", *three[:2], "--out", "own.yaml", "--name", "own")
+    for name in ("train/red/0.png", "val/red/1.png"):
+        (tmp_path / "data" / "parted" / name).write_bytes(b"no image")
+    few = ["--set", "train.epochs=1", "--set", "train.iterations=null", "--set", "train.schedule.warmup=0"]
+    few += ["--set", "train.workers=0", "--set", "train.unreadable=skip", "--strategy", "finetune"]
+    done = mulki("run", "own.yaml", *few)
+    assert "1 images cannot be read and are left out, such as data/parted/val/red/1.png" in done.stderr
+    result = json.loads((tmp_path / "runs" / "own" / "finetune" / "seed-0" / "result.json").read_text())
+    assert result["left_out"] == {
+        "parted/train": ["data/parted/train/red/0.png"],
+        "parted/test": ["data/parted/val/red/1.png"],
+    }
+    mulki("results", "runs")

@@ -498,7 +498,7 @@ STREAM_FAULTS = {
         (like(Shifted), "comes with class 1, its target is 0"),
     ],
     "images": [(like(Tensors), "")],
-    "separate": [(lambda: stream(test=images([10, 220], [0, 1])), "test image 0 is training image 0")],
+    "separate": [(lambda: stream(test=images([10, 220], [0, 1])), "1 test image is among the training images too")],
     "repeatable": [(unsteady, "made twice")],
     "workers": [(like(Locked), "cannot pickle a lock")],
     "quiet": [(loud, "'drawing'")],

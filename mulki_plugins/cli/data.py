@@ -10,30 +10,41 @@ from mulki_plugins.cli.common import changes_from, echo_json, recipe_options, re
 from mulki_plugins.errors import Mistakes, plain
 
 STREAM = "mtil"
-"""The stream whose data sets lie on the user's disk."""
+"""The stream whose data sets can be downloaded."""
+OWN = "folders"
+"""The stream of the user's own images."""
 
 
 @click.group()
 def data() -> None:
-    """Check and fetch the data sets of a recipe whose stream is `mtil`."""
+    """Check the data of a recipe whose stream is `mtil` or `folders`; fetch those of `mtil`."""
 
 
 @data.command()
 @recipe_options
 @click.option("--decode", is_flag=True, help="Decode every image, not only look at both ends of its file.")
-@click.option("--json", "as_json", is_flag=True, help="Print {root, split, ok, datasets} as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print {ok, datasets, ...} as JSON.")
 @reports_mistakes
 def check(recipe: str, decode: bool, as_json: bool, **options: Any) -> None:
     """List the data sets of RECIPE: where each was looked for, what is there and what was expected, how to get it.
 
+    Of your own `folders`: each task's classes and images, which images are damaged, and what is passed over.
+
     The exit status is 0 where all are there as published, and 2 where one is missing, damaged or differs. Nothing is changed.
     """
-    said = _options(recipe, options)
-    if said is None:
+    stream = resolved(recipe, changes_from(options)).recipe.stream
+    if stream.name not in (STREAM, OWN):
         return _nothing_to_do(recipe, as_json)
     from mulki_plugins.streams.mtil.report import checked, problems, report_text
 
-    report = checked(said, decode=decode)
+    if stream.name == OWN:
+        from mulki_plugins.streams.folders.report import checked as checked_folders
+
+        report = checked_folders(stream.options["tasks"], decode=decode)
+        for note in report["notes"]:
+            click.echo(plain(note), err=True)
+    else:
+        report = checked(stream.options, decode=decode)
     if as_json:
         echo_json(report)
         if not report["ok"]:
@@ -53,12 +64,12 @@ def fetch(recipe: str, **options: Any) -> None:
 
     Nothing that is there is overwritten or deleted. The exit status is 2 where one could not be got.
     """
-    said = _options(recipe, options)
-    if said is None:
+    stream = resolved(recipe, changes_from(options)).recipe.stream
+    if stream.name != STREAM:
         return _nothing_to_do(recipe, False)
     from mulki_plugins.streams.mtil.fetch import fetch_missing
 
-    wrong = fetch_missing(said, lambda text: click.echo(plain(text), err=True))
+    wrong = fetch_missing(stream.options, lambda text: click.echo(plain(text), err=True))
     if wrong:
         raise Mistakes(wrong)
     return None
@@ -68,18 +79,13 @@ def plain_lines(text: str) -> str:
     return "\n".join(plain(line) for line in text.splitlines())
 
 
-def _options(recipe: str, options: dict[str, Any]) -> dict[str, Any] | None:
-    """The options of the recipe's stream; None where it is another stream."""
-    stream = resolved(recipe, changes_from(options)).recipe.stream
-    return stream.options if stream.name == STREAM else None
-
-
 def _nothing_to_do(recipe: str, as_json: bool) -> None:
     if as_json:
         echo_json({"ok": True, "datasets": []})
     else:
         click.echo(
             plain(
-                f"{recipe}: its stream is not `{STREAM}`, the one whose data sets are downloaded: there is nothing to do"
+                f"{recipe}: data are checked for the streams `{STREAM}` and `{OWN}`, and downloaded for `{STREAM}`: "
+                "there is nothing to do"
             )
         )

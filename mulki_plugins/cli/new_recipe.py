@@ -13,7 +13,7 @@ from mulki_plugins.errors import MulkiError, plain
 
 @click.command("recipe")
 @click.argument("folders", nargs=-1, metavar="DIR...")
-@click.option("--from-folders", is_flag=True, help="Each DIR is a task: one folder of images for each class.")
+@click.option("--from-folders", is_flag=True, hidden=True, help="As without it.")
 @click.option("--out", metavar="FILE", help="Where to write it; - is stdout. Default: NAME.yaml in the current folder.")
 @click.option("--name", metavar="NAME", help="The recipe's name. Default: made of the folders' names.")
 @reports_mistakes
@@ -22,15 +22,16 @@ def new_recipe(folders: tuple[str, ...], from_folders: bool, out: str | None, na
 
     DIR holds a folder of images for each class, of which a fifth is held out for the test, or `train` and `test` (or
     `val`), each with such folders. Classes are called as their folders; the recipe says how, to be corrected there.
+    A folder without images is left out of the classes, and the recipe says so.
 
     \b
-    mulki new recipe --from-folders data/birds data/mushrooms --out mine.yaml
+    mulki new recipe data/birds data/mushrooms --out mine.yaml
     mulki run mine.yaml
     """
     from mulki_plugins.streams.folders.drafted import draft
 
-    if not from_folders or not folders:
-        raise MulkiError("expected the folders of the tasks", "type: mulki new recipe --from-folders DIR...")
+    if not folders:
+        raise MulkiError("expected the folders of the tasks", "type: mulki new recipe DIR...")
     drafted = draft(folders, name)
     for notice in drafted.notices:
         click.echo(plain(f"note: {notice}"), err=True)

@@ -37,6 +37,12 @@ def validate(recipe: str, as_json: bool, **options: Any) -> None:
 
 def _recipe(name: str, options: dict[str, Any]) -> str:
     recipe = resolved(name, changes_from(options)).recipe
+    for choice in (recipe.stream, recipe.reference):
+        if choice is not None and choice.name == "folders":
+            from mulki_plugins.streams.folders.declared import passed_over
+
+            for line in passed_over(choice.options["tasks"]):
+                click.echo(plain(f"note: {line}"), err=True)
     stack = [entry.name for entry in recipe.strategy.plugins]
     method = f"{recipe.strategy.name} ({', '.join(stack)})" if stack else recipe.strategy.name
     return f"stream {recipe.stream.name}, model {recipe.model.name}, strategy {method}"

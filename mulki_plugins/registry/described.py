@@ -115,7 +115,9 @@ def describe_options(register: Register) -> None:
         download="fetch what is missing and can be fetched",
     )
     register.describe(
-        "stream", "folders", tasks="a list of {name, train, test} or {name, images}, with class_names and templates"
+        "stream",
+        "folders",
+        tasks="a list of {name, train, test} or {name, images}, with class_names, templates and leave_out",
     )
     register.describe(
         "model", "mulki-tiny", pretrained="a safetensors file, such as a run's checkpoint; null for its own"

@@ -42,8 +42,9 @@ class Result:
     plugins: list[dict[str, Any]] = field(factory=list)
     incomparable: list[str] = field(factory=list)
     """What keeps the numbers from standing beside published ones: data that are not the published."""
-    left_out: dict[str, list[int]] = field(factory=dict)
-    """The places of images that could not be read and were left out, by `<task>/train` and `<task>/test`."""
+    left_out: dict[str, list[int | str]] = field(factory=dict)
+    """The files of images that could not be read and were left out, by `<task>/train` and `<task>/test`; of images that are
+    no files, their places."""
     versions: dict[str, str] = field(factory=dict)
     device: dict[str, Any] = field(factory=dict)
     seconds: dict[str, Any] = field(factory=dict)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
-from mulki_plugins.errors import MulkiError, UnreadableImage
+from mulki_plugins.errors import MulkiError, UnreadableImage, plain
 from mulki_plugins.streams.task import LabelledImages
 
 LEFT_OUT = -1
@@ -28,6 +29,7 @@ class ReadableImages:
         self, images: LabelledImages, name: str, *, training: bool, unreadable: Literal["stop", "skip"]
     ) -> None:
         self.images, self.name, self.training, self.unreadable = images, name, training, unreadable
+        self._labels = np.asarray(images.targets)
         self._left_out = torch.zeros(len(images), dtype=torch.bool)
         if unreadable == "skip":
             self._left_out.share_memory_()  # type: ignore[no-untyped-call]  # with a loader's workers
@@ -37,10 +39,11 @@ class ReadableImages:
         return self.images.targets
 
     @property
-    def left_out(self) -> list[int]:
-        """The places of the images that could not be read so far."""
+    def left_out(self) -> list[int] | list[str]:
+        """The images that could not be read so far: their files, or, of a stream whose images have no `path`, their places."""
         places: list[int] = self._left_out.nonzero()[:, 0].tolist()
-        return places
+        path = getattr(self.images, "path", None)
+        return [plain(str(path(place))) for place in places] if callable(path) else places
 
     def __len__(self) -> int:
         return len(self.images)
@@ -51,13 +54,20 @@ class ReadableImages:
                 image, label = self.images[(index + step) % len(self)]
                 if hasattr(image, "load"):
                     image.load()  # Pillow decodes when it must
-                return image, label if self.training or step == 0 else LEFT_OUT
+                break
             except Exception as error:  # decoders raise whatever they please at damaged files
                 if self.unreadable == "stop":
                     raise self._error(index, error) from error
                 self._left_out[(index + step) % len(self)] = True
                 last = error
-        raise self._error(index, last, f"{step + 1} images in a row cannot be read, the last of which: ")
+        else:
+            raise self._error(index, last, f"{step + 1} images in a row cannot be read, the last of which: ")
+        place = (index + step) % len(self)
+        if label != self._labels[place]:
+            what = f"comes with class {label}, and its target is {self._labels[place]}"
+            kind = "training" if self.training else "test"
+            raise MulkiError(f"{self.name}: {kind} image {place} {what}", "the stream must keep both in one order")
+        return image, label if self.training or step == 0 else LEFT_OUT
 
     def _error(self, index: int, error: Exception, before: str = "") -> UnreadableImage:
         if isinstance(error, MulkiError):

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mulki_plugins.registry.guard import cause_of, guarded
+from mulki_plugins.streams.check import StreamFault, stream_faults
 from mulki_plugins.streams.task import LabelledImages, Task, TaskStream
 from mulki_plugins.testing.subject import Fault, Subject
 from mulki_plugins.testing.trial import Place, kept_random_state, train
@@ -33,6 +34,10 @@ class Library:
     def stream(self) -> TaskStream:
         return self.made()
 
+    @functools.cached_property
+    def faults(self) -> list[StreamFault]:
+        return list(stream_faults(self.stream))
+
     def made(self) -> TaskStream:
         outcome = guarded(self.subject.made)
         self.printed = self.printed or outcome.printed
@@ -49,39 +54,23 @@ class Library:
             yield task, f"{task.name}, test", task.test
 
 
+def raise_first(library: Library, check: str, /) -> None:
+    """Fault for the first of what a run would refuse or warn of, and the kit reports under this check."""
+    for fault in library.faults:
+        if fault.check == check:
+            raise Fault(fault.wrong, fault.mend)
+
+
 def made(library: Library) -> None:
     stream = library.stream
     if not isinstance(stream, TaskStream):
         what = f"it returns a {type(stream).__name__}"
         raise Fault(what, "return a mulki_plugins.streams.TaskStream of Tasks")
-    if not stream.tasks or not all(isinstance(task, Task) for task in stream.tasks):
-        raise Fault("it has no task, or something else among its tasks", "give it a tuple of at least one Task")
-    for _, where, images in library.splits():
-        if not len(images):
-            raise Fault(f"{where}: there are no images", "give every task images to train and to test")
+    raise_first(library, "made")
 
 
 def names(library: Library) -> None:
-    said = [task.name for task in library.stream.tasks]
-    if twice := sorted({name for name in said if said.count(name) > 1}):
-        raise Fault(f"two tasks are called {twice[0]!r}", "give every task a name of its own")
-    for task in library.stream.tasks:
-        if not isinstance(task.name, str) or not task.name.strip():
-            raise Fault(f"a task is called {task.name!r}", "give every task a name")
-        classes = list(task.class_names)
-        if (
-            isinstance(task.class_names, str)
-            or not classes
-            or not all(isinstance(c, str) and c.strip() for c in classes)
-        ):
-            raise Fault(f"{task.name}: a class has no name", "name every class in words, since the model reads them")
-        if twice := sorted({c for c in classes if classes.count(c) > 1}):
-            raise Fault(
-                f"{task.name}: two classes are called {twice[0]!r}", "no model can tell them apart; name them otherwise"
-            )
-        if isinstance(task.templates, str) or not task.templates or not all("{}" in t for t in task.templates):
-            what = f"{task.name}: a template has no {{}}, or there is none"
-            raise Fault(what, 'give at least one, such as ("a photo of a {}.",)')
+    raise_first(library, "names")
 
 
 def declared(library: Library) -> None:
@@ -94,27 +83,13 @@ def declared(library: Library) -> None:
 
 
 def labels(library: Library) -> None:
-    for task, where, images in library.splits():
-        targets = list(images.targets)
-        if len(targets) != len(images):
-            raise Fault(f"{where}: {len(targets)} targets for {len(images)} images", "give a target for each image")
-        for i, target in enumerate(targets):
-            if (
-                isinstance(target, bool)
-                or not isinstance(target, int | np.integer)
-                or not 0 <= target < len(task.class_names)
-            ):
-                what = f"{where}: target {i} is {target!r}, expected a number from 0 to {len(task.class_names) - 1}"
-                raise Fault(what, "number the classes of every task from 0, in the order of class_names")
+    raise_first(library, "labels")
+    for _, where, images in library.splits():
+        targets = images.targets
         for i in _some(images):
             if int(images[i][1]) != int(targets[i]):
                 what = f"{where}: image {i} comes with class {images[i][1]}, its target is {targets[i]}"
                 raise Fault(what, "keep `targets` and the images in one order")
-        if absent := [name for c, name in enumerate(task.class_names) if c not in set(map(int, targets))]:
-            raise Fault(
-                f"{where}: there is no image of {absent[0]!r}",
-                "give every class images, or leave it out of class_names",
-            )
 
 
 def images(library: Library) -> None:
@@ -132,6 +107,7 @@ def images(library: Library) -> None:
 
 
 def separate(library: Library) -> None:
+    raise_first(library, "separate")
     for task in library.stream.tasks:
         seen = {_digest(task.train, i): i for i in range(min(len(task.train), 20 * LOOKED_AT))}
         for i in _some(task.test):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from avalanche.benchmarks.scenarios import CLScenario
 from avalanche.core import BasePlugin
 from torch import Tensor
@@ -14,11 +14,12 @@ from torch import Tensor
 from mulki_plugins.errors import MulkiError, did_you_mean
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.models.load import load_clip
-from mulki_plugins.recipe.schema import Recipe
+from mulki_plugins.recipe.schema import Choice, Recipe
 from mulki_plugins.registry.callbacks import methods_of, wrong_callbacks
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.guard import cause_of
 from mulki_plugins.streams.benchmark import as_benchmark
+from mulki_plugins.streams.check import check_stream
 from mulki_plugins.streams.reference import Reference, as_reference
 from mulki_plugins.streams.task import TaskStream
 
@@ -37,7 +38,7 @@ class Built:
 def build(recipe: Recipe) -> Built:
     """Make everything that a recipe names. MulkiError where data or weights are missing, or a part cannot be made."""
     device = choose_device(recipe.device)
-    stream = _made("stream", recipe.stream.name, recipe.stream.options)
+    stream = _stream(recipe.stream)
     _check_tasks(recipe, stream)
     options = dict(recipe.model.options)
     train = options.pop("train", "all")
@@ -50,6 +51,14 @@ def build(recipe: Recipe) -> Built:
     return Built(stream=stream, benchmark=benchmark, model=model.to(device), plugins=plugins, device=device)
 
 
+def _stream(choice: Choice, *, reference: bool = False) -> TaskStream:
+    """The stream, whose numbers will be right, with what must be said of them. Mistakes where they would be wrong."""
+    stream: TaskStream = _made("stream", choice.name, choice.options)
+    who = f"the stream {choice.name!r} of {catalog().find('stream', choice.name).provenance}"
+    warnings = check_stream(stream, who, reference=reference)
+    return evolve(stream, incomparable=(*stream.incomparable, *warnings)) if warnings else stream
+
+
 def needs_reference(recipe: Recipe) -> bool:
     """Whether a plugin of the recipe's stack needs reference data."""
     return any(catalog().find("plugin", entry.name).needs_reference for entry in recipe.strategy.plugins)
@@ -59,7 +68,7 @@ def _reference(recipe: Recipe, transform: Callable[[Any], Tensor]) -> Reference 
     """The recipe's reference data, where a plugin needs it."""
     if recipe.reference is None or not needs_reference(recipe):
         return None
-    return as_reference(_made("stream", recipe.reference.name, recipe.reference.options), transform)
+    return as_reference(_stream(recipe.reference, reference=True), transform)
 
 
 def _given(plugin: str, reference: Reference | None) -> dict[str, Any]:
@@ -116,6 +125,3 @@ def _check_tasks(recipe: Recipe, stream: TaskStream) -> None:
             part = catalog().find("stream", stream.name) if ("stream", stream.name) in catalog().parts else None
             if part is None or name not in part.tasks:
                 raise MulkiError(f"$.train.per_task.{name}: the stream has no such task ({did_you_mean(name, names)})")
-    for task in stream.tasks:
-        if not len(task.train) or not len(task.test):
-            raise MulkiError(f"the task {task.name!r} of the stream {stream.name} has no images")

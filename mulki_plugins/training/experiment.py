@@ -234,7 +234,8 @@ class _Run:
                 known = self.result.left_out.get(name, [])
                 if new := set(experience.images.left_out) - set(known):
                     self.result.left_out[name] = sorted({*known, *new})
-                    self.progress.say(f"    {name}: {len(new)} images cannot be read and are left out")
+                    some = ", ".join(map(str, sorted(new)[:3]))
+                    self.progress.say(f"    {name}: {len(new)} images cannot be read and are left out, such as {some}")
 
     def finish(self) -> None:
         """Metrics, table and picture."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Annotated, Any
 
@@ -11,8 +11,19 @@ from attrs import frozen
 
 from mulki_plugins.errors import MulkiError, did_you_mean, plain
 from mulki_plugins.options import Natural, OptionError, Range, convert, mistakes_of, shown
+from mulki_plugins.recipe.emit import flow_yaml
+from mulki_plugins.streams.entries import is_picture, is_system, kinds_of
 from mulki_plugins.streams.folders.names import readable_names, same_names
-from mulki_plugins.streams.folders.scan import class_folders, holds_images, images_below, same_name
+from mulki_plugins.streams.folders.scan import (
+    all_folders,
+    class_folders,
+    counterparts,
+    files_in,
+    holds_images,
+    images_below,
+    others_below,
+    same_name,
+)
 
 Share = Annotated[float, Range(above=0, below=1)]
 
@@ -37,6 +48,8 @@ class FolderTask:
     """In the order of the sorted folder names, or by folder name, and then only of those that read badly."""
     templates: list[str] | None = None
     """Sentences with `{}` in the class name's place."""
+    leave_out: list[str] | None = None
+    """Folders beside the classes that are no classes, such as `annotations`."""
 
     @property
     def folders(self) -> dict[str, str]:
@@ -94,15 +107,46 @@ def _folders(task: FolderTask, wrong: list[OptionError]) -> Iterator[OptionError
     found: dict[str, list[str]] = {}
     for key, path in task.folders.items():
         try:
-            found[key] = _classes_in(path, 2 if key == "images" else 1)
+            found[key] = _classes_in(path, 2 if key == "images" else 1, task.leave_out or ())
         except MulkiError as error:
             yield OptionError(error.message, (key,))
     if wrong or len(found) < len(task.folders):
         return
+    yield from _left_out(task)
     if "train" in found and "test" in found:
         yield from _agreement(task, found["train"], found["test"])
     if found:
         yield from named(next(iter(found.values())), task.class_names, next(iter(found)))[1]
+
+
+def _left_out(task: FolderTask) -> Iterator[OptionError]:
+    """Names in `leave_out` of which there is no folder."""
+    there = [name for path in task.folders.values() for name in all_folders(path)]
+    known = {same_name(name) for name in there}
+    for i, name in enumerate(task.leave_out or ()):
+        if same_name(name) not in known:
+            hint = did_you_mean(name, set(there))
+            yield OptionError(f"there is no folder {shown(name)} beside the classes ({hint})", ("leave_out", i))
+
+
+def passed_over(tasks: Iterable[Any]) -> list[str]:
+    """What lies in the folders of checked tasks and is not used, a line for each kind of it."""
+    declared: list[FolderTask] = [convert(task, FolderTask) for task in tasks]
+    return [line for task in declared for path in task.folders.values() for line in _unused(path, task.leave_out or ())]
+
+
+def _unused(root: str, leave_out: Collection[str]) -> Iterator[str]:
+    if hidden := [name for name in all_folders(root) if is_system(name)]:
+        yield f"{root}: passed over, since hidden or made by the system: {_listed(hidden)}"
+    if beside := [name for name in files_in(root) if is_picture(name)]:
+        yield f"{root}: passed over, since in no class's folder: {_counted(beside, 'image')} (such as {beside[0]})"
+    folders = class_folders(root, leave_out)
+    if others := [f"{name}/{file}" for name in folders for file in others_below(os.path.join(root, name))]:
+        yield f"{root}: passed over, since Pillow reads no image in them: {_counted(others, 'file')}: {kinds_of(others)}"
+
+
+def _counted(files: Sequence[str], what: str) -> str:
+    return f"{len(files):,} {what}{'' if len(files) == 1 else 's'}"
 
 
 def _texts(task: FolderTask) -> Iterator[OptionError]:
@@ -138,7 +182,7 @@ def _keys(task: FolderTask) -> Iterator[OptionError]:
                 yield OptionError("says how `images` are parted, and `train` and `test` are given here", (key,))
 
 
-def _classes_in(path: str, least: int) -> list[str]:
+def _classes_in(path: str, least: int, leave_out: Collection[str] = ()) -> list[str]:
     """The class folders in a folder, each with at least so many images. MulkiError that says what is missing."""
     if not os.path.isdir(path):
         what = "no such folder"
@@ -147,21 +191,38 @@ def _classes_in(path: str, least: int) -> list[str]:
         elif path and not os.path.isabs(path):
             what += f" (a path begins in the current folder, {os.getcwd()})"
         raise MulkiError(f"{path!r}: {what}")
-    classes = class_folders(path)
+    classes = class_folders(path, leave_out)
     if not classes:
         lie = "images lie in it, but no folder" if holds_images(path) else "there is no folder in it"
+        if class_folders(path):
+            lie = "`leave_out` leaves no folder in it"
         raise MulkiError(f"{path}: {lie}; expected a folder for each class, with its images")
     if parts := _parts(path, classes):
         raise MulkiError(f"{path}: its folders {_listed(parts)} are parts, no classes; give `train` and `test` in it")
     problems = []
     few = {name: len(list(islice(images_below(os.path.join(path, name)), least))) for name in classes}
     if empty := [name for name in classes if few[name] == 0]:
-        problems.append(f"no image (.jpg, .png and the like) lies in {_listed(empty)}; fill it, or remove it")
+        problems.append(f"no image (.jpg, .png and the like) lies in {_listed(empty)}{_other_files(path, empty)}")
     if single := [name for name in classes if 0 < few[name] < least]:
         problems.append(f"one image alone lies in {_listed(single)}, and train and test need one each")
     if problems:
-        raise MulkiError(f"{path}: {'; '.join(problems)}")
+        unfit = [*empty, *single]
+        it = "it" if len(unfit) == 1 else "them"
+        hint = f"fill {it}, or leave {it} out of the classes with {leaving_out([*leave_out, *unfit])}"
+        raise MulkiError(f"{path}: {'; '.join(problems)}; {hint}")
     return classes
+
+
+def _other_files(path: str, folders: Sequence[str]) -> str:
+    """What lies in folders without an image, for an error; nothing where they are empty."""
+    files = (f"{name}/{file}" for name in folders for file in others_below(os.path.join(path, name)))
+    some = list(islice(files, 10_000))
+    return f", but {kinds_of(some)}" if some else ""
+
+
+def leaving_out(names: Sequence[str]) -> str:
+    """What a task says in a recipe so that folders of these names are no classes of it."""
+    return plain(f"leave_out: {flow_yaml(list(dict.fromkeys(names)))}")
 
 
 def _parts(path: str, classes: Sequence[str]) -> list[str]:
@@ -176,14 +237,15 @@ def _agreement(task: FolderTask, train: Sequence[str], test: Sequence[str]) -> I
         message = "this is the folder of `train`; to hold out a share of one folder, write `images` in place of both"
         yield OptionError(message, ("test",))
     for key, here, there, other in (("train", train, test, "test"), ("test", test, train, "train")):
-        known = {same_name(name) for name in there}
-        if lone := [name for name in here if same_name(name) not in known]:
-            missing = [name for name in there if same_name(name) not in {same_name(n) for n in here}]
+        matched, back = counterparts(here, there), counterparts(there, here)
+        if lone := [name for name in here if name not in matched]:
+            missing = [name for name in there if name not in back]
             hint = did_you_mean(lone[0], missing) if missing else ""
             hint = f" ({hint})" if hint.startswith("did") else ""
             which = f"folder {_listed(lone)}{hint} is" if len(lone) == 1 else f"folders {_listed(lone)}{hint} are"
-            message = f"{task.folders[key]}: the class {which} not in `{other}`"
-            yield OptionError(f"{message}, {task.folders[other]}", (key,))
+            message = f"{task.folders[key]}: the class {which} not in `{other}`, {task.folders[other]}"
+            advice = f"add or rename, or leave out with {leaving_out([*(task.leave_out or ()), *lone])}"
+            yield OptionError(f"{message}; {advice}", (key,))
 
 
 def named(

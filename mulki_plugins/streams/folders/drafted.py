@@ -15,9 +15,10 @@ from attrs import define, field, frozen
 from mulki_plugins.errors import Mistakes, MulkiError
 from mulki_plugins.recipe.check import name_problem
 from mulki_plugins.recipe.emit import flow_yaml
-from mulki_plugins.streams.folders.declared import TEST, TRAIN, check_tasks
+from mulki_plugins.streams.entries import is_picture
+from mulki_plugins.streams.folders.declared import TEST, TRAIN, check_tasks, passed_over
 from mulki_plugins.streams.folders.names import readable_names, same_names
-from mulki_plugins.streams.folders.scan import class_folders, images_below
+from mulki_plugins.streams.folders.scan import class_folders, counterparts, holds_images, images_below, others_below
 
 MOST_NAMES = 2000
 """How many class names are written out; more would make a recipe that nobody reads."""
@@ -52,7 +53,7 @@ def draft(folders: Sequence[str], name: str | None = None) -> Draft:
     for folder, task in zip(folders, _names(folders), strict=True):
         try:
             found.append(_found(folder, task))
-            wrong += [f"{folder}: {error.message}" for error in check_tasks([found[-1].options])]
+            wrong += [_of_folder(folder, error.message) for error in check_tasks([found[-1].options])]
         except MulkiError as error:
             wrong += error.lines()
     if wrong:
@@ -60,6 +61,11 @@ def draft(folders: Sequence[str], name: str | None = None) -> Draft:
     name = name or _recipe_name([each.options["name"] for each in found])
     notices = [notice for each in found for notice in each.notices]
     return Draft(name, list(_lines(name, found)), notices)
+
+
+def _of_folder(folder: str, message: str) -> str:
+    """With the folder in front, where the message does not begin with it anyway."""
+    return message if message.startswith(_as_typed(folder)) else f"{folder}: {message}"
 
 
 def _names(folders: Sequence[str]) -> list[str]:
@@ -91,15 +97,16 @@ def _recipe_name(tasks: Sequence[str]) -> str:
 
 
 def _found(folder: str, task: str) -> _Found:
-    path = os.path.abspath(os.path.expanduser(folder))
-    if not os.path.isdir(path):
-        what = "this is a file, expected a folder" if os.path.exists(path) else "no such folder"
+    path = _as_typed(folder)
+    if not os.path.isdir(_here(path)):
+        what = "this is a file, expected a folder" if os.path.exists(_here(path)) else "no such folder"
         raise MulkiError(f"{folder}: {what}")
-    there = class_folders(path)
-    parts = {name.lower(): name for name in reversed(there) if _is_part(path, name)}
+    result = _Found({"name": task})
+    path = _where_classes_are(folder, path, result)
+    there = class_folders(_here(path))
+    parts = {name.lower(): name for name in reversed(there) if _is_part(_here(path), name)}
     train = next((parts[name] for name in TRAIN if name in parts), None)
     tests = [parts[name] for name in TEST if name in parts]
-    result = _Found({"name": task})
     if train and tests:
         result.options |= {"train": os.path.join(path, train), "test": os.path.join(path, tests[0])}
         if others := [name for name in there if name not in (train, tests[0])]:
@@ -109,10 +116,81 @@ def _found(folder: str, task: str) -> _Found:
         result.notices.append(
             f"{folder}: there is {train or tests[0]!r} alone, of which a fifth is held out for the test"
         )
+        if others := [name for name in there if name != (train or tests[0])]:
+            result.notices.append(f"{folder}: no class folders lie in {', '.join(map(repr, others))}; not used")
     else:
         result.options |= {"images": path, "test_share": 0.2, "seed": 0}
+    _leave_out(folder, result)
     _name_classes(folder, result)
     return result
+
+
+def _as_typed(folder: str) -> str:
+    """The path as it was typed, without what says nothing; a relative one stays so."""
+    short = os.path.normpath(folder)
+    return folder if short.startswith("~") and not folder.startswith("~") else short
+
+
+def _here(path: str) -> str:
+    return os.path.expanduser(path)
+
+
+def _where_classes_are(folder: str, path: str, task: _Found) -> str:
+    """The folder itself, or, as unpacking an archive often leaves it, the only one in it, if the classes lie in that."""
+    for _ in range(_DEEPEST):
+        inside = [name for name in class_folders(_here(path)) if _holds_any(os.path.join(_here(path), name))]
+        if len(inside) != 1 or _is_part(_here(path), inside[0]):
+            break
+        deeper = os.path.join(path, inside[0])
+        if holds_images(_here(deeper)) or not class_folders(_here(deeper)):
+            break
+        path = deeper
+        task.notices = [f"{folder}: its classes lie in {path}, which is taken"]
+    return path
+
+
+_DEEPEST = 4
+"""How many folders in a folder are looked into for the classes."""
+
+
+def _leave_out(folder: str, task: _Found) -> None:
+    """Write down which folders are no classes, or cannot be: those without a picture, or with too few for both parts."""
+    roots = {key: _here(task.options[key]) for key in ("images", "train", "test") if key in task.options}
+    least = 2 if "images" in roots else 1
+    empty, few = [], []
+    for key, root in roots.items():
+        for name in class_folders(root):
+            path = os.path.join(root, name)
+            count = len(list(islice(images_below(path), least)))
+            if count == 0 and not any(map(is_picture, others_below(path))):
+                empty.append(name)
+            elif 0 < count < least:
+                few.append(name)
+        if key == "images" and few:
+            what = "one image alone, and train and test need one each; left out of the classes"
+            task.notices.append(f"{folder}: {_quoted(few)}: {what} (leave_out)")
+    if len(roots) == 2:
+        train, test = (class_folders(root, empty) for root in roots.values())
+        matched = counterparts(train, test)
+        if lone := sorted(({*train} - matched.keys()) | ({*test} - {*matched.values()})):
+            few += lone
+            what = "not in both parts; left out of the classes"
+            task.notices.append(f"{folder}: {_quoted(lone)}: {what} (leave_out)")
+    if empty:
+        where = _quoted(sorted({*empty}))
+        task.notices.append(f"{folder}: no image lies in {where}; left out of the classes (leave_out)")
+    unwanted = sorted({*empty, *few})
+    if unwanted and all(class_folders(root, unwanted) for root in roots.values()):
+        task.options["leave_out"] = unwanted
+
+
+def _quoted(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(map(repr, names[:8])) + more
+
+
+def _holds_any(path: str) -> bool:
+    return any(True for _ in images_below(path)) or any(map(is_picture, others_below(path)))
 
 
 def _is_part(path: str, name: str) -> bool:
@@ -122,9 +200,9 @@ def _is_part(path: str, name: str) -> bool:
 
 def _name_classes(folder: str, task: _Found) -> None:
     """Write the class names out, each apart from the others, and say what looks odd about the classes."""
-    root = task.options.get("images") or task.options["train"]
-    classes = class_folders(root)
-    for text in (root, *classes):
+    root = _here(task.options.get("images") or task.options["train"])
+    classes = class_folders(root, task.options.get("leave_out", ()))
+    for text in (root, *classes, *task.options.get("leave_out", ())):
         if any("\ud800" <= c <= "\udfff" for c in text):
             raise MulkiError(f"{folder}: the name of {text!r} is no UTF-8 text; rename it")
     names = dict(zip(classes, readable_names(classes), strict=True))
@@ -142,7 +220,8 @@ def _name_classes(folder: str, task: _Found) -> None:
     if deeper := [name for name in classes if _only_deeper(os.path.join(root, name))]:
         what = f"the images of {', '.join(map(repr, deeper[:3]))} lie in several folders deeper down"
         typed = " ".join(shlex.quote(os.path.join(folder, name)) for name in deeper[:3])
-        task.notices.append(f"{folder}: {what}; if those are the classes: mulki new recipe --from-folders {typed}")
+        task.notices.append(f"{folder}: {what}; if those are the classes: mulki new recipe {typed}")
+    task.notices += passed_over([task.options])
 
 
 def _only_deeper(path: str) -> bool:
@@ -164,17 +243,19 @@ def _lines(name: str, tasks: Sequence[_Found]) -> Iterator[str]:
             elif written:
                 yield f"{lead}class_names:                        # folder: what the model reads"
                 yield from (f"        {flow_yaml(kind)}: {flow_yaml(name)}" for kind, name in value.items())
-        yield '      templates: ["a photo of a {}."]     # such as "a photo of a {}, a type of bird."; training uses the first'
+        yield '      templates: ["a photo of a {}."]     # or "a photo of a {}, a type of bird."; training uses the first'
     yield from _REST.splitlines()
 
 
 _HEAD = """\
 # Your own images, one task after another.
-# How long it takes depends on the images and the machine; a first try with `--set train.iterations=5` tells.
+# How long it takes depends on the images and the machine; a first try tells. Relative paths begin in the current folder:
+# type these where you typed `mulki new recipe`.
 #
 #   mulki validate {file}
+#   mulki run {file} --set train.iterations=10     # a first try
 #   mulki run {file}
-#   mulki run {file} --strategy finetune     # for comparison: what plain training forgets
+#   mulki run {file} --strategy finetune           # for comparison: what plain training forgets
 """
 
 _COMMENTS = {
@@ -184,9 +265,10 @@ _COMMENTS = {
 
 _REST = """\
 # mulki-tiny is bundled with MulKI: 2.8 M weights, 48 x 48 pixels, pre-trained on drawings. It shows that everything works;
-# for results on photographs take a large CLIP (a download of 600 MB on first use, and a GPU) and its settings:
-#   model: {name: ViT-B-16, pretrained: openai}
-#   train: {iterations: 1000, batch_size: 64, optimizer: {name: adamw, lr: 1.0e-5}, schedule: {name: cosine, warmup: 100}, ...}
+# for results on photographs take a large CLIP (a download of 600 MB on first use, and a GPU) and its settings, with these
+# two lines in place of `model` and `train` below:
+#   model: {name: ViT-B-16-quickgelu, pretrained: openai}
+#   train: {iterations: 1000, batch_size: 64, optimizer: {name: adamw, lr: 1.0e-5}, schedule: {name: cosine, warmup: 100}}
 model: {name: mulki-tiny}
 strategy: mulki                             # others: mulki list strategies
 train:
@@ -197,6 +279,6 @@ train:
   label_smoothing: 0.2
   workers: 2                                # processes that read images
 evaluate:
-  classes: task                             # task: among a task's own classes; seen: among all learned; all: among all
+  classes: seen                             # seen: among all classes learned so far; task: among its task's own; all: all
 seeds: [0]
 """

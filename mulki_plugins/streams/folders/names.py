@@ -16,27 +16,33 @@ _INDEX = re.compile(
 _COUNTED = re.compile(r"\d+\s*[-_. ]\s*(?=[^\W\d_])")
 """The same without a leading zero: only where every folder of a task has one, for `747-SP` is a name."""
 _KEBAB = re.compile(r"[^\W\d_]{3,}(-[^\W\d_]{3,})+")
+_JOINED = re.compile(r"(?<=[^\W\d_]{2})\+(?!ve(?![^\W\d_]))(?=[^\W\d_]{2})|_|(?<=[^\W_])--+(?=[^\W_])")
+"""What stands for a space. A plus sign does so only between words: `A+`, `C++`, `Disney+` and `AB+ve` keep theirs."""
 
 
 def readable_names(folders: Sequence[str]) -> list[str]:
     """What the classes in folders of these names are called, in their order.
 
-    A leading index goes, underscores and plus signs become spaces, and so do the hyphens of `golden-retriever` and the
-    bounds of `GoldenRetriever` where nothing else parts the words. Upper and lower case stay. A name may come out empty.
+    A leading index goes, underscores and plus signs between words become spaces, and so do the hyphens of
+    `golden-retriever` and the bounds of `GoldenRetriever` where nothing else parts the words. Upper and lower case stay.
+    A name may come out empty.
     """
     names = [unicodedata.normalize("NFC", folder).strip() for folder in folders]
     if len(names) > 1 and all(_COUNTED.match(name) or _INDEX.match(name) for name in names):
-        return [
+        counted = [
             _words(_INDEX.sub("", name, count=1) if _INDEX.match(name) else _COUNTED.sub("", name, count=1))
             for name in names
         ]
+        if len(set(map(told_apart, counted))) == len(counted):
+            return counted
+        return [_words(name) for name in names]  # `1_euro` and `2_euro`: the number is the name
     return [_words(name[match.end() :] if (match := _INDEX.match(name)) else name) for name in names]
 
 
 def _words(name: str) -> str:
     if not re.search(r"[\s_+]", name):
         name = name.replace("-", " ") if _KEBAB.fullmatch(name) else _without_humps(name)
-    return " ".join(re.sub(r"[_+]|--+", " ", name).split())
+    return " ".join(_JOINED.sub(" ", name).split())
 
 
 def _without_humps(name: str) -> str:
@@ -54,8 +60,8 @@ def _without_humps(name: str) -> str:
 
 
 def told_apart(name: str) -> str:
-    """What a CLIP reads of a name: its tokenizer lowers the case and joins spaces."""
-    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
+    """What a CLIP reads of a name, whose tokenizer lowers the case and joins spaces; an underscore counts as a space."""
+    return " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").split())
 
 
 def same_names(folders: Sequence[str], names: Iterable[str]) -> list[tuple[str, list[str]]]:

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mulki_plugins.errors import MulkiError
+from mulki_plugins.streams.entries import register_openers
 
 
 def open_picture(path: str) -> Image.Image:
@@ -13,6 +14,7 @@ def open_picture(path: str) -> Image.Image:
 
     MulkiError, which names the file, where it is damaged or no image that Pillow reads.
     """
+    register_openers()
     try:
         with Image.open(path) as file:
             file.load()

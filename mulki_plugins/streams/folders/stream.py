@@ -11,9 +11,9 @@ from PIL import Image
 
 from mulki_plugins.errors import Mistakes
 from mulki_plugins.options import convert
-from mulki_plugins.streams.folders.declared import FolderTask, check_tasks, named
+from mulki_plugins.streams.folders.declared import FolderTask, check_tasks, named, passed_over
 from mulki_plugins.streams.folders.picture import open_picture
-from mulki_plugins.streams.folders.scan import class_folders, images_below, same_name
+from mulki_plugins.streams.folders.scan import class_folders, counterparts, images_below
 from mulki_plugins.streams.folders.split import split
 from mulki_plugins.streams.task import Task, TaskStream
 
@@ -34,9 +34,12 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self.files)
 
+    def path(self, index: int) -> str:
+        return os.path.join(self.root, self.files[index])
+
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         """The picture in RGB; MulkiError, which names the file, where it cannot be read."""
-        return open_picture(os.path.join(self.root, self.files[index])), self.targets[index]
+        return open_picture(self.path(index)), self.targets[index]
 
 
 def folders(*, tasks: list[Any]) -> TaskStream:
@@ -44,13 +47,16 @@ def folders(*, tasks: list[Any]) -> TaskStream:
 
     train, test: folders with a folder of images for each class, the same in both. images: one such folder, of which each
     class's `test_share` (0.2) is held out for the test, chosen by `seed` (0). Relative paths begin in the current folder,
-    `~` is the user's. Images may lie deeper in a class folder; other files, and names with a leading dot, are passed over.
-    class_names: a list in the order of the sorted folder names, or a mapping from folder to name; without, the folder
-    names made readable. templates: `a photo of a {}.` without. Mistakes, all at once, where something is wrong.
+    `~` is the user's. Images may lie deeper in a class folder; other files, names with a leading dot, and what systems leave
+    behind are passed over. leave_out: names of folders beside the classes that are no classes. class_names: a list in the
+    order of the sorted folder names, or a mapping from folder to name; without, the folder names made readable. templates:
+    `a photo of a {}.` without. Mistakes, all at once, where something is wrong.
     """
     if wrong := check_tasks(tasks):
         raise Mistakes([f"folders: {_written(error.path)}: {error.message}" for error in wrong])
-    return TaskStream(name="folders", tasks=tuple(_task(convert(task, FolderTask)) for task in tasks))
+    notices = tuple(f"note: {line}" for line in passed_over(tasks))
+    built = tuple(_task(convert(task, FolderTask)) for task in tasks)
+    return TaskStream(name="folders", tasks=built, notices=notices)
 
 
 def _written(path: Sequence[str | int]) -> str:
@@ -59,7 +65,7 @@ def _written(path: Sequence[str | int]) -> str:
 
 def _task(declared: FolderTask) -> Task:
     roots = declared.folders
-    classes = class_folders(roots.get("images") or roots["train"])
+    classes = class_folders(roots.get("images") or roots["train"], declared.leave_out or ())
     if "images" in roots:
         share = SHARE if declared.test_share is None else declared.test_share
         train, test = _parted(roots["images"], classes, share, declared.seed or SEED)
@@ -71,10 +77,9 @@ def _task(declared: FolderTask) -> Task:
 
 
 def _by_class(root: str, classes: Sequence[str]) -> list[list[str]]:
-    """The image files of each class, sorted; a class folder may be spelt with its accents apart."""
-    there = class_folders(root)
-    spelt = {same_name(name): name for name in there} | {name: name for name in there}
-    folders = [spelt.get(name) or spelt[same_name(name)] for name in classes]
+    """The image files of each class, sorted; a class folder may be spelt with its accents apart, or in another case."""
+    spelt = counterparts(classes, class_folders(root))
+    folders = [spelt[name] for name in classes]
     return [sorted(f"{name}/{file}" for file in images_below(os.path.join(root, name))) for name in folders]
 
 

@@ -15,9 +15,6 @@ from mulki_plugins.streams.mtil.listing import Listing, listing
 
 Images = FileImages | PixelImages
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""What torchvision takes for an image in a folder of a class."""
-
 
 class Unreadable(MulkiError):
     """A file or folder of a data set that is not what it should be; the message begins with its path."""

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from mulki_plugins.streams.entries import is_image
 from mulki_plugins.streams.mtil.arrays import cifar100, mnist
 from mulki_plugins.streams.mtil.contents import (
-    SUFFIXES,
     Contents,
     Unreadable,
     below,
@@ -68,7 +68,7 @@ def _class_folders(folder: Path, but: str = "") -> Contents:
     files, labels = [], []
     for file in found.files:
         name, _, rest = file.partition("/")
-        if rest and "/" not in rest and name in number and rest.lower().endswith(SUFFIXES):
+        if rest and "/" not in rest and name in number and is_image(rest):
             files.append(file)
             labels.append(number[name])
     into = Contents(classes=classes, parts={"all": FileImages.of(folder, files, labels)}, named_in=folder)

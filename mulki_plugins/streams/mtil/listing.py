@@ -12,12 +12,13 @@ import numpy as np
 from attrs import frozen
 
 from mulki_plugins.streams.cache_folder import cache_folder, keep
+from mulki_plugins.streams.entries import is_system
 
 DEEPEST = 8
 """Levels of folders; a data set has up to four, and a link to a folder above itself has no end."""
 SETTLED = 2.0
 """Seconds after which a folder's time of change says for certain whether it was changed again."""
-_VERSION = 3
+_VERSION = 4
 
 
 @frozen
@@ -55,7 +56,7 @@ def walked(folder: Path) -> tuple[Listing, list[list[int]]]:
         below, depth = ahead.pop()
         with os.scandir(os.path.join(folder, below)) as entries:
             for entry in entries:
-                if entry.name.startswith(".") or entry.name == "__MACOSX":  # of an archive packed on a Mac
+                if is_system(entry.name):
                     continue
                 path = f"{below}/{entry.name}" if below else entry.name
                 if not entry.is_dir():

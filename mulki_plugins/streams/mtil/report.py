@@ -50,7 +50,7 @@ def _entry(name: str, root: Path, split: Split, decode: bool) -> dict[str, Any]:
 def report_text(report: dict[str, Any]) -> str:
     """A line for each data set, and how to get what is missing."""
     entries = report["datasets"]
-    rows = [("data set", "state", "classes", "train", "test", "looked for in")]
+    rows = [("data set" if "root" in report else "task", "state", "classes", "train", "test", "looked for in")]
     rows += [
         (
             e["name"],
@@ -62,7 +62,11 @@ def report_text(report: dict[str, Any]) -> str:
         for e in entries
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = [f"root {report['root']}, split {report['split']}; numbers are found / expected", ""]
+    lines = (
+        [f"root {report['root']}, split {report['split']}; numbers are found / expected", ""]
+        if "root" in report
+        else []
+    )
     for row in rows:
         left = "  ".join(
             cell.ljust(width) if i < 2 else cell.rjust(width)
@@ -87,4 +91,6 @@ def problems(report: dict[str, Any]) -> list[str]:
 
 def _count(numbers: dict[str, int | None]) -> str:
     found = numbers["found"]
+    if numbers["expected"] is None:
+        return f"{found:,}"
     return f"{'-' if found is None else f'{found:,}'} / {numbers['expected']:,}"
