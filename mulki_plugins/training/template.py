@@ -125,8 +125,12 @@ class ContinualTemplate(SupervisedTemplate):
             return super().train(*args, **kwargs)
 
     def eval(self, *args: Any, **kwargs: Any) -> Any:
+        step: tuple[Any, Any, Any] = self.mbatch, self.mb_output, self.loss  # type: ignore[has-type]
         with self.model.using("all"):  # type: ignore[operator]
-            return super().eval(*args, **kwargs)
+            result = super().eval(*args, **kwargs)
+        if self.is_training:  # a plugin evaluates within a step, which goes on
+            self.mbatch, self.mb_output, self.loss = step
+        return result
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         self.step = 1
