@@ -32,8 +32,42 @@ def by_hand(model, x, task, templates):
 def test_training_uses_the_first_template_and_evaluation_the_mean_of_all(classifier, x):
     first, both = ("a {} one.",), ("a {} one.", "it is {}.")
     assert torch.allclose(classifier.train()(x, 1), by_hand(classifier, x, 1, first), atol=1e-5)
-    assert torch.allclose(classifier.eval()(x, 1), by_hand(classifier, x, 1, both), atol=1e-5)
-    assert not torch.allclose(classifier.eval()(x, 1), by_hand(classifier, x, 1, first), atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(classifier.eval()(x, 1), by_hand(classifier, x, 1, both), atol=1e-5)
+        assert not torch.allclose(classifier.eval()(x, 1), by_hand(classifier, x, 1, first), atol=1e-5)
+    assert torch.allclose(classifier.eval()(x, 1), by_hand(classifier, x, 1, first), atol=1e-5), "a loss is computed"
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_templates_that_are_asked_for_are_used_in_every_mode(classifier, x, training, gradients):
+    expected = {"first": ("a {} one.",), "all": ("a {} one.", "it is {}.")}
+    classifier.train(training)
+    with torch.set_grad_enabled(gradients):
+        for templates, texts in expected.items():
+            with classifier.using(templates):
+                assert torch.allclose(classifier(x, 1), by_hand(classifier, x, 1, texts), atol=1e-5)
+    assert classifier.templates is None
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_context_outside_of_clip_gets_a_gradient_beside_a_frozen_text_tower(stream, x, inside):
+    model = ClipClassifier(small_clip(), small_tokenizer, stream.tasks, train="image").train()
+    model(x, 1)  # texts are kept, since nothing outside of the image tower learns
+    context = nn.Parameter(torch.zeros(32))
+    if inside:
+        model.context = context
+    else:
+        model.train()
+    model.clip.token_embedding.register_forward_hook(lambda module, given, out: out + context)
+    model(x, 1).logsumexp(1).sum().backward()
+    assert context.grad.abs().sum() > 0
+    with torch.no_grad():
+        model.eval()
+        before = model(x, 1)
+        context += torch.randn(32, generator=torch.Generator().manual_seed(1))
+        model.eval()
+        assert not torch.allclose(model(x, 1), before)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -50,6 +84,7 @@ def test_mixed_tasks_give_each_sample_its_own_classes(classifier, x, training):
 
 
 def test_no_task_labels(classifier, x, loaded, stream):
+    classifier.templates = "all"
     every = classifier.eval()(x)
     assert {task: logits.shape for task, logits in every.items()} == {0: (6, 2), 1: (6, 3), 2: (6, 2)}
     assert torch.equal(every[1], classifier(x, 1))
@@ -131,6 +166,7 @@ def test_features_of_the_last_training_forward_are_kept_with_their_graph(classif
 
 def test_copies_between_forward_and_backward(classifier, x):
     classifier.train()(x, 1)
+    classifier.templates = "all"
     twin = copy.deepcopy(classifier)
     assert twin.features is None
     assert torch.equal(twin.eval()(x, 1), classifier.eval()(x, 1))

@@ -83,7 +83,8 @@ def test_a_loss_that_is_no_number_stops_with_its_terms(tmp_path, capsys, value, 
         strategy.loss = strategy.loss * value
 
     [line], folder, recipe = failing(tmp_path, wanted)
-    assert line.startswith(f"task second, step 3: the loss is {said} (cross_entropy ")
+    who = "made so by the plugin 'fault' in its before_backward"
+    assert line.startswith(f"task second, step 3: the loss is {said}, {who} (cross_entropy ")
     assert f"fault {said}" in line
     assert "train.optimizer.lr" in line
     goes_on(recipe, folder, capsys)

@@ -149,8 +149,44 @@ def test_the_previous_teacher_takes_over_the_prototypes_that_followed_the_studen
     assert torch.equal(teachers.previous.prototypes[1], eliciting.prototypes[1])
 
 
+def test_on_the_first_task_each_teacher_has_prototypes_of_its_own(classifier, benchmark):
+    teachers, eliciting = Teachers(), Eliciting()
+    strategy = naive(classifier, [teachers, eliciting], lr=0.1)
+    start = copy.deepcopy(classifier).eval()
+    strategy.train(benchmark.train_stream[0])
+    expected = visual_prototypes([start], benchmark.train_stream[0].dataset, {0})[0][0]
+    assert torch.equal(teachers.initial.prototypes[0], expected)
+    assert torch.equal(teachers.previous.prototypes[0], eliciting.prototypes[0])
+    assert not torch.allclose(teachers.previous.prototypes[0], expected, atol=1e-3)
+    strategy.train(benchmark.train_stream[1])
+    assert torch.equal(teachers.initial.prototypes[0], expected)
+
+
+def test_both_teachers_prototypes_are_kept_in_the_state(classifier, benchmark):
+    teachers = Teachers()
+    strategy = naive(classifier, [teachers, Eliciting()], lr=0.1)
+    pretrained = copy.deepcopy(classifier)
+    strategy.train(benchmark.train_stream[0])
+    other = Teachers()
+    again = naive(pretrained, [other, Eliciting()])
+    other.before_training(again)
+    other.load_state_dict(teachers.state_dict())
+    for name in ("initial", "previous"):
+        assert torch.equal(getattr(other, name).prototypes[0], getattr(teachers, name).prototypes[0])
+    assert not torch.equal(other.initial.prototypes[0], other.previous.prototypes[0])
+
+
+def test_teachers_answer_in_the_training_prompt(classifier, benchmark):
+    teachers = Teachers()
+    naive(classifier, [teachers]).train(benchmark.train_stream[0])
+    x = torch.stack([benchmark.train_stream[0].dataset[i][0] for i in range(2)])
+    with torch.no_grad():
+        model = teachers.initial.model
+        assert torch.equal(model(x, 1), model.logits(model.encode_image(x), model.encode_text(1, all_templates=False)))
+
+
 def test_a_class_without_images_has_its_text_as_prototype(classifier, benchmark):
     dataset = benchmark.train_stream[1].dataset
     some = dataset.subset([i for i, y in enumerate(dataset.targets) if y != 2])
     got = visual_prototypes([classifier.eval()], some, {1})[0][1]
-    assert torch.allclose(got[2], classifier.text_features(1)[2])
+    assert torch.allclose(got[2], classifier.text_features(1, "all")[2])

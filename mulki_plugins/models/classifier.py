@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import torch
@@ -17,6 +18,8 @@ MASKED = -1e4
 """The logit of a class that a sample's task has not: no probability in any dtype, and finite in each."""
 
 Towers = Literal["all", "image", "text"]
+Templates = Literal["first", "all"]
+"""Which sentences stand for a class: its task's first template (the training prompt), or the mean over all templates."""
 
 
 @frozen(eq=False)
@@ -41,9 +44,11 @@ class ClipClassifier(MultiTaskModule):
     tasks: class names and templates of each task, task id = position. A stream's tasks, or `Prompts`, one or several.
     train: which towers learn. The logit scale is frozen always.
 
-    In training mode the text features are those of the first template, with gradient where the text tower learns, and
-    computed once per step; in evaluation mode they are the renormalised mean over all templates (Radford et al., 2021,
-    arXiv 2103.00020, section 3.1.4), computed once and kept until the weights change.
+    `templates` says whose sentences stand for a class: the `first` template's, which is what training uses, or the
+    renormalised mean over `all` templates, which is what evaluation uses (Radford et al., 2021, arXiv 2103.00020, section
+    3.1.4). `mulki run` sets it; `with model.using("all"):` sets it by hand. None, the default, means `all` only in
+    evaluation mode and without gradients: a plugin that calls `eval()` to differentiate the loss sees the training prompt.
+    Text features that need no gradient are computed once and kept until a weight that they depend on changes.
     """
 
     def __init__(
@@ -61,8 +66,9 @@ class ClipClassifier(MultiTaskModule):
         self.tokenizer = tokenizer
         self.prompts = as_prompts(tasks)
         self.features: Features | None = None
+        self.templates: Templates | None = None
         self._tokens: dict[tuple[int, bool], Tensor] = {}
-        self._cache: dict[tuple[int, bool], tuple[tuple[int, ...], Tensor]] = {}
+        self._cache: dict[tuple[int, Templates, bool], tuple[tuple[int, ...], Tensor]] = {}
         self._unions: dict[tuple[int, ...], Union] = {}
         for name, parameter in clip.named_parameters():
             parameter.requires_grad_(_learns(name, train))
@@ -126,15 +132,38 @@ class ClipClassifier(MultiTaskModule):
         """Unit-norm image features [B, d], at least in single precision."""
         return _unit(self.clip.encode_image(x))
 
-    def text_features(self, task: int) -> Tensor:
-        """Unit-norm features [C, d] of the task's class sentences in the current mode, kept where they need no gradient."""
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self._text_parameters()):
-            return self.encode_text(task, all_templates=not self.training)
-        key, version = (task, self.training), self._text_version()
+    @contextmanager
+    def using(self, templates: Templates | None) -> Iterator[None]:
+        """Answer from these templates for a while; a model without `templates` set is asked as the class says."""
+        before, self.templates = self.templates, templates
+        try:
+            yield
+        finally:
+            self.templates = before
+
+    @property
+    def templates_in_use(self) -> Templates:
+        """The templates that a forward uses now."""
+        if self.templates is not None:
+            return self.templates
+        return "first" if self.training or torch.is_grad_enabled() else "all"
+
+    def text_features(self, task: int, templates: Templates | None = None) -> Tensor:
+        """Unit-norm features [C, d] of the task's class sentences, kept where they need no gradient.
+
+        templates: those in use where it is None.
+        """
+        templates = templates or self.templates_in_use
+        every, gradients = templates == "all", torch.is_grad_enabled()
+        if gradients and any(p.requires_grad for p in self._text_parameters()):
+            return self.encode_text(task, all_templates=every)
+        key, version = (task, templates, gradients), self._text_version()
         kept = self._cache.get(key)
         if kept is None or kept[0] != version:
-            with torch.no_grad():
-                kept = self._cache[key] = (version, self.encode_text(task, all_templates=not self.training))
+            texts = self.encode_text(task, all_templates=every)
+            if texts.requires_grad:  # through weights that a plugin keeps outside the model
+                return texts
+            kept = self._cache[key] = (version, texts)
         return kept[1]
 
     def encode_text(self, task: int, *, all_templates: bool) -> Tensor:
@@ -167,11 +196,14 @@ class ClipClassifier(MultiTaskModule):
             return self.scale.to(z.dtype) * z @ t.T
 
     def _text_parameters(self) -> list[nn.Parameter]:
-        return [p for name, p in self.clip.named_parameters() if _tower(name) == "text"]
+        """All that may shape a text: the text tower, and what plugins have added outside the image tower."""
+        return [p for name, p in self.named_parameters() if _tower(name.removeprefix("clip.")) == "text"]
 
     def _text_version(self) -> tuple[int, ...]:
-        """Changes whenever a weight of the text tower does: where it lies, and how often it was written in place."""
-        return tuple(n for p in self._text_parameters() for n in (p.data_ptr(), p._version))
+        """Changes whenever a weight that shapes texts does: where it lies, and how often it was written in place."""
+        buffers = [b for name, b in self.named_buffers() if _tower(name.removeprefix("clip.")) == "text"]
+        shaping = [*self._text_parameters(), *buffers]
+        return tuple(n for t in shaping for n in (t.data_ptr(), t._version, t.requires_grad))
 
     def train(self, mode: bool = True) -> ClipClassifier:
         self._cache.clear()  # also after writes through `.data`, which count no version

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mulki_plugins.losses import Score, teacher_scores, teacher_weights
@@ -25,18 +26,24 @@ class Distinguishing(Stage):
         super().__init__()
         self.score = score
         self.temperature = temperature
-        self._strategy: Any = None
+        self._shares: dict[str, list[tuple[Tensor, int]]] = {}
+        """What the initial teacher was given in this step: mean share and number of rows of each part, by tag."""
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._strategy = strategy
+        self._shares = {}
         Teachers.of(strategy, self).weigh = self.weigh
 
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._strategy = None
+    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+        for tag, parts in self._shares.items():  # one value each, also where a batch was taken apart by task
+            rows = sum(n for _, n in parts)
+            self.log(strategy, tag, torch.stack([share * (n / rows) for share, n in parts]).sum())
+        self._shares = {}
 
     def weigh(self, logits: list[Tensor], targets: Tensor, rows: Rows) -> Tensor:
         """The share [M, B] of each teacher, whose logits are [B, C]; the first is the pre-trained model."""
         shares = teacher_weights([teacher_scores(each, targets, self.score) for each in logits], self.temperature)
         of = "" if rows == "samples" else f"_of_{rows}"
-        self.log(self._strategy, f"train/share/initial{of}", shares[0].mean())
+        if len(targets):
+            parts = self._shares.setdefault(f"train/share/initial{of}", [])
+            parts.append((shares[0].detach().mean(), len(targets)))
         return shares

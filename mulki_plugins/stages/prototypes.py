@@ -32,7 +32,7 @@ def visual_prototypes(
     Returns for each model and each of the tasks [C, d]; a class without an image has the prototype of its text, since
     something must stand in its place.
     """
-    texts = [{task: model.text_features(task).float() for task in tasks} for model in models]
+    texts = [{task: model.text_features(task, "all").float() for task in tasks} for model in models]
     sums = [{task: torch.zeros_like(t) for task, t in each.items()} for each in texts]
     counts = {task: torch.zeros(len(t), dtype=torch.long) for task, t in texts[0].items()}
     for batch in DataLoader(dataset.eval(), batch_size=batch_size, num_workers=num_workers):

@@ -22,9 +22,16 @@ class Stage(SupervisedPlugin):
         strategy.loss = strategy.loss + weight * loss
         self.log(strategy, f"train/loss/{term}", weight * loss)
 
-    def log(self, strategy: Any, tag: str, value: Tensor | float) -> None:
-        """Hand a value to whatever loggers the strategy has, at the number of training iterations so far."""
+    def log(self, strategy: Any, tag: str, value: Tensor | float, weight: float = 1.0) -> None:
+        """Hand a value to whatever loggers the strategy has, at the number of training iterations so far.
+
+        In MulKI's own training a tag is logged once per step: of several values the sum, for terms of the loss, or else
+        their mean by `weight`.
+        """
         number = value.detach() if isinstance(value, Tensor) else value
+        if hasattr(strategy, "publish"):
+            strategy.publish(tag, number, "sum" if tag.startswith("train/loss/") else "mean", weight)
+            return
         at = strategy.clock.train_iterations
         strategy.evaluator.publish_metric_value(MetricValue(self, tag, number, at))  # type: ignore[arg-type]
 

@@ -68,8 +68,8 @@ class Teachers(SupervisedPlugin):
     """Holds the teachers, outside the model, so that neither the optimizer nor `.train()` reaches them.
 
     `initial` is the model as it is before the first task; `previous` the model before the current task. On the first task
-    the two are one, which is forwarded once. Each is forwarded once per step, however many plugins ask, and only if one
-    does. half: keep them in half precision; `auto` does where the device is a GPU.
+    the two share one model, which is forwarded once; each has prototypes of its own. Each model is forwarded once per step,
+    however many plugins ask, and only if one does. half: keep them in half precision; `auto` does where the device is a GPU.
     Visual prototypes are computed on first request, once per task, over the task's training set with the evaluation
     transform; those of earlier tasks are kept, as the texts of their classes are (d numbers a class each), nothing else.
     """
@@ -112,7 +112,7 @@ class Teachers(SupervisedPlugin):
         self.seen = set(state["seen"])
         self.initial.prototypes = dict(state["initial"])
         if self.previous is None:
-            self.previous = Teacher(self.initial.model)
+            self.previous = self._like_initial()
         self.previous.prototypes = dict(state["previous"])
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
@@ -122,7 +122,7 @@ class Teachers(SupervisedPlugin):
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         assert self.initial is not None
         if not self.seen:
-            self.previous = self.initial
+            self.previous = self._like_initial()
         else:
             known = self.previous.prototypes if self.previous else {}
             self.previous = self._frozen(classifier_of(strategy, self))
@@ -142,9 +142,9 @@ class Teachers(SupervisedPlugin):
         """The teachers of the current task: one on the first task, else those that `use` names."""
         if self.initial is None or self.previous is None:
             raise RuntimeError("Teachers: there are none before the first task's training has begun")
-        if self.initial is self.previous or self.use == "previous":
-            return [self.previous]
-        return [self.initial] if self.use == "initial" else [self.initial, self.previous]
+        if self.use == "initial" or self.initial.model is self.previous.model:
+            return [self.initial]
+        return [self.previous] if self.use == "previous" else [self.initial, self.previous]
 
     def images(self, strategy: Any) -> list[Tensor]:
         """Each active teacher's features [B, d] of the strategy's current batch, encoded once per step."""
@@ -200,7 +200,13 @@ class Teachers(SupervisedPlugin):
             [found] = visual_prototypes(
                 [teacher.model], dataset, tasks, num_workers=self._workers, after_batch=stoppable
             )
-            teacher.prototypes = found | teacher.prototypes
+            for other in (
+                teacher,
+                self.initial,
+                self.previous,
+            ):  # on the first task both, from one reading of the images
+                if other is not None and other.model is teacher.model:
+                    other.prototypes = {each: p.clone() for each, p in found.items()} | other.prototypes
         return teacher.prototypes[task]
 
     def weights(self, logits: list[Tensor], targets: Tensor, rows: Rows = "samples") -> Tensor:
@@ -209,8 +215,16 @@ class Teachers(SupervisedPlugin):
             return logits[0].new_full((len(logits), len(targets)), 1 / len(logits))
         return self.weigh(logits, targets, rows)
 
+    def _like_initial(self) -> Teacher:
+        """A teacher that shares the pre-trained model and its texts, and has no prototypes yet."""
+        assert self.initial is not None
+        return Teacher(self.initial.model, texts=self.initial.texts)
+
     def _frozen(self, model: ClipClassifier) -> Teacher:
         teacher = copy.deepcopy(model).eval().requires_grad_(False)
+        teacher.templates = (
+            "first"  # it teaches in the training prompt, whatever the model was doing when it was copied
+        )
         device = teacher.scale.device
         if self.half == "always" or (self.half == "auto" and device.type == "cuda"):
             teacher.to(torch.float16 if device.type == "cuda" else torch.bfloat16)

@@ -148,6 +148,8 @@ class _Run:
             plugins=built.plugins,
             evaluator=EvaluationPlugin(self.recorder, loggers=loggers, collect_all=False),
         )
+        self.strategy.watch.names = {id(entry.plugin): entry.name for entry in self.plugins}
+        self.strategy.watch.warn = lambda text: self.progress.say(f"warning: {plain(text)}")
         self.saving = Saving(
             recipe, self.folder, self.strategy, self.plugins, self.loggers, self.result, known, self.stop
         )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from attrs import evolve
 from avalanche.core import BasePlugin
 from avalanche.evaluation.metric_results import MetricValue
-from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
@@ -20,11 +20,12 @@ from mulki_plugins.recipe.schema import Evaluate, Optimizer, Train
 from mulki_plugins.stages.stage import Stage
 from mulki_plugins.training.loader import TaskBatches
 from mulki_plugins.training.schedule import factor
+from mulki_plugins.training.watch import Diverged, Watch, overrides
 
+__all__ = ["ContinualTemplate", "Diverged"]
 
-class Diverged(Exception):
-    """The loss is not a number, or infinite."""
-
+_LOGGED_AT = ("before_training_exp", "after_training_iteration", "after_training_exp")
+"""Events at which the loggers get what was published."""
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,8 +35,9 @@ class ContinualTemplate(SupervisedTemplate):
 
     Over Avalanche's own it overrides only: the optimizer (new for each task, of the weights that learn and no others), the
     loader (wrapped for an exact number of iterations, after plugins may have replaced it), the learning rate (set before
-    each step), forward, criterion, backward and step (mixed precision, label smoothing, clipping), and the calls of plugins
-    that may add to the loss (which is logged for each).
+    each step), forward, criterion, backward and step (mixed precision, label smoothing, clipping), the templates that the
+    model answers from (the first in training, all in evaluation), and the calls of plugins in training (what they add to
+    the loss is logged, and what keeps weights from learning is reported, see Watch).
     """
 
     def __init__(
@@ -76,13 +78,31 @@ class ContinualTemplate(SupervisedTemplate):
         self._resume: tuple[int, Callable[[], None]] | None = None
         self._classes = evaluate.classes
         self._scope: list[int] | None = None
-        self._silent = [plugin for plugin in plugins if not isinstance(plugin, Stage)]
+        self.watched = list(plugins)
+        self.watch = Watch(self)
+        self._logged: dict[tuple[str, int], tuple[Any, float]] = {}
+        """What is to be logged of this step by tag and iteration: a sum of values and of their weights."""
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
 
     def make_optimizer(self, **kwargs: Any) -> None:
         """A new optimizer for each task; Avalanche's own would take frozen weights in, and carries Adam's state over."""
-        self.optimizer = _make_optimizer(self.model, self.task_settings.optimizer)
+        self.optimizer = self._made = _make_optimizer(self.model, self.task_settings.optimizer)
+        self._given = {id(p): p for p in self.model.parameters() if p.requires_grad}
         self.optimized_param_id = dict(self.model.named_parameters())
+
+    def _add_new_weights(self) -> None:
+        """Weights that a plugin has added or unfrozen since the optimizer was made learn too.
+
+        An optimizer that a plugin put in its place is left as it is, and what a plugin took out of ours is not put back.
+        """
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        new = [p for p in learning if id(p) not in held and id(p) not in self._given]
+        if new and self.optimizer is self._made:
+            self.model.to(self.device)
+            for group in _groups(new, self.task_settings.optimizer):
+                self.optimizer.add_param_group(group)
+            self.optimized_param_id = dict(self.model.named_parameters())
 
     @property
     def task_settings(self) -> Train:
@@ -100,9 +120,30 @@ class ContinualTemplate(SupervisedTemplate):
         """Begin the next training after so many steps: the task begins as ever, their batches are dropped, `then` is called."""
         self._resume = steps, then
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        with self.model.using("first"):  # type: ignore[operator]
+            return super().train(*args, **kwargs)
+
+    def eval(self, *args: Any, **kwargs: Any) -> Any:
+        step: tuple[Any, Any, Any] = self.mbatch, self.mb_output, self.loss  # type: ignore[has-type]
+        with self.model.using("all"):  # type: ignore[operator]
+            result = super().eval(*args, **kwargs)
+        if self.is_training:  # a plugin evaluates within a step, which goes on
+            self.mbatch, self.mb_output, self.loss = step
+        return result
+
     def _before_training_exp(self, **kwargs: Any) -> None:
         self.step = 1
-        super()._before_training_exp(**kwargs)
+        self.watch.task_begins()
+        self._before_train_dataset_adaptation(**kwargs)  # from here to the plugins as Avalanche does
+        self.train_dataset_adaptation(**kwargs)
+        self._after_train_dataset_adaptation(**kwargs)
+        self.make_train_dataloader(**kwargs)
+        self.check_model_and_optimizer(**kwargs)
+        self._call("before_training_exp", **kwargs)
+        self._add_new_weights()
+        for group in self.optimizer.param_groups:  # as a plugin may have set it
+            group["initial_lr"] = group["lr"]
         settings = self.task_settings
         self.train_epochs = settings.epochs or 1
         self.dataloader = TaskBatches(
@@ -116,19 +157,25 @@ class ContinualTemplate(SupervisedTemplate):
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         self.learned |= {int(task) for task in self.experience.task_labels}  # type: ignore[union-attr]
-        super()._after_training_exp(**kwargs)
+        self._call("after_training_exp", **kwargs)
 
     def _before_training_iteration(self, **kwargs: Any) -> None:
         settings, done = self.task_settings, self.clock.train_exp_iterations
         self.step = done + 1
-        rate = settings.optimizer.lr * factor(settings.schedule, done, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.publish("train/lr", rate)
-        super()._before_training_iteration(**kwargs)
+        share = factor(settings.schedule, done, self.steps)
+        for group in self.optimizer.param_groups:  # each keeps its ratio to the others
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * share
+        self.publish("train/lr", settings.optimizer.lr * share)
+        self.watch.step_begins()
+        self._call("before_training_iteration", **kwargs)
+
+    def _before_forward(self, **kwargs: Any) -> None:
+        self._call("before_forward", **kwargs)
+        self.watch.put_back_in_training()
 
     def _after_training_iteration(self, **kwargs: Any) -> None:
-        super()._after_training_iteration(**kwargs)
+        self._call("after_training_iteration", **kwargs)
+        self.watch.step_is_over()
         self.after_step()
         self.step += 1
 
@@ -179,21 +226,36 @@ class ContinualTemplate(SupervisedTemplate):
         self._call("after_forward", **kwargs)
 
     def _before_backward(self, **kwargs: Any) -> None:
+        self.watch.note_loss("criterion")
         self._call("before_backward", **kwargs)
+        self.watch.check_gradient_flows()
+
+    def _after_backward(self, **kwargs: Any) -> None:
+        self._call("after_backward", **kwargs)
+
+    def _before_update(self, **kwargs: Any) -> None:
+        self._call("before_update", **kwargs)
+
+    def _after_update(self, **kwargs: Any) -> None:
+        self._call("after_update", **kwargs)
 
     def _call(self, event: str, **kwargs: Any) -> None:
         """Call the plugins as Avalanche does, and log what those add to the loss that do not log it themselves."""
         for plugin in self.plugins:
             if not hasattr(plugin, event):
                 continue
-            own = getattr(type(plugin), event, None) is not getattr(SupervisedPlugin, event)
-            before = self.loss.detach().clone() if own and plugin in self._silent else None  # it may add in place
-            getattr(plugin, event)(self, **kwargs)
+            if plugin is self.evaluator and event in _LOGGED_AT:
+                self._log()
+            if not any(plugin is each for each in self.watched) or not overrides(plugin, event):
+                getattr(plugin, event)(self, **kwargs)
+                continue
+            adds = event in ("after_forward", "before_backward") and not isinstance(plugin, Stage)
+            before = self.loss.detach().clone() if adds else None  # it may add in place
+            self.watch.call(plugin, event, **kwargs)
             if before is not None:
-                self.publish(f"train/loss/{_term(plugin)}", (self.loss.detach() - before).sum())
+                self.publish(f"train/loss/{_term(plugin)}", (self.loss.detach() - before).sum(), "sum")
 
     def backward(self) -> None:
-        self.check_loss()
         self.scaler.scale(self.loss).backward(  # type: ignore[no-untyped-call]
             retain_graph=self.retain_graph
         )
@@ -202,17 +264,47 @@ class ContinualTemplate(SupervisedTemplate):
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
 
     def check_loss(self) -> None:
-        """Diverged where the loss of this step is not a number, or infinite."""
-        if not torch.isfinite(self.loss).all():
-            raise Diverged(f"{float(self.loss.detach().sum()):g}")
+        """Diverged where the loss of this step is not a number, or infinite; MulkiError where a gradient is."""
+        try:
+            self.watch.check_finite()
+        except Exception:
+            self._log()
+            self.evaluator.before_update(self)  # shows the loggers the terms, which say where it comes from
+            raise
 
     def optimizer_step(self) -> None:
+        self.check_loss()
+        self.check_weights()
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def publish(self, tag: str, value: Tensor | float) -> None:
-        """Hand a value to the loggers, at the number of training iterations so far."""
-        at = self.clock.train_iterations
+    def check_weights(self) -> None:
+        """MulkiError where a weight that learns is not in the optimizer."""
+        self.watch.check_weights()
+
+    def publish(
+        self, tag: str, value: Tensor | float, several: Literal["last", "sum", "mean"] = "last", weight: float = 1.0
+    ) -> None:
+        """Hand a value to the loggers, at the number of training iterations so far.
+
+        In training that happens at the step's end, once for each tag. several: which value is logged where a tag is
+        published several times in one step; the mean is that by `weight`.
+        """
+        if not self.is_training:
+            self._hand_on(tag, value, self.clock.train_iterations)
+            return
+        key = (tag, self.clock.train_iterations)
+        share = weight if several == "mean" else 1.0
+        total, weights = self._logged.get(key, (0.0, 0.0)) if several != "last" else (0.0, 0.0)
+        self._logged[key] = total + share * value, weights + share if several == "mean" else 1.0
+
+    def _log(self) -> None:
+        """Hand on what has been published."""
+        logged, self._logged = self._logged, {}
+        for (tag, at), (total, weights) in logged.items():
+            self._hand_on(tag, total / weights if weights else 0.0, at)
+
+    def _hand_on(self, tag: str, value: Tensor | float, at: int) -> None:
         self.evaluator.publish_metric_value(MetricValue(self, tag, value, at))  # type: ignore[arg-type]
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -233,12 +325,18 @@ def _term(plugin: object) -> str:
 def _make_optimizer(model: torch.nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """An optimizer of the weights that learn; gains and biases are not decayed, as CLIP was trained."""
     learning = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in learning if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    groups = _groups(learning, settings) or [{"params": [], "lr": settings.lr}]  # for weights that a plugin may add
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum or 0.0)
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
     return kind(groups, lr=settings.lr, betas=settings.betas or (0.9, 0.999))
+
+
+def _groups(weights: Sequence[torch.nn.Parameter], settings: Optimizer) -> list[dict[str, Any]]:
+    """Parameter groups of an optimizer, with the learning rate that a schedule starts from."""
+    rates = {"lr": settings.lr, "initial_lr": settings.lr}
+    groups = [
+        {"params": [p for p in weights if p.ndim >= 2], "weight_decay": settings.weight_decay, **rates},
+        {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0, **rates},
+    ]
+    return [group for group in groups if group["params"]]
