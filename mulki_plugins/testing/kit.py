@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mulki_plugins.registry.guard import cause_of
 from mulki_plugins.testing import plugin_checks, stream_checks
 from mulki_plugins.testing.laboratory import Laboratory
 from mulki_plugins.testing.names import PLUGIN_CHECKS, STREAM_CHECKS
@@ -13,15 +14,15 @@ from mulki_plugins.testing.subject import Factory, Fault, Subject, subject_of
 
 
 class CheckFailed(AssertionError):
-    """What is wrong with a plugin or a stream: each check by name, with what it found and how to mend it."""
+    """What is wrong with a plugin or a stream: each check by name, with what it found and how to fix it."""
 
     def __init__(self, subject: str, faults: Mapping[str, Fault], left: list[str]) -> None:
         self.faults = dict(faults)
         lines = [f"{subject}: {len(faults)} {'check fails' if len(faults) == 1 else 'checks fail'}"]
         for name, fault in faults.items():
-            lines += [f"  {name}: {fault.wrong}", f"    to mend: {fault.mend}"]
+            lines += [f"  {name}: {fault.wrong}", f"    fix: {fault.mend}"]
         if left:
-            lines.append(f"  not looked at before that is mended: {', '.join(left)}")
+            lines.append(f"  skipped until the above is fixed: {', '.join(left)}")
         super().__init__("\n".join(lines))
 
 
@@ -58,11 +59,24 @@ def _check(
             left.append(name)
             continue
         try:
-            check(place)
+            _carry_out(check, place)
         except Fault as fault:
             faults[name] = fault
     if faults:
         raise CheckFailed(subject.name, faults, left)
+
+
+def _carry_out(check: Callable[[Any], None], place: Any) -> None:
+    """A check; whatever it ends in is a Fault, so that a report comes of it."""
+    try:
+        check(place)
+    except Fault:
+        raise
+    except (Exception, SystemExit) as error:
+        what = f"the check ended in an error: {cause_of(error)}"
+        raise Fault(
+            what, "the traceback below shows where; if no code of yours is in it, report it to MulKI"
+        ) from error
 
 
 def check_one(kind: str, name: str, factory: Factory, options: dict[str, Any]) -> None:
@@ -74,7 +88,7 @@ def check_one(kind: str, name: str, factory: Factory, options: dict[str, Any]) -
         place = _place(kind, factory, options)
     checks: Mapping[str, Any] = plugin_checks.CHECKS if kind == "plugin" else stream_checks.CHECKS
     try:
-        checks[name](place)
+        _carry_out(checks[name], place)
     except Fault as fault:
         raise CheckFailed(place.subject.name, {name: fault}, []) from None
 

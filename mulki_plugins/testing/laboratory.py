@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from mulki_plugins.registry.guard import cause_of
-from mulki_plugins.testing.subject import Fault, Subject
-from mulki_plugins.testing.trial import Place, Trial, Weights, kept_random_state, train
+from mulki_plugins.testing.own_code import own_modules
+from mulki_plugins.testing.subject import Fault, Stack, Subject
+from mulki_plugins.testing.surroundings import kept_random_state
+from mulki_plugins.testing.trial import Place, Trial, Weights, evaluate, train
+from mulki_plugins.testing.writes import watched
+from mulki_plugins.training.seeding import seed_everything
 
 TASKS = (0, 1)
 
@@ -20,36 +26,97 @@ class Laboratory:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
+        self.written: list[str] = []
+        """What the plugin wrote and connected to in the ordinary training."""
 
     @functools.cached_property
     def ordinary(self) -> Trial:
         """Two tasks, as in a run."""
-        return self.trained()
+        with watched(self.modules) as self.written:
+            return self.trained(place=self.place_of_ordinary)
 
-    def trained(self, *, more: Callable[[Any], Sequence[Any]] = lambda benchmark: (), **options: Any) -> Trial:
+    @functools.cached_property
+    def place_of_ordinary(self) -> Place:
+        return Place()
+
+    @functools.cached_property
+    def frozen(self) -> Trial:
+        """Two tasks with the text tower frozen, from another seed."""
+        return self.trained(seed=1, train="image", iterations=3)
+
+    @functools.cached_property
+    def modules(self) -> set[str]:
+        """The modules of the plugin's author."""
+        return own_modules(self.subject.made(), self.subject.factory)
+
+    def stack(self, *, seed: int = 0, teachers: bool = False) -> Stack:
+        """A new stack, made from the seed as a run makes it."""
+        seed_everything(seed)
+        return self.subject.stack(teachers)
+
+    def trained(
+        self,
+        *,
+        seed: int = 0,
+        more: Callable[[Any], Sequence[Any]] = lambda benchmark: (),
+        place: Place | None = None,
+        tested: Sequence[int] = TASKS,
+        **options: Any,
+    ) -> Trial:
         """Two tasks with a new stack in a new place. Fault where the plugin raises."""
         with kept_random_state():
-            place = Place(**options)
+            place = place or Place(**options)
             benchmark = place.benchmark()
-            trial = place.trial(self.subject.stack().plugins, more(benchmark))
-            self.train(trial, benchmark, TASKS)
+            trial = place.trial(self.stack(seed=seed).plugins, more(benchmark))
+            self.train(trial, benchmark, TASKS, seed=seed, tested=tested)
         return trial
 
-    def train(self, trial: Trial, benchmark: Any, tasks: Sequence[int]) -> None:
+    def noted(self, check: str, *trials: Trial) -> None:
+        """Fault where those that look on have noted something for this check."""
+        for trial in trials:
+            for name, wrong, mend in trial.notes:
+                if name == check:
+                    raise Fault(wrong, mend)
+
+    def train(self, trial: Trial, benchmark: Any, tasks: Sequence[int], **options: Any) -> None:
+        """Train tasks. Fault where the plugin raises."""
+        self._attempt(trial, lambda: train(trial, benchmark, tasks, **({"tested": TASKS} | options)))
+
+    def evaluated(self, trial: Trial, benchmark: Any, order: Sequence[int] = TASKS) -> list[tuple[int, torch.Tensor]]:
+        """The logits of an evaluation. Fault where the plugin raises."""
+        found: list[tuple[int, torch.Tensor]] = self._attempt(trial, lambda: evaluate(trial, benchmark, order))
+        return found
+
+    def _attempt(self, trial: Trial, work: Callable[[], Any]) -> Any:
         try:
-            train(trial, benchmark, tasks)
-        except Exception as error:
-            step = f"step {len(trial.steps)}" if trial.steps else "the start"
-            if "needs the plugin" in str(error):
-                mend = "register it with requires=[...] and check it by its class or its registered name"
-            elif "model" in str(error) and isinstance(error, TypeError):
-                mend = "take features by `features_of(strategy, self)` of mulki_plugins.stages.stage"
-            else:
-                mend = "mend the error at the line named; a callback is called with the strategy and **kwargs"
-            raise Fault(
-                f"training ended in an error at {step} of task {len(trial.before)}: {cause_of(error)}{_line(error)}",
-                mend,
-            ) from error
+            with contextlib.redirect_stdout(io.StringIO()):  # what a training prints it has noted
+                return work()
+        except Fault:
+            raise
+        except (Exception, SystemExit) as error:
+            before = next((f"; before, {wrong}" for _, wrong, _ in trial.notes), "")
+            what = f"{_ended(trial)}: {cause_of(error)}{_line(error)}{before}"
+            raise Fault(what, _mend(error, trial)) from error
+
+
+def _ended(trial: Trial) -> str:
+    if not trial.strategy.is_training:
+        when = f"after task {trial.task}" if trial.task else "before the first task"
+        return f"the evaluation {when} ended in an error"
+    step = f"step {trial.in_task}" if trial.in_task else "the start"
+    return f"training ended in an error at {step} of task {trial.task}"
+
+
+def _mend(error: BaseException, trial: Trial) -> str:
+    if trial.notes:
+        return trial.notes[0][2]
+    if "needs the plugin" in str(error):
+        return "register it with requires=[...] and check it by its class or its registered name"
+    if "model" in str(error) and isinstance(error, TypeError):
+        return "take features by `features_of(strategy, self)` of mulki_plugins.stages.stage"
+    if not trial.strategy.is_training:
+        return "an evaluation has no features and no teachers of a training; a run evaluates before it trains"
+    return "fix the error at the line named; a callback is called with the strategy and **kwargs"
 
 
 def _line(error: BaseException) -> str:

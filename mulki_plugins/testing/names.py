@@ -5,17 +5,23 @@ from __future__ import annotations
 PLUGIN_CHECKS = {
     "made": "it can be made with these options, and is an Avalanche plugin",
     "callbacks": "its callbacks are Avalanche's, and take `strategy` and **kwargs",
-    "trains": "two tasks are trained to their end, with every step, and the weights learn",
+    "trains": "two tasks are evaluated and trained in a run's order, to their end, with every step, and the weights learn",
     "quiet": "it prints nothing on stdout",
     "finite_loss": "loss, gradients and weights are finite numbers at every step",
+    "batch": "the batch, the training images, the logits and the model's features stay as they are",
     "optimizer": "the optimizer is left to the strategy: its weights, settings, learning rate, state and steps",
-    "gradients": "gradients reach only the weights that learn",
+    "gradients": "gradients reach only the weights that learn, and all of the loss reaches them",
+    "surroundings": "the strategy, the model's mode, torch's settings and the process's stay as they are",
+    "random_numbers": "the global random generators go on, and are not seeded",
+    "files": "it writes no files and opens no connections",
     "teachers": "the teachers stay as they were: frozen, outside the model and outside the optimizer",
     "repeatable": "the same seed gives the same result",
     "nested_evaluation": "an evaluation in the middle of a task changes nothing",
+    "evaluation": "an evaluation changes nothing, and answers for each image alike, whatever else it holds",
     "resume": "its state survives a checkpoint: task 2 after a resume is as without one",
     "growth": "it does not grow from task to task, unless it is declared to keep images",
     "replay": "it works beside Avalanche's replay, where a batch mixes tasks",
+    "extremes": "it works with a task of one class, with batches of one image, and in mixed precision",
 }
 """Of `check_plugin`, in this order."""
 

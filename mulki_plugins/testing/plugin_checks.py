@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
+import io
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from avalanche.core import BasePlugin
@@ -11,13 +13,24 @@ from avalanche.training.plugins import ReplayPlugin
 
 from mulki_plugins.registry.callbacks import methods_of, wrong_callbacks
 from mulki_plugins.stages.teachers import Teachers
-from mulki_plugins.testing.growth import Held, held_by, hooks_on
+from mulki_plugins.testing.conduct_checks import (  # noqa: F401 (checks)
+    batch,
+    evaluation,
+    extremes,
+    files,
+    random_at_making,
+    random_numbers,
+    surroundings,
+)
+from mulki_plugins.testing.growth_check import growth  # noqa: F401 (a check)
 from mulki_plugins.testing.laboratory import TASKS, Laboratory, same
 from mulki_plugins.testing.names import PLUGIN_CHECKS
-from mulki_plugins.testing.resuming import resume  # noqa: F401 (one of the checks)
+from mulki_plugins.testing.own_code import another_hash
+from mulki_plugins.testing.resuming import resume  # noqa: F401 (a check)
 from mulki_plugins.testing.subject import Fault
-from mulki_plugins.testing.trial import EvaluateWithin, Place, kept_random_state
-from mulki_plugins.testing.world import LARGEST, WIDTH
+from mulki_plugins.testing.surroundings import another_day, kept_random_state
+from mulki_plugins.testing.trial import Place, Trial
+from mulki_plugins.testing.witnesses import EvaluateWithin, outputs_of
 
 
 def made(lab: Laboratory) -> None:
@@ -27,6 +40,7 @@ def made(lab: Laboratory) -> None:
             f"it is a {type(plugin).__name__}, which Avalanche does not call",
             "derive it from avalanche.training.plugins.SupervisedPlugin, or from mulki_plugins.stages.stage.Stage",
         )
+    random_at_making(lab)
     if lab.subject.made() is plugin:
         raise Fault(
             "the same object is made every time", "make a new one at each call, so that no run sees another's state"
@@ -50,7 +64,7 @@ def trains(lab: Laboratory) -> None:
                 f"task {task + 1} ended after {steps} of {trial.iterations} steps",
                 "leave the data loader and `strategy.stop_training` alone; the recipe says how long a task is",
             )
-        if same(trial.before[task], trial.after[task]):
+        if _nothing_moved(trial, task):
             raise Fault(
                 f"no weight is another after task {task + 1} than before it",
                 "add to `strategy.loss` and never replace it; undo no training",
@@ -61,8 +75,19 @@ def trains(lab: Laboratory) -> None:
         )
 
 
+def _nothing_moved(trial: Trial, task: int) -> bool:
+    """Whether the weights at a task's end are those of its first step, or those before the task with none added."""
+    before, after = trial.before[task], trial.after[task]
+    added = after.keys() - before.keys()
+    undone = all(name not in after or torch.equal(after[name], value) for name, value in before.items())
+    return same(trial.began[task], after) or (undone and not added)
+
+
 def quiet(lab: Laboratory) -> None:
-    if printed := lab.ordinary.printed.strip():
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        lab.subject.made()
+    if printed := (text.getvalue() + lab.ordinary.printed).strip():
         raise Fault(
             f"it prints on stdout: {printed.splitlines()[0][:80]!r}",
             "log a value by `self.log(strategy, tag, value)`; stdout is for results, such as those of --json",
@@ -82,6 +107,10 @@ def finite_loss(lab: Laboratory) -> None:
             raise Fault(what, "roots and norms have no gradient at 0: add a small number inside them")
         if step.bad_weights:
             raise Fault(f"{step.bad_weights[0]} is not finite after the update {where}", "do not divide weights by 0")
+    lab.noted("finite_loss", lab.ordinary)
+
+
+ADD_EARLY = "register weights that you add as parameters of the model in before_training, before the optimizer is made"
 
 
 def optimizer(lab: Laboratory) -> None:
@@ -93,16 +122,16 @@ def optimizer(lab: Laboratory) -> None:
         if not step.same_optimizer:
             raise Fault("it puts another optimizer in the strategy's place", mine)
         if step.missing:
-            raise Fault(f"{step.missing} weights that learn are not in the optimizer, and so do not learn", mine)
+            what = f"{len(step.missing)} weights that learn are not in the optimizer, and so do not learn: {step.missing[0]}"
+            raise Fault(what, mine if trial.original.keys() & set(step.missing) else ADD_EARLY)
         if step.foreign:
-            mend = "if it is to add weights, make them parameters of the model before the task, and declare adds_parameters"
-            raise Fault(f"{step.foreign} weights in the optimizer are not weights of the model that learn", mend)
+            raise Fault(f"{step.foreign} weights in the optimizer are not weights of the model", ADD_EARLY)
         if any(abs(rate - step.expected_rate) > 1e-9 for rate in step.rates):
             what = f"it changes the learning rate, {max(step.rates):g} in place of {step.expected_rate:g}"
             raise Fault(what, "the rate is set by the recipe's train.schedule before each step; leave it so")
         if not step.settings_kept:
             raise Fault("it changes settings of the optimizer's groups, such as weight_decay or betas", mine)
-    for task, counted in enumerate(trial.counted):
+    for task, counted in enumerate([*trial.counted, *[0] * len(TASKS)][: len(TASKS)]):
         if counted != trial.iterations:
             what = f"the optimizer stepped {counted} times in the {trial.iterations} steps of task {task + 1}"
             raise Fault(what, "call neither `optimizer.step` nor keep it from being called")
@@ -113,18 +142,54 @@ def optimizer(lab: Laboratory) -> None:
 
 
 def gradients(lab: Laboratory) -> None:
-    fresh = Place(train="image").trial([]).model
-    learning = {name for name, p in fresh.named_parameters() if p.requires_grad}
-    trial = lab.trained(train="image", iterations=3)
+    lab.noted("gradients", lab.ordinary, lab.frozen)
+    for step in lab.ordinary.steps:
+        where = f"at step {lab.ordinary.steps.index(step) + 1} of {len(lab.ordinary.steps)}"
+        if step.early_gradients:
+            mend = "add the term to `strategy.loss`, or take its gradient by torch.autograd.grad"
+            raise Fault(f"it makes gradients before the strategy's backward, {where}", mend)
+        if step.dropped:
+            mend = "add to `strategy.loss`, and neither replace nor detach it"
+            raise Fault(f"it drops from the loss what others added to it, {where}", mend)
+        if step.cleared:
+            raise Fault(f"it clears the gradients before the update, {where}", "leave `p.grad` to the strategy")
+    _check_frozen(lab.frozen)
+    _check_added(lab.ordinary)
+
+
+def _check_frozen(trial: Trial) -> None:
+    """Weights that the recipe froze, and buffers, are the same objects as before or not there; a wrapper may rename them."""
     mend = "multiply features only; under no_grad, touch only weights with `requires_grad`, and do not set it"
-    for name, p in trial.model.named_parameters():
-        if name not in trial.before[0]:
-            continue  # one that it adds, see `growth`
-        if p.requires_grad != (name in learning):
+    for name, (value, copy) in trial.original.items():
+        kind, frozen = ("weight", not name.startswith("clip.visual.")) if _is_weight(value) else ("buffer", True)
+        if not frozen:
+            continue
+        if kind == "weight" and value.requires_grad:
             raise Fault(f"with the text tower frozen it changes `requires_grad` of {name}", mend)
-        if name not in learning and (p.grad is not None or not torch.equal(p.detach(), trial.before[0][name])):
-            how = "has a gradient" if p.grad is not None else "is changed"
-            raise Fault(f"{name}, which is frozen, {how}", mend)
+        if value.grad is not None or not torch.equal(value.detach(), copy):
+            how = "has a gradient" if value.grad is not None else "is changed"
+            raise Fault(f"{name}, which is {'frozen' if kind == 'weight' else 'a buffer'}, {how}", mend)
+    now = trial.model.state_dict()
+    for name, (value, copy) in trial.original.items():
+        if (
+            _is_weight(value)
+            and not name.startswith("clip.visual.")
+            and name in now
+            and not torch.equal(now[name], copy)
+        ):
+            raise Fault(f"{name}, which is frozen, is replaced by another", mend)
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, torch.nn.Parameter)
+
+
+def _check_added(trial: Trial) -> None:
+    original = {id(value) for value, _ in trial.original.values()}
+    for name, p in trial.model.named_parameters():
+        if p.requires_grad and id(p) not in original and id(p) not in trial.taught:
+            mend = "use it in the model's forward or in a term of the loss, or set requires_grad=False"
+            raise Fault(f"{name}, which it adds, never has a gradient, and so does not learn", mend)
 
 
 def teachers(lab: Laboratory) -> None:
@@ -132,36 +197,50 @@ def teachers(lab: Laboratory) -> None:
         return  # declared: they never stand in one stack
     with kept_random_state():
         place = Place()
-        benchmark, stack = place.benchmark(), lab.subject.stack(teachers=True)
+        benchmark, stack = place.benchmark(), lab.stack(teachers=True)
         trial = place.trial(stack.plugins)
-        lab.train(trial, benchmark, TASKS)
-    holder = next(plugin for plugin in stack.plugins if isinstance(plugin, Teachers))
-    mend = "call teachers under no_grad by `Teachers.of(strategy, self)`, and keep no module of theirs on the model"
-    inside = {id(p) for group in trial.strategy.optimizer.param_groups for p in group["params"]}
-    own = {id(p) for p in trial.model.parameters()}
-    for what, teacher, task in (("pre-trained", holder.initial, 0), ("previous", holder.previous, 1)):
-        if teacher is None:
-            raise Fault(f"the {what} teacher is gone", mend)
-        weights = dict(teacher.model.named_parameters())
-        for name, p in weights.items():
-            if not torch.equal(p.detach().float(), trial.before[task][name].float()):
-                raise Fault(f"the {what} teacher is no longer the model before task {task + 1}: {name} differs", mend)
-            if p.requires_grad or p.grad is not None:
-                raise Fault(f"the {what} teacher learns: {name} has a gradient or may have one", mend)
-            if id(p) in inside or id(p) in own:
-                raise Fault(f"the {what} teacher's {name} is a weight of the model or of its optimizer", mend)
-        if teacher.model.training:
-            raise Fault(f"the {what} teacher is in training mode", "call `.train()` on the strategy's model only")
+        trial.probe = torch.stack([benchmark.test_stream[task].dataset[0][0] for task in TASKS])
+        pretrained = outputs_of(trial.model, trial.probe)
+        lab.train(trial, benchmark, TASKS, tested=[0])
+        holder = next(plugin for plugin in stack.plugins if isinstance(plugin, Teachers))
+        mend = "call teachers under no_grad by `Teachers.of(strategy, self)`, and keep no module of theirs on the model"
+        inside = {id(p) for group in trial.strategy.optimizer.param_groups for p in group["params"]}
+        own = {id(p) for p in trial.model.parameters()}
+        for what, teacher, task, expected in (
+            ("pre-trained", holder.initial, 0, pretrained),
+            ("previous", holder.previous, 1, trial.outputs_before[1]),
+        ):
+            if teacher is None:
+                raise Fault(f"the {what} teacher is gone", mend)
+            if teacher.model.training:
+                raise Fault(f"the {what} teacher is in training mode", "call `.train()` on the strategy's model only")
+            for name, p in teacher.model.named_parameters():
+                if p.requires_grad or p.grad is not None:
+                    raise Fault(f"the {what} teacher learns: {name} has a gradient or may have one", mend)
+                if id(p) in inside or id(p) in own:
+                    raise Fault(f"the {what} teacher's {name} is a weight of the model or of its optimizer", mend)
+                if name in trial.before[task] and not torch.equal(p.float(), trial.before[task][name].float()):
+                    what = f"the {what} teacher is no longer the model before task {task + 1}: {name} differs"
+                    raise Fault(what, mend)
+            if not _close(outputs_of(teacher.model, trial.probe), expected):
+                what = f"the {what} teacher is no longer the model before task {task + 1}: it gives other features"
+                raise Fault(what, mend)
+
+
+def _close(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.allclose(x, y, atol=1e-5) for x, y in zip(a, b, strict=True))
 
 
 def repeatable(lab: Laboratory) -> None:
-    again = lab.trained()
+    with another_day(), another_hash(lab.modules):
+        again = lab.trained()
     if lab.ordinary.losses != again.losses or not same(lab.ordinary.after[1], again.after[1]):
         pairs = enumerate(zip(lab.ordinary.losses, again.losses, strict=False), 1)
         at = next((f"from step {i} on" for i, (a, b) in pairs if a != b), "in the weights after a task")
         raise Fault(
             f"the same seed gives another result, {at}",
-            "draw random numbers by torch, numpy or random, which every task seeds; keep no state on the class",
+            "draw random numbers by torch, numpy or random, which every task seeds; keep no state on the class, "
+            "and use neither the time nor `hash`",
         )
 
 
@@ -174,47 +253,12 @@ def nested_evaluation(lab: Laboratory) -> None:
         )
 
 
-def growth(lab: Laboratory) -> None:
-    """Four tasks; what is held after the third and the fourth more than before."""
-    with kept_random_state():
-        place = Place(iterations=10)
-        benchmark, stack = place.benchmark(), lab.subject.stack()
-        trial = place.trial(stack.plugins)
-        beside = [
-            trial.strategy, trial.model, benchmark, benchmark.train_stream, benchmark.test_stream,
-            *(plugin for plugin in stack.plugins if plugin is not stack.subject),
-        ]  # fmt: skip
-        parameters = len(trial.before) or len(list(trial.model.parameters()))
-        held, hooks = [], []
-        for task in range(4):
-            lab.train(trial, benchmark, [task])
-            trial.before.clear()
-            trial.after.clear()
-            held.append(held_by(stack.subject, beside))
-            hooks.append(hooks_on(trial.model))
-    more = [after - before for before, after in itertools.pairwise(held[1:])]
-    data, items = min(each.data for each in more), min(each.items for each in more)
-    allowed = Held(data=4 * LARGEST * WIDTH * 4, items=8)
-    mend = (
-        "keep a fixed amount, or at most a few numbers for each class; a plugin that keeps images declares keeps_images"
-    )
-    if not lab.subject.declared("keeps_images"):
-        if data > allowed.data:
-            raise Fault(f"it holds about {data:,} bytes more after each task", mend)
-        if items > allowed.items:
-            raise Fault(f"its lists, mappings or sets have about {items} entries more after each task", mend)
-    if len(list(trial.model.parameters())) != parameters and not lab.subject.declared("adds_parameters"):
-        raise Fault("it adds weights to the model", "register it with adds_parameters=True")
-    if hooks[3] > hooks[2] > hooks[1]:
-        raise Fault("it hangs a hook on the model in every task and takes none away", "remove it in after_training_exp")
-
-
 def replay(lab: Laboratory) -> None:
     if lab.subject.part and (
         lab.subject.part.name == "avalanche.replay" or "avalanche.replay" in lab.subject.declared("conflicts")
     ):
         return  # declared: they never stand in one stack
-    trial = lab.trained(more=lambda benchmark: [ReplayPlugin(mem_size=8, batch_size_mem=4)])
+    trial = lab.trained(more=lambda benchmark: [ReplayPlugin(mem_size=8, batch_size_mem=4)], tested=[0])
     if not all(torch.tensor(loss).isfinite() for loss in trial.losses):
         raise Fault(
             "beside replay the loss is not finite",

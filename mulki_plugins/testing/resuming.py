@@ -8,10 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from mulki_plugins.errors import MulkiError
 from mulki_plugins.registry.guard import cause_of
+from mulki_plugins.testing.conduct_checks import alike
 from mulki_plugins.testing.laboratory import TASKS, Laboratory, same
 from mulki_plugins.testing.subject import Fault
-from mulki_plugins.testing.trial import Place, Trial, kept_random_state
+from mulki_plugins.testing.surroundings import kept_random_state
+from mulki_plugins.testing.trial import Place, Trial
 from mulki_plugins.training.checkpoints import Checkpoint, write_checkpoint
 from mulki_plugins.training.checkpoints import Place as Moment
 from mulki_plugins.training.packing import packed
@@ -29,13 +32,19 @@ from mulki_plugins.training.snapshot import (
 
 def resume(lab: Laboratory) -> None:
     """New objects with what a checkpoint kept go on as the old ones did: after task 1, and from within task 2."""
+    if lab.subject.declared("no_resume"):
+        return  # declared: a run with it is not resumed
     with kept_random_state(), TemporaryDirectory() as folder:
-        benchmark, stack = Place().benchmark(), lab.subject.stack()
+        benchmark, stack = Place().benchmark(), lab.stack()
         one = Place().trial(stack.plugins)
-        lab.train(one, benchmark, TASKS[:1])
-        end = _written(Path(folder), one, stack, 0)
+        found: dict[int, Checkpoint] = {}
+
+        def learned() -> None:
+            found.setdefault(0, _written(Path(folder), one, stack, 0))
+
+        lab.train(one, benchmark, TASKS[:1], learned=learned)
+        evaluated, end = one.outputs, found[0]
         changed = _changed(lab.subject.made(), stack.subject, lab.subject.factory)
-        found = {0: end}
 
         def after_step() -> None:
             if one.strategy.clock.train_exp_iterations == WITHIN:
@@ -46,12 +55,17 @@ def resume(lab: Laboratory) -> None:
         if not same(lab.ordinary.after[1], one.after[1]):
             what = "task 2 is another where state_dict has been called"
             raise Fault(what, "let state_dict change nothing, and draw no random number")
+        state = _state_of(stack.subject)
         for steps, checkpoint in found.items():
-            fresh = lab.subject.stack()
+            fresh = lab.stack()
             two = _restored(fresh, end, checkpoint)
-            lab.train(two, benchmark, TASKS[1:])
+            if not steps and not alike(evaluated, lab.evaluated(two, benchmark)):
+                raise _lost(stack, changed, "task 1's evaluation", "before it")
+            lab.train(two, benchmark, TASKS[1:], evaluated=True)
             if not same(lab.ordinary.after[1], two.after[0]):
-                raise _lost(stack, changed, f"after {steps} of its steps" if steps else "from its beginning")
+                raise _lost(stack, changed, "task 2", f"after {steps} of its steps" if steps else "from its beginning")
+            if _state_of(fresh.subject) != state:
+                raise _lost(stack, changed, "the state after task 2", "before")
 
 
 WITHIN = 2
@@ -78,7 +92,7 @@ def _restored(stack: Any, end: Checkpoint, checkpoint: Checkpoint) -> Trial:
     trial, named, state = Place().trial(stack.plugins), _named(stack), end.state()
     strategy = trial.strategy
     strategy._before_training()
-    restore_weights(strategy, end, state)
+    _restore_weights(strategy, end, state)
     for each, (_, kept) in zip(named, state["plugins"], strict=True):
         if hasattr(each.plugin, "load_state_dict"):
             _asked(each.plugin, "load_state_dict", kept)
@@ -89,15 +103,38 @@ def _restored(stack: Any, end: Checkpoint, checkpoint: Checkpoint) -> Trial:
     return trial
 
 
+def _restore_weights(strategy: Any, end: Checkpoint, state: Any) -> None:
+    try:
+        restore_weights(strategy, end, state)
+    except (MulkiError, RuntimeError) as error:
+        what = f"the weights of a checkpoint do not fit the model of a resume: {cause_of(error)}"
+        raise Fault(what, ADD_AGAIN) from error
+    missing = [name for name in end.weights() if f"clip.{name}" not in strategy.model.state_dict()]
+    missing += [name for name in state["model"] if name not in strategy.model.state_dict()]
+    if missing:
+        raise Fault(f"a resume loses the weight {missing[0]}, which it added", ADD_AGAIN)
+
+
+ADD_AGAIN = "add weights in before_training, which a resume calls before it loads weights"
+
+
+def _state_of(plugin: Any) -> Any:
+    """What it keeps, in a form that can be compared."""
+    if not hasattr(plugin, "state_dict"):
+        return None
+    plain, tensors = packed(_asked(plugin, "state_dict"))
+    return repr(plain), {path: (tuple(t.shape), t.flatten().tolist()) for path, t in tensors.items()}
+
+
 def _named(stack: Any) -> list[Named]:
     return [Named(type(plugin).__name__, plugin) for plugin in stack.plugins]
 
 
-def _lost(stack: Any, changed: Sequence[str], where: str) -> Fault:
+def _lost(stack: Any, changed: Sequence[str], what: str, where: str) -> Fault:
     has = hasattr(stack.subject, "state_dict")
     kept = f" (it keeps {', '.join(changed)} between tasks)" if changed else ""
     return Fault(
-        f"task 2 after a resume {where} is not as without one{kept}",
+        f"{what} after a resume {where} is not as without one{kept}",
         "let state_dict return all that is kept, and load_state_dict bring it back"
         if has
         else "give it `state_dict(self) -> dict` and `load_state_dict(self, state)` with all that it keeps from step to step",

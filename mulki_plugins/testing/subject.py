@@ -17,7 +17,7 @@ Factory = str | Callable[..., Any]
 
 
 class Fault(Exception):
-    """What is wrong, and how to mend it."""
+    """What is wrong, and how to fix it."""
 
     def __init__(self, wrong: str, mend: str) -> None:
         super().__init__(wrong)
@@ -38,10 +38,10 @@ class Subject:
         return f"{called} ({self.part.name})" if self.part else called
 
     def declared(self, what: str) -> Any:
-        """A field of its registration; what it is by default where there is none."""
-        return (
-            getattr(self.part, what) if self.part else {"requires": (), "conflicts": (), "tasks": ()}.get(what, False)
-        )
+        """A field of its registration, or an attribute of its class; what it is by default where there is neither."""
+        found = getattr(self.part, what) if self.part else None
+        default: Any = () if what in ("requires", "conflicts", "tasks") else False
+        return found or getattr(self.factory, what, default)
 
     def made(self) -> Any:
         """A new one. Fault where it cannot be made."""

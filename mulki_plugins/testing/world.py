@@ -62,6 +62,12 @@ def small_stream() -> TaskStream:
     return TaskStream(name="small", tasks=tasks)
 
 
+def uneven_stream() -> TaskStream:
+    """A task of one class, and one of three."""
+    tasks = (_task("single", ("red",), 0), *small_stream().tasks[1:])
+    return TaskStream(name="uneven", tasks=tasks)
+
+
 def small_reference(loaded: LoadedClip) -> Reference:
     """Reference images and texts that are no task's."""
     stream = TaskStream(name="small-reference", tasks=(_task("reference", ("pink", "white", "black"), 99),))
