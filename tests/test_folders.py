@@ -292,6 +292,8 @@ def wrong(tmp_path, monkeypatch, *tasks):
         ("images: good", ".name: missing"),
         ("name: a/b, images: good", ".name: expected a text without '/'"),
         ("name: '', images: good", ".name: expected a text"),
+        ("name: 'a\\b', images: good", ".name: expected a text"),
+        ("name: .., images: good", ".name: expected a text"),
         ("name: a, images: god", ".images: 'god': no such folder (a path begins in the current folder, "),
         ("name: a, images: own.yaml", ".images: 'own.yaml': this is a file"),
         ("name: a, images: ''", ".images: '': no such folder"),
@@ -304,6 +306,8 @@ def wrong(tmp_path, monkeypatch, *tasks):
         ("name: a, images: good, seed: -1", ".seed: expected a whole number, at least 0"),
         ("name: a, images: good, shots: 1", ".shots: unknown option"),
         ("name: a, images: good, templates: []", ".templates: expected at least one template"),
+        ("name: a, images: good, templates: ['a {name}.']", ".templates[0]: expected '{}' in the class name's"),
+        ("name: a, images: good, templates: ['a {} in {place}.']", ".templates[0]: expected '{}' in the class name's"),
         ("name: a, images: good, templates: [a photo]", ".templates[0]: expected '{}' in the class name's"),
         ("name: a, images: flat", ".images: flat: images lie in it, but no folder"),
         ("name: a, images: nothing", ".images: nothing: there is no folder in it"),
@@ -791,3 +795,27 @@ def test_left_out_images_are_recorded_by_name(three, tmp_path):
         "parted/test": ["data/parted/val/red/1.png"],
     }
     mulki("results", "runs")
+
+
+def test_the_advice_on_an_image_that_cannot_be_read_lets_the_run_go_on(three, tmp_path):
+    """Where it was removed instead, the data would be others, and a resume would refuse them."""
+    mulki("new", "recipe", *three[:2], "--out", "own.yaml", "--name", "own")
+    (tmp_path / "data" / "parted" / "train" / "red" / "0.png").write_bytes(b"no image")
+    few = ["--set", "train.iterations=4", "--set", "train.schedule.warmup=0", "--set", "train.workers=0"]
+    few += ["--set", "train.batch_size=10", "--strategy", "finetune"]
+    error = mulki("run", "own.yaml", *few, ok=False).stderr.splitlines()[-1]
+    advice = re.search(r"(--resume --set \S+)", error)[1]
+    done = mulki("run", "own.yaml", *few, *advice.split())
+    assert "going on from" in done.stderr
+    assert "such as data/parted/train/red/0.png" in done.stderr
+
+
+def test_folders_whose_names_cannot_name_a_task(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    typed = ["a\\b", "x" * 240, "bell\a", "$1_$5"]
+    for name in typed:
+        fill(tmp_path / name)
+    mulki("new", "recipe", *typed, "--out", "own.yaml")
+    mulki("validate", "own.yaml")
+    tasks = json.loads(mulki("show", "own.yaml", "--json").stdout)["recipe"]["stream"]["tasks"]
+    assert [task["name"] for task in tasks] == ["a-b", "x" * 100, "bell-", "$1_$5"]

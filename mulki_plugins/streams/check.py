@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -12,17 +11,16 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
-from mulki_plugins.errors import Mistakes, plain
+from mulki_plugins.errors import Mistakes
 from mulki_plugins.options import shown
 from mulki_plugins.registry.guard import cause_of
-from mulki_plugins.streams.folders.names import told_apart
+from mulki_plugins.streams.folders.names import LONGEST, has_one_place, names_a_task, same_task, told_apart
 from mulki_plugins.streams.folders.stream import FolderImages
 from mulki_plugins.streams.task import ArrayImages, LabelledImages, Task, TaskStream
 
 COMPARED = 20_000
 """A task with more image files is not searched for copies, which would take too long at a run's start."""
 _ENDS = 2**16
-_LONGEST = 200
 
 
 @frozen
@@ -72,17 +70,11 @@ def _task_names(tasks: Sequence[Task]) -> Iterator[StreamFault]:
         if not isinstance(name, str) or not name.strip():
             yield StreamFault("names", f"a task is called {name!r}", "give every task a name")
             continue
-        if (
-            plain(name) != name
-            or name != name.strip()
-            or any(c in name for c in "/\\")
-            or name in (".", "..")
-            or len(name) > _LONGEST
-        ):
+        if not names_a_task(name):
             what = f"a task is called {shown(name)}"
-            mend = f"a task's name is one line of up to {_LONGEST} characters without '/', '\\' or spaces around it"
+            mend = f"a task's name is one line of up to {LONGEST} characters without '/', '\\' or spaces around it"
             yield StreamFault("names", what, mend)
-        same = " ".join(unicodedata.normalize("NFC", name).split())
+        same = same_task(name)
         if same in seen:
             mend = "give every task a name of its own, since accuracies are kept by name"
             yield StreamFault("names", f"two tasks are called {name!r}", mend)
@@ -116,7 +108,7 @@ def _texts(task: Task, reference: bool) -> Iterator[StreamFault]:
         if not isinstance(template, str) or "{}" not in template:
             what = f"{task.name}: a template has no {{}} in the class name's place: {shown(template)}"
             yield StreamFault("names", what, "write {} there, as in 'a photo of a {}.'")
-        elif "{" in template.replace("{}", ""):
+        elif not has_one_place(template):
             what = f"{task.name}: in a template only {{}} is replaced, and {shown(template)} has other braces"
             yield StreamFault("names", what, "write {} in the class name's place, as in 'a photo of a {}.'")
 

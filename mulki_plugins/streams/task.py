@@ -12,7 +12,11 @@ from PIL import Image
 
 
 class LabelledImages(Protocol):
-    """Images with class indices, as torchvision's data sets are; `targets` is known without decoding an image."""
+    """Images with class indices, as torchvision's data sets are; `targets` is known without decoding an image.
+
+    Images that lie in files may have a method `path(index)`: those left out of a run are then recorded by their files, and
+    test files that are training files are found.
+    """
 
     @property
     def targets(self) -> Sequence[int]: ...

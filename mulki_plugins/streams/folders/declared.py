@@ -13,7 +13,14 @@ from mulki_plugins.errors import MulkiError, did_you_mean, plain
 from mulki_plugins.options import Natural, OptionError, Range, convert, mistakes_of, shown
 from mulki_plugins.recipe.emit import flow_yaml
 from mulki_plugins.streams.entries import is_picture, is_system, kinds_of
-from mulki_plugins.streams.folders.names import readable_names, same_names
+from mulki_plugins.streams.folders.names import (
+    LONGEST,
+    has_one_place,
+    names_a_task,
+    readable_names,
+    same_names,
+    same_task,
+)
 from mulki_plugins.streams.folders.scan import (
     all_folders,
     class_folders,
@@ -71,10 +78,10 @@ def check_tasks(tasks: Any) -> list[OptionError]:
     seen: set[str] = set()
     for i, said in enumerate(tasks):
         name = said.get("name") if isinstance(said, Mapping) else None
-        if isinstance(name, str) and name in seen:
+        if isinstance(name, str) and same_task(name) in seen:
             wrong.append(OptionError(f"the task {shown(name)} is named twice", ("tasks", i, "name")))
         if isinstance(name, str):
-            seen.add(name)
+            seen.add(same_task(name))
         try:
             task: FolderTask = convert(said, FolderTask)
         except Exception as error:
@@ -150,13 +157,13 @@ def _counted(files: Sequence[str], what: str) -> str:
 
 
 def _texts(task: FolderTask) -> Iterator[OptionError]:
-    if not task.name.strip() or task.name != task.name.strip() or plain(task.name) != task.name or "/" in task.name:
-        what = "expected a text without '/', line ends or spaces around it"
+    if not names_a_task(task.name):
+        what = f"expected a text without '/', '\\', line ends or spaces around it, of up to {LONGEST} characters"
         yield OptionError(f"{what}, got {shown(task.name)}", ("name",))
     if task.templates == []:
         yield OptionError("expected at least one template, such as 'a photo of a {}.'", ("templates",))
     for i, template in enumerate(task.templates or ()):
-        if "{}" not in template:
+        if not has_one_place(template):
             message = f"expected '{{}}' in the class name's place, as in 'a photo of a {{}}.', got {shown(template)}"
             yield OptionError(message, ("templates", i))
 

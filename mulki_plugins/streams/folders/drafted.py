@@ -77,7 +77,7 @@ def _names(folders: Sequence[str]) -> list[str]:
         while depth < len(path) and any(other is not path and other[-depth:] == path[-depth:] for other in paths):
             depth += 1
         text = "-".join(part for part in path[-depth:] if part) or "images"
-        base = name = _printable(text)
+        base = name = _printable(text.replace("\\", "-"))[:100].strip()
         number = 2
         while name in names:
             name, number = f"{base}-{number}", number + 1

@@ -7,6 +7,8 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from mulki_plugins.errors import plain
+
 _INDEX = re.compile(
     r"n\d{8}[-_. ]+(?=\S)"  # WordNet's number, as ImageNet and its kin write it
     r"|\d+\.\s*(?=[^\d\s])"  # 12.dog
@@ -57,6 +59,25 @@ def _without_humps(name: str) -> str:
             parts.append(name[start:i])
             start = i
     return " ".join([*parts, name[start:]])
+
+
+LONGEST = 200
+
+
+def names_a_task(name: str) -> bool:
+    """Whether a text can name a task, which stands in tables, tags of curves and names of files."""
+    fine = bool(name.strip()) and name == name.strip() and plain(name) == name and len(name) <= LONGEST
+    return fine and name not in (".", "..") and not any(c in name for c in "/\\")
+
+
+def same_task(name: str) -> str:
+    """A task's name as it is compared with those of the others."""
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
+def has_one_place(template: str) -> bool:
+    """Whether a template has `{}`, which alone is replaced by a class's name, and no other braces."""
+    return "{}" in template and not any(brace in template.replace("{}", "") for brace in "{}")
 
 
 def told_apart(name: str) -> str:
