@@ -84,6 +84,15 @@ class ContinualTemplate(SupervisedTemplate):
         self.optimizer = _make_optimizer(self.model, self.task_settings.optimizer)
         self.optimized_param_id = dict(self.model.named_parameters())
 
+    def _leave_out_frozen(self) -> None:
+        """Take weights that a plugin has frozen since the optimizer was made out of it.
+
+        A resume makes it of a model in which they still learn, and its state must fit all the same.
+        """
+        for group in self.optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if p.requires_grad]
+        self.optimizer.param_groups[:] = [group for group in self.optimizer.param_groups if group["params"]]
+
     @property
     def task_settings(self) -> Train:
         """The recipe's `train` with what `per_task` says of the current task."""
@@ -103,6 +112,7 @@ class ContinualTemplate(SupervisedTemplate):
     def _before_training_exp(self, **kwargs: Any) -> None:
         self.step = 1
         super()._before_training_exp(**kwargs)
+        self._leave_out_frozen()
         settings = self.task_settings
         self.train_epochs = settings.epochs or 1
         self.dataloader = TaskBatches(
