@@ -1,6 +1,7 @@
 """The kit's checks of conduct: each fault that changes what others rely on is caught; plugins that adapt a model pass."""
 
 import functools
+import os
 import random
 import re
 import time
@@ -502,6 +503,12 @@ EXTREMES = [
 ]
 
 
+class PrintsWhenMade(SupervisedPlugin):
+    def __init__(self):
+        super().__init__()
+        print("made")  # noqa: T201 (the fault)
+
+
 class AddsLate(SupervisedPlugin):
     def after_forward(self, strategy, **kwargs):
         if not hasattr(strategy.model, "late"):
@@ -525,6 +532,10 @@ class LinksModels(SupervisedPlugin):
 
 
 FAULTS = {
+    "quiet": [
+        (doing("after_eval", calls(os.write, 1, b"past sys.stdout\n")), "'past sys.stdout'"),
+        (PrintsWhenMade, "'made'"),
+    ],
     "teachers": [(LinksModels, "previous teacher is no longer the model before task 2")],
     "trains": TRAINS,
     "batch": BATCH,

@@ -52,4 +52,4 @@ def another_hash(modules: set[str]) -> Iterator[None]:
 
 @functools.wraps(hash)
 def _salted_hash(value: Any) -> int:
-    return hash((value, "another process")) if isinstance(value, (str, bytes)) else hash(value)
+    return hash(value) ^ 1 if isinstance(value, (str, bytes)) else hash(value)
