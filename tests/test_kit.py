@@ -27,6 +27,7 @@ from mulki_plugins.testing import (
     train_two_tasks,
 )
 from mulki_plugins.testing.kit import check_one
+from tests.test_kit_conduct import FAULTS as CONDUCT
 
 pytest_plugins = ["mulki_plugins.testing.fixtures"]
 
@@ -387,14 +388,12 @@ def test_a_report_names_all_that_is_wrong_and_what_was_not_looked_at():
     with pytest.raises(CheckFailed) as caught:
         check_plugin(Prints)
     assert list(caught.value.faults) == ["quiet"]
-    with pytest.raises(
-        CheckFailed, match=r"(?s)1 check fails\n  trains: .*skipped until the above is fixed: quiet, "
-    ):
+    with pytest.raises(CheckFailed, match=r"(?s)1 check fails\n  trains: .*skipped until the above is fixed: quiet, "):
         check_plugin(Raises)
 
 
 def test_every_check_has_a_fault_that_it_catches():
-    assert FAULTS.keys() == PLUGIN_CHECKS.keys()
+    assert FAULTS.keys() | CONDUCT.keys() == PLUGIN_CHECKS.keys()
     assert STREAM_FAULTS.keys() == STREAM_CHECKS.keys()
 
 

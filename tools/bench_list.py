@@ -7,6 +7,7 @@ without and with them, the median and the least on the clock, and the least of t
 
 from __future__ import annotations
 
+import argparse
 import os
 import resource
 import statistics
@@ -63,7 +64,11 @@ def _used() -> float:
 
 
 def main() -> None:
-    count, repeats = (int(word) for word in [*sys.argv[1:], "50", "9"][:2])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("packages", nargs="?", type=int, default=50)
+    parser.add_argument("repeats", nargs="?", type=int, default=9)
+    options = parser.parse_args()
+    count, repeats = options.packages, options.repeats
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), count)
         for what, path in (("0", []), (str(count), [folder])):

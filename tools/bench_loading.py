@@ -34,7 +34,7 @@ from mulki_plugins.streams.mtil.found import look
 from mulki_plugins.streams.mtil.images import decoded
 from mulki_plugins.streams.mtil.stream import mtil
 from mulki_plugins.streams.task import TaskStream
-from mulki_plugins.training.loader import CountedLoader
+from mulki_plugins.training.loader import TaskBatches
 
 BATCH = 64
 
@@ -91,10 +91,10 @@ def loading(stream: TaskStream, count: int, workers: int, rounds: int) -> None:
     with get_context("fork").Pool(max(workers, 1), _begin, (transforms[0],)) as pool:
         ways["decoder alone"] = lambda: _through(pool.imap_unordered(_decode, paths, chunksize=BATCH))
         ways["decoder and transform"] = lambda: _through(pool.imap_unordered(_prepare, paths, chunksize=BATCH))
-        ways["pipeline"] = lambda: _through(CountedLoader(loader, count // BATCH))
+        ways["pipeline"] = lambda: _through(TaskBatches(loader, count // BATCH))
         rates = _measured(ways, count, rounds)
     pids = _workers(loader)
-    _through(CountedLoader(loader, 2 * count // BATCH))
+    _through(TaskBatches(loader, 2 * count // BATCH))
     print(
         f"{stream.tasks[0].name}: {count} images of about {Image.open(paths[0]).size} pixels, {workers} workers, {rounds} rounds"
     )

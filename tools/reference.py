@@ -8,6 +8,7 @@ Only MulKI's own parts are in them, whatever else is installed.
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import json
 import os
@@ -211,8 +212,11 @@ def _cell(text: str) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
     os.environ["MULKI_PLUGINS"] = ""
-    if sys.argv[1:] == ["--check"]:
+    if check:
         lines = [f"{name} is stale: python tools/reference.py" for name in stale()] + undocumented()
         print("\n".join(lines) or "nothing is stale, nothing is undocumented")
         sys.exit(bool(lines))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mulki_plugins.registry.guard import _descriptor_captured as descriptor_captured
 from mulki_plugins.registry.guard import cause_of
 from mulki_plugins.testing.own_code import own_modules
 from mulki_plugins.testing.subject import Fault, Stack, Subject
@@ -32,8 +33,10 @@ class Laboratory:
     @functools.cached_property
     def ordinary(self) -> Trial:
         """Two tasks, as in a run."""
-        with watched(self.modules) as self.written:
-            return self.trained(place=self.place_of_ordinary)
+        with watched(self.modules) as self.written, descriptor_captured() as printed:
+            trial = self.trained(place=self.place_of_ordinary)
+        trial.printed += printed()
+        return trial
 
     @functools.cached_property
     def place_of_ordinary(self) -> Place:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +18,7 @@ def own_modules(plugin: Any, factory: Callable[..., Any]) -> set[str]:
 
     Of MulKI's own plugins only the modules with their classes, since the package also holds the kit.
     """
-    homes = {getattr(kind, "__module__", "") for kind in type(plugin).__mro__}
+    homes = {_home(kind) for kind in type(plugin).__mro__}
     homes.add(getattr(factory, "__module__", None) or "")
     homes = {home for home in homes if home and home.split(".")[0] not in _FOREIGN}
     packages = {home.split(".")[0] for home in homes} - {_OURS}
@@ -26,7 +27,14 @@ def own_modules(plugin: Any, factory: Callable[..., Any]) -> set[str]:
 
 
 def own_classes(plugin: Any, modules: set[str]) -> list[type]:
-    return [kind for kind in type(plugin).__mro__ if kind.__module__ in modules]
+    return [kind for kind in type(plugin).__mro__ if _home(kind) in modules]
+
+
+def _home(kind: type) -> str:
+    """The module that defines a class; of one that is made by a call of `type`, that of its methods."""
+    if kind.__module__ != "abc":
+        return kind.__module__
+    return next((value.__module__ for value in vars(kind).values() if inspect.isfunction(value)), "")
 
 
 @contextlib.contextmanager
@@ -44,4 +52,4 @@ def another_hash(modules: set[str]) -> Iterator[None]:
 
 @functools.wraps(hash)
 def _salted_hash(value: Any) -> int:
-    return hash((value, "another process")) if isinstance(value, (str, bytes)) else hash(value)
+    return hash(value) ^ 1 if isinstance(value, (str, bytes)) else hash(value)

@@ -92,10 +92,10 @@ def _restored(stack: Any, end: Checkpoint, checkpoint: Checkpoint) -> Trial:
     trial, named, state = Place().trial(stack.plugins), _named(stack), end.state()
     strategy = trial.strategy
     strategy._before_training()
-    _restore_weights(strategy, end, state)
     for each, (_, kept) in zip(named, state["plugins"], strict=True):
         if hasattr(each.plugin, "load_state_dict"):
             _asked(each.plugin, "load_state_dict", kept)
+    _restore_weights(strategy, end, state)
     restore_clock(strategy, end.run["clock"])
     strategy.learned = set(end.run["learned"])
     if steps := checkpoint.place.steps:
@@ -115,7 +115,7 @@ def _restore_weights(strategy: Any, end: Checkpoint, state: Any) -> None:
         raise Fault(f"a resume loses the weight {missing[0]}, which it added", ADD_AGAIN)
 
 
-ADD_AGAIN = "add weights in before_training, which a resume calls before it loads weights"
+ADD_AGAIN = "add weights in before_training or load_state_dict, which a resume calls before it loads weights"
 
 
 def _state_of(plugin: Any) -> Any:

@@ -180,6 +180,9 @@ class _Tried(ContinualTemplate):
     def check_loss(self) -> None:
         return
 
+    def check_weights(self) -> None:
+        """Nothing, so that the check of the optimizer can name what does not learn."""
+
     def make_optimizer(self, **kwargs: Any) -> None:
         super().make_optimizer(**kwargs)
         trial = self.trial

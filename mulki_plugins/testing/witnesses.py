@@ -308,7 +308,7 @@ def outputs_of(model: Any, images: Tensor) -> list[Tensor]:
 
 
 def _any_gradient(model: torch.nn.Module) -> bool:
-    return any(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
+    return any(p.requires_grad and p.grad is not None and bool(p.grad.any()) for p in model.parameters())
 
 
 def _noted_features(model: Any) -> list[tuple[Tensor, Tensor]]:

@@ -104,6 +104,17 @@ class ContinualTemplate(SupervisedTemplate):
                 self.optimizer.add_param_group(group)
             self.optimized_param_id = dict(self.model.named_parameters())
 
+    def _leave_out_frozen(self) -> None:
+        """Take weights that a plugin has frozen since the optimizer was made out of it.
+
+        A resume makes it of a model in which they still learn, and its state must fit all the same.
+        """
+        if self.optimizer is not self._made:
+            return
+        for group in self.optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if p.requires_grad]
+        self.optimizer.param_groups[:] = [group for group in self.optimizer.param_groups if group["params"]]
+
     @property
     def task_settings(self) -> Train:
         """The recipe's `train` with what `per_task` says of the current task."""
@@ -142,6 +153,7 @@ class ContinualTemplate(SupervisedTemplate):
         self.check_model_and_optimizer(**kwargs)
         self._call("before_training_exp", **kwargs)
         self._add_new_weights()
+        self._leave_out_frozen()
         for group in self.optimizer.param_groups:  # as a plugin may have set it
             group["initial_lr"] = group["lr"]
         settings = self.task_settings
