@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 
 import click
 
 from mulki_plugins.cli.common import echo_json, reports_mistakes, resolved
-from mulki_plugins.errors import MulkiError
+from mulki_plugins.errors import MulkiError, plain
 
 
 @click.command()
@@ -22,6 +23,7 @@ def resume(folder: Path, force: bool, as_json: bool) -> None:
     """
     from mulki_plugins.recipe.resolve import Changes
 
+    folder = _of_other_settings(folder)
     path = folder / "recipe.yaml"
     if not path.is_file():
         raise MulkiError(
@@ -40,3 +42,17 @@ def resume(folder: Path, force: bool, as_json: bool) -> None:
         echo_json(comparison_data([result]))
     else:
         click.echo(comparison_text([result]))
+
+
+def _of_other_settings(folder: Path) -> Path:
+    """Where no run is in a folder, the only one that is beside it for the settings that it was run with."""
+    if (folder / "recipe.yaml").is_file() or not folder.name.startswith("seed-"):
+        return folder
+    pattern = f"{glob.escape(folder.parent.name)}+*/{glob.escape(folder.name)}/recipe.yaml"
+    found = sorted(path.parent for path in folder.parent.parent.glob(pattern))
+    if len(found) > 1:
+        names = ", ".join(map(str, found))
+        raise MulkiError(f"{folder}: no run is there, but runs of other settings are beside it", f"give one of {names}")
+    if found:
+        click.echo(plain(f"{folder}: no run is there; going on with the one beside it, {found[0]}"), err=True)
+    return found[0] if found else folder

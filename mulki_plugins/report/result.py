@@ -129,6 +129,16 @@ def find_results(folders: Iterable[Path]) -> tuple[list[Result], list[str]]:
     return list(found.values()), list(wrong.values())
 
 
+def moved_aside(folders: Iterable[Path]) -> list[Path]:
+    """The earlier runs below these folders that were moved aside and are not among their results."""
+    found = []
+    for folder in folders:
+        for root, names, _ in os.walk(folder):
+            found += [Path(root) / name for name in sorted(names) if is_aside(Path(name))]
+            names[:] = sorted(name for name in names if not is_aside(Path(name)))
+    return list(dict.fromkeys(found))
+
+
 def _below(folder: Path) -> Iterator[Path]:
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not is_aside(Path(name)))

@@ -15,6 +15,7 @@ from mulki_plugins.errors import MulkiError, did_you_mean
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.models.load import load_clip
 from mulki_plugins.recipe.schema import Recipe
+from mulki_plugins.recipe.settings import needs_reference
 from mulki_plugins.registry.callbacks import methods_of, wrong_callbacks
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.guard import cause_of
@@ -48,11 +49,6 @@ def build(recipe: Recipe) -> Built:
     transforms = loaded.transform(train=True), loaded.transform(train=False)
     benchmark = as_benchmark(stream, *transforms, unreadable=recipe.train.unreadable)
     return Built(stream=stream, benchmark=benchmark, model=model.to(device), plugins=plugins, device=device)
-
-
-def needs_reference(recipe: Recipe) -> bool:
-    """Whether a plugin of the recipe's stack needs reference data."""
-    return any(catalog().find("plugin", entry.name).needs_reference for entry in recipe.strategy.plugins)
 
 
 def _reference(recipe: Recipe, transform: Callable[[Any], Tensor]) -> Reference | None:

@@ -36,10 +36,10 @@ from mulki_plugins.training.snapshot import Named
 from mulki_plugins.training.stopping import Stopped, StopRequest
 
 
-def run_experiment(resolved: Resolved, seed: int, out: Path) -> Result:
-    """Run a recipe with one seed in its folder below `out`; returns what result.json holds."""
+def run_experiment(resolved: Resolved, seed: int, out: Path, *, folder: Path | None = None) -> Result:
+    """Run a recipe with one seed in its folder below `out`, or in another; returns what result.json holds."""
     recipe = evolve(resolved.recipe, seeds=[seed])
-    return _anew(recipe, seed, run_folder(out, recipe, seed))
+    return _anew(recipe, seed, folder or run_folder(out, recipe, seed))
 
 
 def _anew(recipe: Recipe, seed: int, folder: Path) -> Result:
@@ -148,6 +148,7 @@ class _Run:
             plugins=built.plugins,
             evaluator=EvaluationPlugin(self.recorder, loggers=loggers, collect_all=False),
         )
+        self.strategy.say = self.progress.say
         self.saving = Saving(
             recipe, self.folder, self.strategy, self.plugins, self.loggers, self.result, known, self.stop
         )
