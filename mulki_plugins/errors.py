@@ -44,7 +44,11 @@ class MissingData(MulkiError):
 class UnreadableImage(MulkiError):
     """An image that cannot be decoded; the message names it."""
 
-    def __init__(self, message: str, hint: str = "mend it and go on with --force, or go on without it with --set train.unreadable=skip") -> None:
+    def __init__(
+        self,
+        message: str,
+        hint: str = "mend it and go on with --force, or go on without it with --set train.unreadable=skip",
+    ) -> None:
         super().__init__(message, hint)
 
 

@@ -69,7 +69,9 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]
 
 def in_words(differences: Mapping[str, Any]) -> list[str]:
     """`lr=0.001` for each difference, by the shortest end of its path that no other shares."""
-    return [f"{key}={_written(value)}" for key, value in zip(_short(list(differences)), differences.values(), strict=True)]
+    return [
+        f"{key}={_written(value)}" for key, value in zip(_short(list(differences)), differences.values(), strict=True)
+    ]
 
 
 def _short(paths: list[str]) -> list[str]:
@@ -114,4 +116,17 @@ def variant(name: str, changes: Changes, recipe: Recipe) -> str:
         pairs = (setting.partition("=")[::2] for setting in changes.settings if setting not in chosen)
         return folder_label({key.strip().removeprefix("$."): value.strip() for key, value in pairs})
     differences = changed(settings_of(plain), settings_of(recipe))
-    return folder_label(differences) if differences else ""
+    return folder_label(_without_defaults(differences, changes)) if differences else ""
+
+
+def _without_defaults(differences: dict[str, Any], changes: Changes) -> dict[str, Any]:
+    """Of a stream or model that took another's place only the options that the command line names."""
+    others = tuple(path.removesuffix("name") for path in differences if path.endswith(".name"))
+    said = " ".join(changes.settings)
+    return {
+        path: value
+        for path, value in differences.items()
+        if path.endswith(".name")
+        or not path.startswith(others)
+        or re.search(rf"\b{re.escape(path.rpartition('.')[2])}\b", said)
+    }

@@ -62,7 +62,8 @@ def _told_apart(found: list[Group]) -> list[Group]:
     for places in alike.values():
         if len(places) == 1:
             continue
-        recipes = [settings_at(Path(found[i].runs[0].folder)) for i in places]
+        folders = [found[i].runs[0].folder for i in places]
+        recipes = [settings_at(Path(folder)) if folder else None for folder in folders]
         known = [recipe for recipe in recipes if recipe is not None]
         paths = dict.fromkeys(path for recipe in known for path in recipe)
         differing = [p for p in paths if any(recipe.get(p) != known[0].get(p) for recipe in known)]

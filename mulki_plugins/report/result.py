@@ -44,6 +44,8 @@ class Result:
     """What keeps the numbers from standing beside published ones: data that are not the published."""
     left_out: dict[str, list[int]] = field(factory=dict)
     """The places of images that could not be read and were left out, by `<task>/train` and `<task>/test`."""
+    identity: dict[str, Any] = field(factory=dict)
+    """What else it was measured with, in fingerprints: data, files, weights, code; the recipe is beside it."""
     versions: dict[str, str] = field(factory=dict)
     device: dict[str, Any] = field(factory=dict)
     seconds: dict[str, Any] = field(factory=dict)
@@ -75,7 +77,7 @@ def read_result(path: Path) -> Result:
 def _check(result: Result) -> None:
     """That the numbers have the shapes that everything else relies on."""
     lists = (result.tasks, result.matrix, result.zero_shot, result.plugins, result.incomparable)
-    mappings = (result.metrics, result.left_out)
+    mappings = (result.metrics, result.left_out, result.identity, result.versions, result.device)
     if not all(isinstance(value, list) for value in lists) or not all(isinstance(value, dict) for value in mappings):
         raise ValueError("expected lists of tasks, accuracies and plugins, and a mapping of metrics")
     if not all(isinstance(text, str) for text in result.incomparable):

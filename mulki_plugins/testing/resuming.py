@@ -78,10 +78,10 @@ def _restored(stack: Any, end: Checkpoint, checkpoint: Checkpoint) -> Trial:
     trial, named, state = Place().trial(stack.plugins), _named(stack), end.state()
     strategy = trial.strategy
     strategy._before_training()
-    restore_weights(strategy, end, state)
     for each, (_, kept) in zip(named, state["plugins"], strict=True):
         if hasattr(each.plugin, "load_state_dict"):
             _asked(each.plugin, "load_state_dict", kept)
+    restore_weights(strategy, end, state)
     restore_clock(strategy, end.run["clock"])
     strategy.learned = set(end.run["learned"])
     if steps := checkpoint.place.steps:

@@ -22,6 +22,7 @@ from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.parts import Part
 from mulki_plugins.report.result import Result
 from mulki_plugins.streams.task import TaskStream
+from mulki_plugins.training import data_identity
 from mulki_plugins.training.build import Built
 from mulki_plugins.training.checkpoints import digest
 
@@ -49,8 +50,11 @@ def new_result(recipe: Recipe, built: Built, seed: int, folder: Path) -> Result:
         incomparable=list(built.stream.incomparable),
         versions={"python": platform.python_version(), **_versions()},
         device={
-            "type": built.device.type, "name": _device_name(built.device), "platform": platform.platform(),
-            "threads": torch.get_num_threads(), "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+            "type": built.device.type,
+            "name": _device_name(built.device),
+            "platform": platform.platform(),
+            "threads": torch.get_num_threads(),
+            "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         },
         started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         folder=str(folder),
@@ -80,22 +84,34 @@ def identity(recipe: Recipe, built: Built, seed: int) -> dict[str, Any]:
     return {
         "recipe": {**moving(recipe), "workers": recipe.train.workers, "seed": seed},
         "data": _data(built.stream),
+        "files": data_identity.marks_of(built.stream),
         "weights": digest(weights, weights.__getitem__),
         "code": {"mulki": _hash(_own_code()), **_others_code(recipe)},
         "versions": {"python": ".".join(platform.python_version_tuple()[:2]), **_versions()},
         "device": built.device.type,
+        "threads": torch.get_num_threads(),
     }
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What has changed, a line each: where, what it was, what it is."""
-    old, new = dict(flat(before)), dict(flat(now))
-    paths = [*old, *(path for path in new if path not in old)]
-    return [
+    """What has changed, a line each: where, what it was, what it is. What was not noted before is no change."""
+    apart = ("files", "threads")
+    old, new = (dict(flat({key: item for key, item in which.items() if key not in apart})) for which in (before, now))
+    paths = [*old, *(path for path in new if path not in old and not path.startswith("versions."))]
+    found = [
         f"{path} was {old.get(path, 'not there')}, is {new.get(path, 'not there')}"
         for path in paths
         if old.get(path) != new.get(path)
     ]
+    return found + data_identity.changes(before.get("files", {}), now.get("files", {}))
+
+
+def other_threads(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What to tell the user where a run goes on with another number of threads; empty where that is not known."""
+    was, threads = before.get("threads"), now["threads"]
+    if was in (None, threads):
+        return ""
+    return f"warning: the run began with {was} threads and goes on with {threads}: its last digits may differ for that"
 
 
 def peak_memory(device: torch.device) -> float:

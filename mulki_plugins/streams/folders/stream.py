@@ -34,6 +34,9 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self.files)
 
+    def path(self, index: int) -> str:
+        return os.path.join(self.root, self.files[index])
+
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         """The picture in RGB; MulkiError, which names the file, where it cannot be read."""
         return open_picture(os.path.join(self.root, self.files[index])), self.targets[index]

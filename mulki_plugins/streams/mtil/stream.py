@@ -30,9 +30,10 @@ def mtil(
     """The published MTIL from the user's disk: eleven data sets, 1,201 classes, in the folders that torchvision makes.
 
     root: the folder that holds theirs. order: I (alphabetical), II, or the names in the order wanted. tasks: only these, in
-    the sequence in which they are written, or in that of `order` where it is given too. split: `zscl` is the official training and test part, or where there is none a random 80 % and the
-    rest with seed 42; `coop` is CoOp's, from the user's `split_zhou_*.json`, with its class names and one template. shots: so
-    many training images of each class, drawn once with a fixed seed. download: get what is missing and can be had.
+    the sequence in which they are written, or in that of `order` where it is given too. split: `zscl` is the official training
+    and test part, or where there is none a random 80 % and the rest with seed 42; `coop` is CoOp's, from the user's
+    `split_zhou_*.json`, with its class names and one template. shots: so many training images of each class, drawn once with
+    a fixed seed. download: get what is missing and can be had.
 
     No image is opened here. MulkiError, of all data sets at once, where one is missing, damaged or cannot be downloaded.
     """
