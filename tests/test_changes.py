@@ -114,13 +114,20 @@ def rewrite(path):
     os.utime(path, ns=(time + 1, time + 1))
 
 
+def exchange(root):
+    swap(root / "a" / "train" / "cat" / "00.bmp", root / "a" / "train" / "dog" / "03.bmp")
+
+
 CHANGES = {
     "renamed": (rename_all, ["task b: its training", "task b: its test"]),
-    "exchanged": (lambda r: swap(r / "a" / "train" / "cat" / "00.bmp", r / "a" / "train" / "dog" / "03.bmp"), ["task a: its training"]),
-    "same size": (lambda r: rewrite(r / "a" / "test" / "dog" / "01.bmp"), ["task a: its test"]),
-    "added": (lambda r: shutil.copy(r / "b" / "cat" / "00.bmp", r / "b" / "cat" / "new.bmp"), ["task b: its training"]),
-    "removed": (lambda r: (r / "a" / "train" / "cat" / "09.bmp").unlink(), ["task a: its training"]),
-}  # fmt: skip
+    "exchanged": (exchange, ["task a: its training"]),
+    "same size": (lambda root: rewrite(root / "a" / "test" / "dog" / "01.bmp"), ["task a: its test"]),
+    "added": (
+        lambda root: shutil.copy(root / "b" / "cat" / "00.bmp", root / "b" / "cat" / "x.bmp"),
+        ["task b: its training"],
+    ),
+    "removed": (lambda root: (root / "a" / "train" / "cat" / "09.bmp").unlink(), ["task a: its training"]),
+}
 
 
 @pytest.mark.parametrize("read", [0, data_identity.READ], ids=["by times", "by contents"])
@@ -185,18 +192,15 @@ def test_a_run_on_renamed_files_does_not_go_on(tmp_path, half, photos):
     tasks = f"[{{name: a, images: {root / 'a' / 'train'}}}, {{name: b, images: {root / 'b'}}}]"
     recipe, folder = half(f"stream={{name: folders, tasks: {tasks}}}")
     rename_all(root)
-    with pytest.raises(MulkiError, match=r"cannot go on as it began: .*task b: its training images .*--force"):
+    with pytest.raises(MulkiError, match=r"cannot go on as it began: .*task b: its training images are other files"):
         resume_experiment(recipe, 0, folder)
     assert resume_experiment(recipe, 0, folder, force=True).status == "complete"
 
 
-def test_other_threads_are_told(half, capsys):
+def test_other_threads_are_told(half, capsys, monkeypatch):
     recipe, folder = half()
-    torch.set_num_threads(2)
-    try:
-        resume_experiment(recipe, 0, folder)
-    finally:
-        torch.set_num_threads(1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    resume_experiment(recipe, 0, folder)
     assert "began with 1 threads and goes on with 2" in capsys.readouterr().err
 
 
@@ -223,9 +227,7 @@ def test_a_complete_run_is_compared(complete, capsys, monkeypatch):
     recipe, folder = complete
     found = resume_experiment(recipe, 0, folder)
     assert "complete already" in capsys.readouterr().err
-    with pytest.raises(
-        MulkiError, match=r"complete, and not the one asked for: recipe.train.iterations was 4, is 6.*--force"
-    ):
+    with pytest.raises(MulkiError, match=r"complete, and not the one asked for: recipe.train.iterations was 4, is 6"):
         resume_experiment(resolved("train.iterations=6"), 0, folder)
     forced = resume_experiment(resolved("train.iterations=6"), 0, folder, force=True)
     assert forced.matrix == found.matrix
@@ -275,8 +277,10 @@ def test_a_changed_recipe_is_told_from_the_command_line(tmp_path):
     assert not list(tmp_path.rglob("*.before-*"))
 
 
-LOGGERS = [("[tensorboard, csv]", "[csv]"), ("[csv, tensorboard]", "[tensorboard, csv]"), ("[csv]", "[tensorboard]"),
-           ("[csv]", "[tensorboard, csv]"), ("[tensorboard]", "[csv, tensorboard]"), ("[]", "[csv]"), ("[csv]", "[]")]  # fmt: skip
+LOGGERS = [
+    ("[tensorboard, csv]", "[csv]"), ("[csv, tensorboard]", "[tensorboard, csv]"), ("[csv]", "[tensorboard]"),
+    ("[csv]", "[tensorboard, csv]"), ("[tensorboard]", "[csv, tensorboard]"), ("[]", "[csv]"), ("[csv]", "[]"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("before", "after"), LOGGERS)
@@ -294,7 +298,7 @@ def test_loggers_are_known_by_their_names(half, before, after):
 
 
 def test_an_older_checkpoint_lists_its_loggers_without_names(half):
-    recipe, folder = half("loggers=[tensorboard, csv]", step=3)
+    _, folder = half("loggers=[tensorboard, csv]", step=3)
     for checkpoint in checkpoints(folder)[0]:
         path = checkpoint.path / MANIFEST
         manifest = json.loads(path.read_text())
@@ -355,7 +359,7 @@ def adapter():
 
 def test_weights_that_are_not_there_again_are_no_silent_loss(half, adapter):
     recipe, folder = half(step=3, with_plugins=("adapter",))
-    with pytest.raises(MulkiError, match=r"holds weights that the model does not have: 'added_0'.*load_state_dict"):
+    with pytest.raises(MulkiError, match=r"holds weights that the model does not have: 'added_0'"):
         resume_experiment(recipe, 0, folder)
 
 
