@@ -47,7 +47,9 @@ class UnreadableImage(MulkiError):
     """An image that cannot be decoded; the message names it."""
 
     def __init__(
-        self, message: str, hint: str = "mend it, or go on without it: --resume --set train.unreadable=skip"
+        self,
+        message: str,
+        hint: str = "mend it and go on with --force, or without it: --resume --set train.unreadable=skip",
     ) -> None:
         super().__init__(message, hint)
 

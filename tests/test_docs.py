@@ -16,12 +16,17 @@ PAGE = (ROOT / "docs" / "write-a-plugin.md").read_text("utf-8")
 
 PRELUDE = """\
 set -euo pipefail
-few="--set stream.tasks=[scans,digits] --set train.iterations=2 --set train.schedule.warmup=0"
 pip() { python -m pip "$1" --quiet --no-index --no-deps --no-build-isolation "${@:2}"; }
 pytest() { python -m pytest -q -p no:cacheprovider "$@"; }
 mulki() {
-    if [[ "$1" == run && "$*" != *stream=* ]]; then command mulki "$@" $few
-    elif [[ "$1" == run ]]; then command mulki "$@" --set train.iterations=2 --set train.schedule.warmup=0
+    if [[ "$1" == run ]]; then
+        local few="--set train.iterations=2 --set train.schedule.warmup=0" page ours
+        [[ "$*" == *stream=* ]] || few="$few --set stream.tasks=[scans,digits]"
+        page=$(command mulki "$@" --dry-run | sed -n 's/^folder *//p')
+        ours=$(command mulki "$@" $few --dry-run | sed -n 's/^folder *//p')
+        command mulki "$@" $few
+        mkdir -p "$(dirname "$page")"
+        mv "$ours" "$page"
     else command mulki "$@"; fi
 }
 """

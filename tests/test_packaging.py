@@ -75,4 +75,4 @@ def test_it_works_from_an_empty_folder(installed, tmp_path):
     assert "Transfer" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr, "no colour where there is no terminal"
     assert [p.name for p in tmp_path.iterdir()] == ["runs"]
-    assert (tmp_path / "runs" / "mtil" / "mulki" / "seed-0" / "result.json").is_file()
+    assert list((tmp_path / "runs" / "mtil").glob("mulki+*/seed-0/result.json"))

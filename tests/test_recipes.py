@@ -101,7 +101,7 @@ def test_strategy_defaults_lie_under_the_recipe(tmp_path):
         ("train.per_task.flags.lr=0.1", lambda r: r.train.per_task["flags"].lr, 0.1),
         ("evaluate.classes=seen", lambda r: r.evaluate.classes, "seen"),
         ("model.name=ViT-B-32", lambda r: (r.model.name, r.model.options["pretrained"]), ("ViT-B-32", None)),
-        ("stream=mtil-mini", lambda r: r.stream.options["order"], "I"),
+        ("stream=mtil-mini", lambda r: r.stream.options["order"], None),
         ("model=ViT-B-32", lambda r: r.model.name, "ViT-B-32"),
         ("train.schedule=constant", lambda r: r.train.schedule.name, "constant"),
         ("strategy.plugins=[teachers]", lambda r: [p.name for p in r.strategy.plugins], ["teachers"]),

@@ -129,8 +129,8 @@ def missing(plan: dict[str, Any], jobs: Iterable[Job], lines: list[Line]) -> tup
 
     A change of the code makes no line stale, since most changes move no number; the report says how many codes it shows.
     """
+    from mulki_plugins.recipe.settings import fingerprint
     from mulki_plugins.training.build import choose_device
-    from mulki_plugins.training.provenance import fingerprint
 
     by_key = {(line.part, line.order, line.label, line.seed, line.fingerprint, line.device): line for line in lines}
     left, found = [], []

@@ -44,7 +44,7 @@ def carry_out(recipe: str, strategy: str, settings: tuple[str, ...], out: Path, 
 
     torch.set_num_threads(1)
     words = [word for setting in settings for word in ("--set", setting)]
-    main(["run", recipe, "--strategy", strategy, *words, "--out", str(out), "--resume"])
+    main(["run", recipe, "--strategy", strategy, *words, "--name", strategy, "--out", str(out), "--resume"])
 
 
 def killed(process: Any, folder: Path, moment: float | None, draw: random.Random) -> bool:

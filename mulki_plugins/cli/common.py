@@ -6,12 +6,12 @@ import errno
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mulki_plugins.errors import MulkiError, plain
+from mulki_plugins.errors import Mistakes, MulkiError, plain
 
 if TYPE_CHECKING:
     from mulki_plugins.recipe.resolve import Changes, Resolved
@@ -63,7 +63,10 @@ def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--without", "without_plugins", multiple=True, metavar="PLUGIN", help="Leave a plugin out of the stack."),
         click.option("--with", "with_plugins", multiple=True, metavar="PLUGIN", help="Add a plugin at the stack's end."),
-        click.option("--strategy", metavar="NAME", help="Use this strategy in place of the recipe's."),
+        click.option(
+            "--strategy", "strategies", multiple=True, metavar="NAME",
+            help="Use this strategy in place of the recipe's; `run` and `validate` take several.",
+        ),
         click.argument("recipe"),
     ):  # fmt: skip
         function = decorate(function)
@@ -71,21 +74,49 @@ def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def changes_from(options: dict[str, Any]) -> Changes:
-    """The command line's changes; takes their options out of `options`."""
+    """The command line's changes, where it names at most one strategy; takes their options out of `options`."""
+    changes = variants_from(options)
+    if len(changes) > 1:
+        raise MulkiError(
+            "--strategy: this command takes one", "type it once for each; `mulki run` and `mulki validate` take several"
+        )
+    return changes[0]
+
+
+def variants_from(options: dict[str, Any]) -> list[Changes]:
+    """The command line's changes for each strategy that it names; takes their options out of `options`."""
     from mulki_plugins.recipe.resolve import Changes
 
-    names = ("strategy", "with_plugins", "without_plugins", "settings", "seeds")
-    return Changes(**{name: options.pop(name) for name in names})
+    names = ("with_plugins", "without_plugins", "settings", "seeds")
+    given = {name: options.pop(name) for name in names}
+    strategies = options.pop("strategies")
+    if twice := [name for i, name in enumerate(strategies) if name in strategies[:i]]:
+        raise MulkiError(f"--strategy: {twice[0]!r} is given twice")
+    return [Changes(strategy=strategy, **given) for strategy in strategies or (None,)]
 
 
 def resolved(recipe: str, changes: Changes) -> Resolved:
     """The checked recipe, after its notices have been printed."""
+    return all_resolved(recipe, [changes])[0]
+
+
+def all_resolved(recipe: str, variants: Sequence[Changes]) -> list[Resolved]:
+    """The checked recipe with each of these changes, after their notices have been printed. All mistakes at once."""
     from mulki_plugins.recipe.resolve import resolve
 
-    result = resolve(recipe, changes)
-    for notice in result.notices:
+    results, wrong = [], []
+    for changes in variants:
+        try:
+            results.append(resolve(recipe, changes))
+        except MulkiError as error:
+            wrong.append(error)
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:
+        raise Mistakes(dict.fromkeys(line for error in wrong for line in error.lines()))
+    for notice in dict.fromkeys(notice for result in results for notice in result.notices):
         click.echo(plain(notice), err=True)
-    return result
+    return results
 
 
 def echo_json(value: Any) -> None:

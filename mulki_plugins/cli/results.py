@@ -9,6 +9,9 @@ import click
 from mulki_plugins.cli.common import echo_json, reports_mistakes
 from mulki_plugins.errors import MulkiError, plain
 
+NAMED = 5
+"""So many of the folders that are left out are named."""
+
 
 @click.command()
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR...")
@@ -32,13 +35,17 @@ def results(folders: tuple[Path, ...], against: str | None, order: str | None, a
     from mulki_plugins.report.beside import beside_data
     from mulki_plugins.report.beside_table import beside_text
     from mulki_plugins.report.compare import comparison_data, comparison_text
-    from mulki_plugins.report.result import find_results
+    from mulki_plugins.report.result import find_results, moved_aside
 
     if order and not against:
         raise MulkiError("--order goes with --against", "type: mulki results DIR --against published --order II")
     found, wrong = find_results(folders)
     for line in wrong:
         click.echo(plain(f"warning: left out: {line}"), err=True)
+    if aside := moved_aside(folders):
+        names = ", ".join(map(str, aside[:NAMED])) + (f" and {len(aside) - NAMED} more" if len(aside) > NAMED else "")
+        what = "runs that later ones took the place of; name their folders to see them"
+        click.echo(plain(f"note: left out: {names}: {what}"), err=True)
     if against and as_json:
         echo_json(beside_data(found, order))
     elif against:

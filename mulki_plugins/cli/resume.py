@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shlex
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def resume(folder: Path, force: bool, as_json: bool) -> None:
     """
     from mulki_plugins.recipe.resolve import Changes
 
-    folder = _run_in(folder)
+    folder = _run_in(_of_other_settings(folder))
     path = folder / RECIPE
     recipe = resolved(str(path), Changes())
     if len(recipe.recipe.seeds) != 1:
@@ -83,3 +84,17 @@ def _state(path: Path) -> str:
         return read_result(path).status
     except MulkiError:
         return "unreadable"
+
+
+def _of_other_settings(folder: Path) -> Path:
+    """Where no run is in a folder, the only one that is beside it for the settings that it was run with."""
+    if (folder / "recipe.yaml").is_file() or not folder.name.startswith("seed-"):
+        return folder
+    pattern = f"{glob.escape(folder.parent.name)}+*/{glob.escape(folder.name)}/recipe.yaml"
+    found = sorted(path.parent for path in folder.parent.parent.glob(pattern))
+    if len(found) > 1:
+        names = ", ".join(map(str, found))
+        raise MulkiError(f"{folder}: no run is there, but runs of other settings are beside it", f"give one of {names}")
+    if found:
+        click.echo(plain(f"{folder}: no run is there; going on with the one beside it, {found[0]}"), err=True)
+    return found[0] if found else folder

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mulki_plugins.cli.common import changes_from, echo_json, recipe_options, reports_mistakes, resolved
+from mulki_plugins.cli.common import all_resolved, echo_json, recipe_options, reports_mistakes, variants_from
 from mulki_plugins.errors import MulkiError, plain
 
 
@@ -36,16 +36,18 @@ def validate(recipe: str, as_json: bool, **options: Any) -> None:
 
 
 def _recipe(name: str, options: dict[str, Any]) -> str:
-    recipe = resolved(name, changes_from(options)).recipe
-    for choice in (recipe.stream, recipe.reference):
+    recipes = [result.recipe for result in all_resolved(name, variants_from(options))]
+    for choice in (recipes[0].stream, recipes[0].reference):
         if choice is not None and choice.name == "folders":
             from mulki_plugins.streams.folders.declared import passed_over
 
             for line in passed_over(choice.options["tasks"]):
                 click.echo(plain(f"note: {line}"), err=True)
-    stack = [entry.name for entry in recipe.strategy.plugins]
-    method = f"{recipe.strategy.name} ({', '.join(stack)})" if stack else recipe.strategy.name
-    return f"stream {recipe.stream.name}, model {recipe.model.name}, strategy {method}"
+    methods = []
+    for recipe in recipes:
+        stack = ", ".join(entry.name for entry in recipe.strategy.plugins)
+        methods.append(f"strategy {recipe.strategy.name}" + (f" ({stack})" if stack else ""))
+    return f"stream {recipes[0].stream.name}, model {recipes[0].model.name}, {', '.join(methods)}"
 
 
 def _is_strategy(name: str) -> bool:

@@ -92,7 +92,7 @@ def _known_names(kind: Kind, names: Any, path: Path) -> list[OptionError]:
 
 
 def _crosswise(value: dict[str, Any]) -> list[OptionError]:
-    """What no single value shows: two budgets, a warm-up longer than the task, tasks that the stream has not."""
+    """What no single value shows: two budgets, tasks that the stream has not."""
     wrong: list[OptionError] = []
     train = value.get("train")
     if isinstance(train, dict):
@@ -140,24 +140,15 @@ def _optimizer(optimizer: Any) -> list[OptionError]:
 
 
 def _budgets(train: dict[str, Any]) -> list[OptionError]:
-    """A warm-up that does not fit into a task's iterations; both kinds of budget for one task."""
-    warmup, wrong = get(train, ("schedule", "warmup")), []
+    """Both kinds of budget for one task."""
     per_task = train.get("per_task")
-    tasks = per_task.items() if isinstance(per_task, dict) else ()
-    for name, budget in tasks:
-        if isinstance(budget, dict) and budget.get("iterations") is not None and budget.get("epochs") is not None:
-            message = "both iterations and epochs are given, expected one of the two"
-            wrong.append(OptionError(message, ("train", "per_task", name, "epochs")))
-    for path, budget in [((), train), *((("per_task", name), budget) for name, budget in tasks)]:
-        iterations = budget.get("iterations") if isinstance(budget, dict) else None
-        if isinstance(warmup, int) and isinstance(iterations, int) and warmup >= iterations > 0:
-            if path:
-                message = f"expected more iterations than the {warmup} steps of train.schedule.warmup, got {iterations}"
-                wrong.append(OptionError(message, ("train", *path, "iterations")))
-            else:
-                message = f"expected fewer steps than the {iterations} iterations of a task, got {warmup}"
-                wrong.append(OptionError(message, ("train", "schedule", "warmup")))
-    return wrong
+    return [
+        OptionError(
+            "both iterations and epochs are given, expected one of the two", ("train", "per_task", name, "epochs")
+        )
+        for name, budget in (per_task.items() if isinstance(per_task, dict) else ())
+        if isinstance(budget, dict) and budget.get("iterations") is not None and budget.get("epochs") is not None
+    ]
 
 
 def _names_of_tasks(value: dict[str, Any]) -> list[OptionError]:

@@ -70,6 +70,7 @@ def resolve(name: str, changes: Changes | None = None) -> Resolved:
         except Mistakes as mistakes:
             wrong += mistakes.lines()
     _normalise(tree)
+    notices += _tasks_as_written(tree)
     notices += _weights_of_another_model(tree, written)
     _which_towers(tree, defaults)
     if changes.seeds:
@@ -80,11 +81,19 @@ def resolve(name: str, changes: Changes | None = None) -> Resolved:
         raise Mistakes(dict.fromkeys(wrong))
     if recipe.model.name in open_clip_models() and not recipe.model.options.get("pretrained"):
         notices.append(f"model {recipe.model.name}: no `pretrained` is given, so that it begins with random weights")
+    notices += _warmups(recipe)
     return Resolved(recipe=recipe, tree=_with_defaults(tree, recipe), notices=notices)
 
 
 _CHOOSES = re.compile(r"\s*(?:\$\.?)?strategy(?:\.name)?\s*=(.*)", re.DOTALL)
 """`--set strategy=...` or `--set strategy.name=...`, which decides what is loaded."""
+
+
+def chooses_strategy(assignment: str) -> bool:
+    """Whether a `--set` names the strategy itself."""
+    return bool(_CHOOSES.match(assignment))
+
+
 _OF_STRATEGY = re.compile(r"\s*(?:\$\.?)?strategy\b")
 
 
@@ -114,6 +123,20 @@ def _with_strategy(tree: Tree, changes: Changes, choices: dict[str, str], notice
     return tree, defaults
 
 
+def _tasks_as_written(tree: Tree) -> list[str]:
+    """Where `--set stream.tasks=...` contradicts the recipe's order, the order gives way."""
+    tasks, order = (get(tree.value, ("stream", key)) for key in ("tasks", "order"))
+    said, written = (tree.origin(("stream", key)) for key in ("tasks", "order"))
+    if not isinstance(tasks, list) or order is None or said.line is not None or written.line is None:
+        return []
+    known = catalog().parts.get(("stream", str(get(tree.value, ("stream", "name")))))
+    names = order if isinstance(order, list) else known.tasks if known and order == "I" else ()
+    if tasks == [name for name in names if name in tasks]:
+        return []
+    remove(tree, ("stream", "order"))
+    return [f"the tasks come in the sequence of {said}; the recipe's order {shown(order)} gives way"]
+
+
 def _weights_of_another_model(tree: Tree, written: Any) -> list[str]:
     """Where `--set model.name=...` names another model than the recipe, the recipe's `pretrained` is not for it: left out."""
     path = ("model", "pretrained")
@@ -123,6 +146,18 @@ def _weights_of_another_model(tree: Tree, written: Any) -> list[str]:
     remove(tree, path)
     said = f"the recipe's `pretrained: {pretrained}` is for {written} and is left out"
     return [f"model {name}: {said}; --set model.pretrained=... names others"]
+
+
+def _warmups(recipe: Recipe) -> list[str]:
+    """Where the iterations of a task leave no room for the warm-up. How many steps epochs make shows only in the run."""
+    if recipe.strategy.base in ("none", "joint"):
+        return []
+    train = recipe.train
+    said = [f"$.train: {text}"] if train.iterations and (text := train.schedule.shortened(train.iterations)) else []
+    for name, budget in train.per_task.items():
+        if budget.iterations and (text := train.schedule.shortened(budget.iterations)):
+            said.append(f"$.train.per_task.{name}: {text}")
+    return said
 
 
 def _which_towers(tree: Tree, defaults: Tree) -> None:

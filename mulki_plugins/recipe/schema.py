@@ -43,6 +43,18 @@ class Schedule:
     name: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: Natural = 0
 
+    def warmup_within(self, steps: int) -> int:
+        """The warm-up of a task of so many steps: a tenth of them where it would otherwise take all."""
+        return self.warmup if self.warmup < steps else steps // 10
+
+    def shortened(self, steps: int) -> str:
+        """What to tell the user where a task of so many steps has no room for the warm-up; empty where it has."""
+        if self.warmup < steps:
+            return ""
+        short = self.warmup_within(steps)
+        now = f"it is shortened to {short}, a tenth of them" if short else "it is left out"
+        return f"the warm-up of {self.warmup} steps (train.schedule.warmup) would take all {steps} steps; {now}"
+
 
 @frozen(kw_only=True)
 class TaskBudget:

@@ -100,7 +100,7 @@ def describe_options(register: Register) -> None:
     register.describe(
         "stream",
         "mtil-mini",
-        order="I, II, or a list of names",
+        order="I, II, or a list of names; without it the tasks come as written",
         tasks="only these tasks",
         evaluate_on="the test images, or a fifth of the training images that is held out (validation)",
     )
@@ -108,7 +108,7 @@ def describe_options(register: Register) -> None:
         "stream",
         "mtil",
         root="the folder that holds the data sets' own",
-        order="I (alphabetical), II, or a list of names",
+        order="I (alphabetical), II, or a list of names; without it the tasks come as written",
         tasks="only these tasks",
         split="the official parts or four fifths at random (zscl), or the published CoOp splits (coop)",
         shots="training images of each class; null for all",

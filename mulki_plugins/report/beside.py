@@ -32,7 +32,7 @@ class Placed:
     def name(self) -> str:
         seeds = self.group.seeds
         said = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
-        return plain(f"{self.group.recipe} / {self.group.strategy} / {said}")
+        return plain(f"{self.group.recipe} / {self.group.name} / {said}")
 
 
 @frozen(kw_only=True)
@@ -203,7 +203,8 @@ def _data(each: Beside) -> dict[str, Any]:
 def _run_data(run: Placed) -> dict[str, Any]:
     group = run.group
     return {
-        "recipe": group.recipe, "strategy": group.strategy, "seeds": group.seeds, "tasks": group.tasks,
+        "recipe": group.recipe, "strategy": group.strategy, "settings": group.settings,
+        "seeds": group.seeds, "tasks": group.tasks,
         "protocol": group.protocol, "budget": group.runs[0].budget,
         "comparable": not run.warnings, "warnings": run.warnings,
         "metrics": {

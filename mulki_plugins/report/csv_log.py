@@ -34,7 +34,7 @@ class CsvLogger(BaseLogger):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Take back what was written after that."""
-        self._file.truncate(state["bytes"])
+        self._file.truncate(min(state["bytes"], self._file.tell()))
 
     def close(self) -> None:
         self._file.close()

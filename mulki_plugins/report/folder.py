@@ -1,16 +1,23 @@
-"""A run's folder: `<out>/<recipe>/<strategy>/seed-<n>`; an earlier run there is moved aside, never overwritten."""
+"""A run's folder: `<out>/<recipe>/<strategy>/seed-<n>`; an earlier run there is moved aside, never overwritten.
+
+Runs of other settings have a folder of their own beside it: `<strategy>+lr=0.001`.
+"""
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mulki_plugins.errors import MulkiError
+from mulki_plugins.recipe.resolve import resolve
 from mulki_plugins.recipe.schema import Recipe
+from mulki_plugins.recipe.settings import changed, fingerprint, folder_label, settings_of
 
 try:
     import fcntl
@@ -23,6 +30,48 @@ _ASIDE = re.compile(r"\.before-\d+$")
 def run_folder(out: Path, recipe: Recipe, seed: int) -> Path:
     """Where the run goes. The names were checked: none leads out of `out`."""
     return out / recipe.name / recipe.strategy.name / f"seed-{seed}"
+
+
+def choose_folder(
+    out: Path, recipe: Recipe, seed: int, *, variant: str = "", name: str = "", resuming: bool = False
+) -> Path:
+    """Where a run goes from the command line: where its settings were run before, or where no others were.
+
+    variant: what the command line changes, as part of a folder's name. name: the folder's name in the strategy's place.
+    resuming: a changed recipe is looked for where the recipe was run, so that the change can be told.
+    """
+    parent, last = out / recipe.name, f"seed-{seed}"
+    if name:
+        return parent / name / last
+    first = parent / "+".join(filter(None, (recipe.strategy.name, variant)))
+    own, there = settings_of(recipe), _settings_at(first, last)
+    if there == own or (there is None and not resuming):
+        return first / last
+    for place in sorted(parent.glob(f"{glob.escape(recipe.strategy.name)}+*")):
+        if _settings_at(place, last) == own:
+            return place / last
+    if not there or resuming:
+        return first / last
+    other = first.with_name(f"{first.name}+{folder_label(changed(there, own))}")
+    if _settings_at(other, last) is not None:  # others again, which the same words describe
+        other = other.with_name(f"{other.name}+{fingerprint(recipe)[:6]}")
+    return other / last
+
+
+def settings_at(folder: Path) -> dict[str, Any] | None:
+    """The settings of the run in a folder; None where no recipe is there that can be read."""
+    try:
+        return settings_of(resolve(str(folder / "recipe.yaml")).recipe)
+    except MulkiError:
+        return None
+
+
+def _settings_at(place: Path, first: str) -> dict[str, Any] | None:
+    """The settings of a folder's runs, one for each seed: empty where they cannot be read, None where there is no run."""
+    for folder in (place / first, *sorted(place.glob("seed-*"))):
+        if not is_aside(folder) and (folder / "recipe.yaml").is_file():
+            return settings_at(folder) or {}
+    return None
 
 
 def prepare_folder(folder: Path) -> Path | None:

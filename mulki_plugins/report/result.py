@@ -45,6 +45,8 @@ class Result:
     left_out: dict[str, list[int | str]] = field(factory=dict)
     """The files of images that could not be read and were left out, by `<task>/train` and `<task>/test`; of images that are
     no files, their places."""
+    identity: dict[str, Any] = field(factory=dict)
+    """What else it was measured with, in fingerprints: data, files, weights, code; the recipe is beside it."""
     versions: dict[str, str] = field(factory=dict)
     device: dict[str, Any] = field(factory=dict)
     seconds: dict[str, Any] = field(factory=dict)
@@ -76,7 +78,7 @@ def read_result(path: Path) -> Result:
 def _check(result: Result) -> None:
     """That the numbers have the shapes that everything else relies on."""
     lists = (result.tasks, result.matrix, result.zero_shot, result.plugins, result.incomparable)
-    mappings = (result.metrics, result.left_out)
+    mappings = (result.metrics, result.left_out, result.identity, result.versions, result.device)
     if not all(isinstance(value, list) for value in lists) or not all(isinstance(value, dict) for value in mappings):
         raise ValueError("expected lists of tasks, accuracies and plugins, and a mapping of metrics")
     if not all(isinstance(text, str) for text in result.incomparable):
@@ -137,6 +139,16 @@ def _of_run(file: Path) -> Path:
     if file.suffix != ".json":
         raise MulkiError(f"{file}: this is no {FILE} of a run", "give the folder of a run, or one above several")
     return file
+
+
+def moved_aside(folders: Iterable[Path]) -> list[Path]:
+    """The earlier runs below these folders that were moved aside and are not among their results."""
+    found = []
+    for folder in folders:
+        for root, names, _ in os.walk(folder):
+            found += [Path(root) / name for name in sorted(names) if is_aside(Path(name))]
+            names[:] = sorted(name for name in names if not is_aside(Path(name)))
+    return list(dict.fromkeys(found))
 
 
 def _below(folder: Path) -> Iterator[Path]:

@@ -36,12 +36,15 @@ class TensorBoardLogger(BaseLogger):
         return {file.name: file.stat().st_size for file in _event_files(self.folder)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take back what was written after that, so that no point of a curve is there twice; new ones go into a new file."""
+        """Take back what was written after that, so that no point of a curve is there twice; new ones go into a new file.
+
+        Files that the state does not name are renamed, so that no curve is made of them, and never deleted.
+        """
         for file in set(_event_files(self.folder)) - self._own:
             if file.name in state:
-                os.truncate(file, state[file.name])
+                os.truncate(file, min(state[file.name], file.stat().st_size))
             else:
-                file.unlink()
+                file.rename(file.with_name(file.name.replace("tfevents", "superseded")))
 
     def close(self) -> None:
         self.writer.close()  # type: ignore[no-untyped-call]

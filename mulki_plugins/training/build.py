@@ -15,6 +15,7 @@ from mulki_plugins.errors import MulkiError, did_you_mean
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.models.load import load_clip
 from mulki_plugins.recipe.schema import Choice, Recipe
+from mulki_plugins.recipe.settings import needs_reference
 from mulki_plugins.registry.callbacks import methods_of, wrong_callbacks
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.guard import cause_of
@@ -57,11 +58,6 @@ def _stream(choice: Choice, *, reference: bool = False) -> TaskStream:
     who = f"the stream {choice.name!r} of {catalog().find('stream', choice.name).provenance}"
     warnings = check_stream(stream, who, reference=reference)
     return evolve(stream, incomparable=(*stream.incomparable, *warnings)) if warnings else stream
-
-
-def needs_reference(recipe: Recipe) -> bool:
-    """Whether a plugin of the recipe's stack needs reference data."""
-    return any(catalog().find("plugin", entry.name).needs_reference for entry in recipe.strategy.plugins)
 
 
 def _reference(recipe: Recipe, transform: Callable[[Any], Tensor]) -> Reference | None:

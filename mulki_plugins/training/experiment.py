@@ -15,8 +15,9 @@ from avalanche.training.plugins import EvaluationPlugin
 
 from mulki_plugins.errors import MulkiError, plain
 from mulki_plugins.recipe.emit import plain_yaml
-from mulki_plugins.recipe.resolve import Resolved
+from mulki_plugins.recipe.resolve import Resolved, resolve
 from mulki_plugins.recipe.schema import Recipe, as_data
+from mulki_plugins.recipe.settings import moving
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.report.folder import held, prepare_folder, refuse_links, run_folder, write_text
 from mulki_plugins.report.plots import matrix_figure
@@ -26,20 +27,20 @@ from mulki_plugins.report.table import matrix_table
 from mulki_plugins.training.accuracy import AccuracyRecorder
 from mulki_plugins.training.bases import TEMPLATES
 from mulki_plugins.training.build import Built, build
-from mulki_plugins.training.checkpoints import Checkpoint
+from mulki_plugins.training.checkpoints import Checkpoint, checkpoints
 from mulki_plugins.training.faults import LastTerms, explained, quiet_writers, undisturbed
 from mulki_plugins.training.hooks import tell_packages
-from mulki_plugins.training.provenance import identity, new_result, peak_memory
+from mulki_plugins.training.provenance import differences, identity, new_result, other_threads, peak_memory
 from mulki_plugins.training.saving import Saving, choose_checkpoint, refuse_another
 from mulki_plugins.training.seeding import seed_everything
 from mulki_plugins.training.snapshot import Named
 from mulki_plugins.training.stopping import Stopped, StopRequest
 
 
-def run_experiment(resolved: Resolved, seed: int, out: Path) -> Result:
-    """Run a recipe with one seed in its folder below `out`; returns what result.json holds."""
+def run_experiment(resolved: Resolved, seed: int, out: Path, *, folder: Path | None = None) -> Result:
+    """Run a recipe with one seed in its folder below `out`, or in another; returns what result.json holds."""
     recipe = evolve(resolved.recipe, seeds=[seed])
-    return _anew(recipe, seed, run_folder(out, recipe, seed))
+    return _anew(recipe, seed, folder or run_folder(out, recipe, seed))
 
 
 def _anew(recipe: Recipe, seed: int, folder: Path) -> Result:
@@ -53,13 +54,15 @@ def _anew(recipe: Recipe, seed: int, folder: Path) -> Result:
 
 
 def resume_experiment(resolved: Resolved, seed: int, folder: Path, *, force: bool = False) -> Result:
-    """Go on with a run in its folder, from its latest whole checkpoint; one that is complete is only read.
+    """Go on with a run in its folder, from its latest whole checkpoint; one that is complete is compared and read.
 
     MulkiError where recipe, data, code or versions have changed since, unless forced, and where a plugin cannot go on.
     """
     recipe = evolve(resolved.recipe, seeds=[seed])
     progress = ProgressLogger(0)
     if (found := _complete(folder)) is not None:
+        for line in _changed_since(found, recipe, seed, folder, force):
+            progress.say(line)
         progress.say(f"{folder}: complete already")
         return found
     for entry in recipe.strategy.plugins:
@@ -91,6 +94,37 @@ def _complete(folder: Path) -> Result | None:
     return found if found.status == "complete" else None
 
 
+def _changed_since(found: Result, recipe: Recipe, seed: int, folder: Path, force: bool) -> list[str]:
+    """What to say of a complete run that is asked for again. MulkiError where its numbers are not those asked for."""
+    changed: list[str] = []
+    said: list[str] = []
+    try:
+        before = resolve(str(folder / "recipe.yaml")).recipe
+    except MulkiError:
+        said.append(f"{folder}: its recipe cannot be read, and is not compared")
+    else:
+        changed = differences({"recipe": moving(before)}, {"recipe": moving(recipe)})
+    known = found.identity or next((c.run["identity"] for c in checkpoints(folder)[0]), {})
+    if known and not changed:
+        try:
+            now = identity(recipe, _built(recipe, seed), seed)
+        except MulkiError as error:
+            said.append(f"{folder}: its data and weights cannot be compared: {error.lines()[0]}")
+        else:
+            measured, around = ("data", "files", "weights"), ("code", "versions", "device")
+            changed, other = (
+                differences({k: known[k] for k in keys if k in known}, {k: now[k] for k in keys if k in known})
+                for keys in (measured, around)
+            )
+            said += [f"{folder}: measured when {line}" for line in other]
+    if changed and not force:
+        raise MulkiError(
+            f"{folder}: this run is complete, and not the one asked for: {'; '.join(changed)}",
+            "undo the change, begin a new run without --resume, or see this one with --force",
+        )
+    return [*said, *(f"{folder}: shown although {line}" for line in changed)]
+
+
 class _Run:
     """The objects of one run, and what it has found so far."""
 
@@ -112,6 +146,9 @@ class _Run:
         changed = refuse_another(checkpoint, known, force) if checkpoint else []
         for line in changed:
             self.progress.say(f"going on although {line}")
+        if checkpoint is not None and (warning := other_threads(checkpoint.run["identity"], known)):
+            self.progress.say(warning)
+        self.result.identity = {key: value for key, value in known.items() if key != "recipe"}
         if checkpoint is not None:
             self.result.zero_shot, self.result.matrix = (checkpoint.run["result"][k] for k in ("zero_shot", "matrix"))
         try:
@@ -150,6 +187,7 @@ class _Run:
         )
         self.strategy.watch.names = {id(entry.plugin): entry.name for entry in self.plugins}
         self.strategy.watch.warn = lambda text: self.progress.say(f"warning: {plain(text)}")
+        self.strategy.say = self.progress.say
         self.saving = Saving(
             recipe, self.folder, self.strategy, self.plugins, self.loggers, self.result, known, self.stop
         )

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import evolve
 
-from mulki_plugins.recipe.schema import Checkpointing, Recipe, as_data
+from mulki_plugins.recipe.schema import Recipe
+from mulki_plugins.recipe.settings import fingerprint, flat, moving
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.parts import Part
 from mulki_plugins.report.result import Result
 from mulki_plugins.streams.task import TaskStream
-from mulki_plugins.training.build import Built, needs_reference
+from mulki_plugins.training import data_identity
+from mulki_plugins.training.build import Built
 from mulki_plugins.training.checkpoints import digest
 
 _CODE = ("losses.py", "baselines", "models", "stages", "streams", "training")
@@ -48,7 +49,13 @@ def new_result(recipe: Recipe, built: Built, seed: int, folder: Path) -> Result:
         plugins=plugins,
         incomparable=list(built.stream.incomparable),
         versions={"python": platform.python_version(), **_versions()},
-        device={"type": built.device.type, "name": _device_name(built.device), "threads": torch.get_num_threads()},
+        device={
+            "type": built.device.type,
+            "name": _device_name(built.device),
+            "platform": platform.platform(),
+            "threads": torch.get_num_threads(),
+            "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        },
         started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         folder=str(folder),
     )
@@ -71,42 +78,40 @@ def _budget(recipe: Recipe) -> dict[str, Any]:
     return {key: getattr(recipe.train, key), "batch_size": recipe.train.batch_size}
 
 
-def fingerprint(recipe: Recipe) -> str:
-    """Of everything that moves the numbers but the seed, so that only repetitions of one experiment are averaged."""
-    return hashlib.sha256(json.dumps(_moving(recipe), sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _moving(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without what moves no number: workers and checkpoints, loggers, words."""
-    train = evolve(recipe.train, workers=0, unreadable="stop", checkpoint=Checkpointing())
-    reference = recipe.reference if needs_reference(recipe) else None
-    said = as_data(evolve(recipe, summary="", train=train, reference=reference, seeds=[0], loggers=[], device="auto"))
-    del said["train"]["checkpoint"], said["train"]["unreadable"]
-    return said
-
-
 def identity(recipe: Recipe, built: Built, seed: int) -> dict[str, Any]:
     """Everything that a run must share with its first part to end as if it had never been stopped, as plain data."""
     weights = built.model.state_dict()
     return {
-        "recipe": {**_moving(recipe), "workers": recipe.train.workers, "seed": seed},
+        "recipe": {**moving(recipe), "workers": recipe.train.workers, "seed": seed},
         "data": _data(built.stream),
+        "files": data_identity.marks_of(built.stream),
         "weights": digest(weights, weights.__getitem__),
         "code": {"mulki": _hash(_own_code()), **_others_code(recipe)},
         "versions": {"python": ".".join(platform.python_version_tuple()[:2]), **_versions()},
         "device": built.device.type,
+        "threads": torch.get_num_threads(),
     }
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What has changed, a line each: where, what it was, what it is."""
-    old, new = dict(_flat(before)), dict(_flat(now))
-    paths = [*old, *(path for path in new if path not in old)]
-    return [
+    """What has changed, a line each: where, what it was, what it is. What was not noted before is no change."""
+    apart = ("files", "threads")
+    old, new = (dict(flat({key: item for key, item in which.items() if key not in apart})) for which in (before, now))
+    paths = [*old, *(path for path in new if path not in old and not path.startswith("versions."))]
+    found = [
         f"{path} was {old.get(path, 'not there')}, is {new.get(path, 'not there')}"
         for path in paths
         if old.get(path) != new.get(path)
     ]
+    return found + data_identity.changes(before.get("files", {}), now.get("files", {}))
+
+
+def other_threads(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What to tell the user where a run goes on with another number of threads; empty where that is not known."""
+    was, threads = before.get("threads"), now["threads"]
+    if was in (None, threads):
+        return ""
+    return f"warning: the run began with {was} threads and goes on with {threads}: its last digits may differ for that"
 
 
 def peak_memory(device: torch.device) -> float:
@@ -162,21 +167,10 @@ def _hash(files: Iterable[Path]) -> str:
     return text.hexdigest()[:12]
 
 
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{path}.{key}" if path else key)
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        for i, item in enumerate(value):
-            yield from _flat(item, f"{path}[{i}]")
-    else:
-        yield path, value
-
-
 @functools.cache
 def _versions() -> dict[str, str]:
     found = {}
-    for package in ("mulki", "torch", "avalanche-lib", "open_clip_torch"):
+    for package in ("mulki", "torch", "torchvision", "numpy", "pillow", "avalanche-lib", "open_clip_torch"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:  # a checkout that was never installed

@@ -55,7 +55,8 @@ class Saving:
         stop: StopRequest,
     ) -> None:
         self.settings = recipe.train.checkpoint
-        self.folder, self.strategy, self.plugins, self.loggers = folder, strategy, plugins, loggers
+        self.folder, self.strategy, self.plugins = folder, strategy, plugins
+        self.loggers = dict(zip(recipe.loggers, loggers, strict=True))
         self.result, self.identity, self.stop = result, identity, stop
         self.spent = 0.0
         """Seconds of earlier sittings."""
@@ -143,7 +144,7 @@ class Saving:
             for key, value in asdict(self.result).items()
             if key in ("zero_shot", "matrix", "seconds", "left_out")
         }
-        marks = [logger.state_dict() if hasattr(logger, "state_dict") else {} for logger in self.loggers]
+        marks = {name: logger.state_dict() for name, logger in self.loggers.items() if hasattr(logger, "state_dict")}
         return {
             "result": result, "clock": clock_of(self.strategy), "learned": sorted(self.strategy.learned),
             "loggers": marks, "spent": self.seconds(), "identity": self.identity,
@@ -159,9 +160,9 @@ class Saving:
         strategy.model.to(strategy.device)
         strategy._before_training()  # the first task's, at which some plugins note the pre-trained model
         state = end.state()
-        restore_weights(strategy, end, state)
         if end.place.tasks:
             restore_plugins(self.plugins, state)
+        restore_weights(strategy, end, state)
         restore_clock(strategy, end.run["clock"])
         strategy.learned = set(end.run["learned"])
         if hasattr(strategy, "dataset"):  # Avalanche's Cumulative, which adds up what it has seen
@@ -169,20 +170,33 @@ class Saving:
                 strategy.dataset = dataset if strategy.dataset is None else concat_datasets([strategy.dataset, dataset])
         for name, value in run["result"].items():
             setattr(self.result, name, value)
-        for logger, mark in zip(self.loggers, run["loggers"], strict=True):
-            if mark:
-                logger.load_state_dict(mark)
+        for name, mark in _marks(run["loggers"]).items():
+            if mark and hasattr(self.loggers.get(name), "load_state_dict"):
+                self.loggers[name].load_state_dict(mark)
         self.spent, self.task_spent = run["spent"], run.get("task_seconds", 0.0)
         self.tasks, self._end = end.place.tasks, end
         if checkpoint.place.steps:
             shown = strategy.evaluator.loggers  # of which those that write have had what comes before
-            strategy.evaluator.loggers = [logger for logger in shown if logger not in self.loggers]
+            strategy.evaluator.loggers = [logger for logger in shown if logger not in self.loggers.values()]
 
             def then() -> None:
                 restore_within(strategy, self.plugins, checkpoint)
                 strategy.evaluator.loggers = shown
 
             strategy.resume_at(checkpoint.place.steps, then)
+
+
+def _marks(noted: dict[str, Any] | list[dict[str, Any]]) -> dict[str, Any]:
+    """The loggers' marks by name. Older checkpoints have a list without names, in which ours are known by their form."""
+    if isinstance(noted, dict):
+        return noted
+    found = {}
+    for mark in noted:
+        if set(mark) == {"bytes"}:
+            found["csv"] = mark
+        elif mark and all(name.startswith("events.out.tfevents.") for name in mark):
+            found["tensorboard"] = mark
+    return found
 
 
 def _base_of(checkpoint: Checkpoint) -> Checkpoint:
@@ -210,10 +224,17 @@ def choose_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def refuse_another(checkpoint: Checkpoint, identity: dict[str, Any], force: bool) -> list[str]:
     """What has changed since the checkpoint was written. MulkiError where something has, unless forced."""
-    changed = differences(checkpoint.run["identity"], identity)
+    before = checkpoint.run["identity"]
+    changed = differences(before, identity)
     if changed and not force:
         raise MulkiError(
             f"{checkpoint.path}: the run cannot go on as it began: {'; '.join(changed)}",
             "undo the change, or go on all the same with --force",
+        )
+    tasks, now = list(before["data"]), list(identity["data"])
+    if tasks != now:
+        raise MulkiError(
+            f"{checkpoint.path}: the run began with the tasks {', '.join(tasks)}, and the recipe has {', '.join(now)}",
+            "its numbers would be mixed up; run it anew, without --resume",
         )
     return changed

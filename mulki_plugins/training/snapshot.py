@@ -75,14 +75,26 @@ def state_within(strategy: ContinualTemplate, plugins: Sequence[Named]) -> dict[
 def restore_weights(strategy: ContinualTemplate, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
     """Put the weights of a checkpoint into the model; nothing where they are the pre-trained ones.
 
-    Names that the model has not yet got, of a plugin that adds parameters in `before_training_exp`, are passed over; within
-    a task they are there.
+    MulkiError where the model has other weights than the checkpoint: what a plugin adds it adds again in `before_training`
+    or `load_state_dict`, which come before.
     """
     weights = {_CLIP + name: value for name, value in checkpoint.weights().items()} | state["model"]
-    if weights:
-        missing = strategy.model.load_state_dict(weights, strict=False).missing_keys
-        if missing:
-            raise MulkiError(f"{checkpoint.path}: holds no {missing[0]!r}", "it is of another model")
+    if not weights:
+        return
+    model = strategy.model.state_dict()
+    if lacking := [name for name in model if name not in weights]:
+        raise MulkiError(f"{checkpoint.path}: holds no {lacking[0]!r}", "it is of another model")
+    if unknown := [name for name in weights if name not in model]:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise MulkiError(
+            f"{checkpoint.path}: holds weights that the model does not have: {unknown[0]!r}{more}",
+            "a plugin that adds weights must add them again in its before_training or load_state_dict; run it anew",
+        )
+    for name, value in weights.items():
+        if value.shape != model[name].shape:
+            shapes = f"{tuple(value.shape)}, and {tuple(model[name].shape)} in the model"
+            raise MulkiError(f"{checkpoint.path}: {name!r} is of the shape {shapes}", "it is of another model")
+    strategy.model.load_state_dict(weights)
 
 
 def restore_plugins(plugins: Sequence[Named], state: dict[str, Any]) -> None:
@@ -96,10 +108,10 @@ def restore_plugins(plugins: Sequence[Named], state: dict[str, Any]) -> None:
 def restore_within(strategy: ContinualTemplate, plugins: Sequence[Named], checkpoint: Checkpoint) -> None:
     """Put back all that a step changes; called when the task has begun anew and the batches before have been dropped."""
     state = checkpoint.state()
-    restore_weights(strategy, checkpoint, state)
-    strategy.optimizer.load_state_dict(state["optimizer"])
-    strategy.scaler.load_state_dict(state["scaler"])
     restore_plugins(plugins, state)
+    restore_weights(strategy, checkpoint, state)
+    _restore_optimizer(strategy, checkpoint, state["optimizer"])
+    strategy.scaler.load_state_dict(state["scaler"])
     restore_clock(strategy, checkpoint.run["clock"])
     random = state["random"]
     version, words, gauss = random["python"]
@@ -107,6 +119,19 @@ def restore_within(strategy: ContinualTemplate, plugins: Sequence[Named], checkp
     set_random_state(((version, words, gauss), (kind, np.array(keys, dtype=np.uint32), *rest), random["torch"]))
     if random["cuda"]:
         torch.cuda.set_rng_state_all(random["cuda"])
+
+
+def _restore_optimizer(strategy: ContinualTemplate, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+    """MulkiError where the optimizer trains other weights than the one whose state was kept."""
+    there = [len(group["params"]) for group in strategy.optimizer.param_groups]
+    kept = [len(group["params"]) for group in state["param_groups"]]
+    own = {id(p) for p in strategy.model.parameters()}
+    strangers = any(id(p) not in own for group in strategy.optimizer.param_groups for p in group["params"])
+    if there != kept or strangers:
+        what = "weights that the model no longer has" if strangers else f"{there} weights, of {kept} that were kept"
+        hint = "a plugin that adds weights must have the same ones when the task has begun anew; run it anew"
+        raise MulkiError(f"{checkpoint.path}: the optimizer trains {what}", hint)
+    strategy.optimizer.load_state_dict(state)
 
 
 def clock_of(strategy: ContinualTemplate) -> dict[str, int]:

@@ -75,6 +75,8 @@ class ContinualTemplate(SupervisedTemplate):
         """Called after each step of training, when all plugins have had their turn."""
         self.between_batches: Callable[[], None] = _nothing
         """Called after each batch of images outside of training: of an evaluation, or of what a plugin looks at."""
+        self.say: Callable[[str], None] = lambda text: None
+        """Called with what the user is told of a task's training."""
         self._resume: tuple[int, Callable[[], None]] | None = None
         self._classes = evaluate.classes
         self._scope: list[int] | None = None
@@ -162,10 +164,16 @@ class ContinualTemplate(SupervisedTemplate):
             self.dataloader, self.budgets * settings.iterations if settings.iterations else None
         )
         self.steps = self.train_epochs * len(self.dataloader)
+        if settings.epochs or self.budgets > 1:  # of iterations the recipe's own notice has told
+            self._tell_of_warmup(settings)
         if self._resume:
             self.dataloader.skip(*self._resume)
             self._resume = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.precision == "fp16")
+
+    def _tell_of_warmup(self, settings: Train) -> None:
+        if said := settings.schedule.shortened(self.steps):
+            self.say(f"task {getattr(self.experience, 'task_name', '')}: {said}")
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         self.learned |= {int(task) for task in self.experience.task_labels}  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ import yaml
 
 from mulki_plugins.streams.mini.cache import cached
 from mulki_plugins.streams.mini.pictures import Pictures
-from mulki_plugins.streams.selection import chosen
+from mulki_plugins.streams.selection import chosen, reordered
 from mulki_plugins.streams.task import ArrayImages, Task, TaskStream
 
 ORDERS = {
@@ -34,20 +34,22 @@ ORDERS = {
 
 def mtil_mini(
     *,
-    order: Literal["I", "II"] | list[str] = "I",
+    order: Literal["I", "II"] | list[str] | None = None,
     tasks: list[str] | None = None,
     evaluate_on: Literal["test", "validation"] = "test",
 ) -> TaskStream:
     """Eleven tasks of 800 training and 320 test images, 48 x 48 pixels, 10 to 60 classes each.
 
-    order: I (alphabetical), II, or the names in the order wanted. tasks: only these, in that order's sequence.
+    order: I (alphabetical), II, or the names in the order wanted. tasks: only these, in the sequence in which they are
+    written, or in that of `order` where it is given too.
     evaluate_on: `validation` holds a fifth of each class's training images out of training and tests on those, so that
     settings are chosen without a look at the test images.
     The images are drawn on first use, which takes some seconds, and cached. MissingData where a package is missing.
     """
     entries = declared_tasks()
     names = chosen("mtil-mini", ORDERS, order, tasks)
-    return TaskStream(name="mtil-mini", tasks=tuple(_task(name, entries[name], evaluate_on) for name in names))
+    built = tuple(_task(name, entries[name], evaluate_on) for name in names)
+    return TaskStream(name="mtil-mini", tasks=built, notices=reordered(names, tasks))
 
 
 def mtil_mini_reference() -> TaskStream:

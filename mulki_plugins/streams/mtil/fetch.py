@@ -74,7 +74,7 @@ def fetch_missing(options: dict[str, Any], say: Callable[[str], None]) -> list[s
     """Download what a stream `mtil` with these options is missing, one after another; returns what could not be got."""
     root = root_folder(options.get("root", "data")).absolute()
     wrong = []
-    for name in chosen("mtil", ORDERS, options.get("order", "I"), options.get("tasks")):
+    for name in chosen("mtil", ORDERS, options.get("order"), options.get("tasks")):
         found = look(name, root, options.get("split", "zscl"))
         if found.state != "missing":
             first = "" if found.declared.get else f"; nothing is overwritten: move {found.folder} away first"

@@ -22,7 +22,7 @@ def checked(options: dict[str, Any], *, decode: bool = False) -> dict[str, Any]:
     """
     root = root_folder(options.get("root", "data")).absolute()
     split: Split = options.get("split", "zscl")
-    names = chosen("mtil", ORDERS, options.get("order", "I"), options.get("tasks"))
+    names = chosen("mtil", ORDERS, options.get("order"), options.get("tasks"))
     entries = [_entry(name, root, split, decode) for name in names]
     return {
         "root": str(root), "split": split, "decoded": decode, "ok": all(e["state"] == "found" for e in entries),

@@ -14,14 +14,14 @@ from mulki_plugins.streams.mtil.declaration import ORDERS
 from mulki_plugins.streams.mtil.found import Found, look
 from mulki_plugins.streams.mtil.root import root_folder
 from mulki_plugins.streams.mtil.splits import few, random_split
-from mulki_plugins.streams.selection import chosen
+from mulki_plugins.streams.selection import chosen, reordered
 from mulki_plugins.streams.task import Task, TaskStream
 
 
 def mtil(
     *,
     root: str = "data",
-    order: Literal["I", "II"] | list[str] = "I",
+    order: Literal["I", "II"] | list[str] | None = None,
     tasks: list[str] | None = None,
     split: Literal["zscl", "coop"] = "zscl",
     shots: Count | None = None,
@@ -30,9 +30,10 @@ def mtil(
     """The published MTIL from the user's disk: eleven data sets, 1,201 classes, in the folders that torchvision makes.
 
     root: the folder that holds theirs. order: I (alphabetical), II, or the names in the order wanted. tasks: only these, in
-    that order's sequence. split: `zscl` is the official training and test part, or where there is none a random 80 % and the
-    rest with seed 42; `coop` is CoOp's, from the user's `split_zhou_*.json`, with its class names and one template. shots: so
-    many training images of each class, drawn once with a fixed seed. download: get what is missing and can be had.
+    the sequence in which they are written, or in that of `order` where it is given too. split: `zscl` is the official training
+    and test part, or where there is none a random 80 % and the rest with seed 42; `coop` is CoOp's, from the user's
+    `split_zhou_*.json`, with its class names and one template. shots: so many training images of each class, drawn once with
+    a fixed seed. download: get what is missing and can be had.
 
     No image is opened here. MulkiError, of all data sets at once, where one is missing, damaged or cannot be downloaded.
     """
@@ -52,7 +53,7 @@ def mtil(
     return TaskStream(
         name="mtil",
         tasks=tuple(task for task, _ in built),
-        notices=tuple(notice for _, notice in built if notice),
+        notices=(*reordered(names, tasks), *(notice for _, notice in built if notice)),
         incomparable=tuple(_unlike_published(each) for each in found if each.differences),
     )
 
