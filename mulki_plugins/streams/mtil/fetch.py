@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mulki_plugins.errors import MulkiError
+from mulki_plugins.libraries import import_libraries
 from mulki_plugins.streams.mtil.declaration import ORDERS, Declaration
 from mulki_plugins.streams.mtil.found import look
 from mulki_plugins.streams.mtil.root import root_folder
@@ -65,6 +66,7 @@ def _new_folder(below: Path, name: str) -> Path:
 def _by_torchvision(name: str, root: Path) -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
+    import_libraries("torch")
     from torchvision import datasets
 
     getattr(datasets, name)(str(root), download=True)
