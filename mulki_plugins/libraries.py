@@ -48,14 +48,9 @@ def import_library(name: str) -> Any:
         return sys.modules[name]
     _provide_user()
     try:
-        if name == "torch":
-            return _torch()
-        if name == "matplotlib":
-            return _matplotlib()
-        if name == "avalanche":
-            return _avalanche()
-        with _environment({key: None for key in os.environ if key.startswith("HF_") and not _is_usable(key)}):
-            return importlib.import_module(name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are of no use to a user, and PYTHONWARNINGS may make errors of them
+            return _IMPORTS[name]()
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a library may also end the program
@@ -106,7 +101,9 @@ def _matplotlib() -> Any:
     if settings is not None and not (_is_text(Path(settings)) or _is_text(Path(settings, "matplotlibrc"))):
         changes["MATPLOTLIBRC"] = None
     folders = _matplotlib_folders()
-    if not folders or not all(_takes_files(folder) and _is_text_or_absent(folder / "matplotlibrc") for folder in folders):
+    if not folders or not all(
+        _takes_files(folder) and _is_text_or_absent(folder / "matplotlibrc") for folder in folders
+    ):
         changes["MPLCONFIGDIR"] = str(_throwaway() / "matplotlib")
     with _environment(changes), _without_settings_here():
         library = importlib.import_module("matplotlib")
@@ -144,13 +141,17 @@ def _without_settings_here() -> Iterator[None]:
         os.chdir(here)
 
 
+def _open_clip() -> Any:
+    with _environment({key: None for key in os.environ if key.startswith("HF_") and not _is_usable(key)}):
+        return importlib.import_module("open_clip")
+
+
 def _avalanche() -> Any:
     """Its settings come from a home folder of its own; then from the user's file, where there is a good one."""
     home = str(_throwaway())
-    with _environment({"HOME": home, "USERPROFILE": home}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="no QP solver found")  # it imports qpsolvers, which nothing here uses
+    with _environment({"HOME": home, "USERPROFILE": home}):
         library = importlib.import_module("avalanche")
-        module = importlib.import_module("avalanche.benchmarks.datasets.dataset_utils")
+        module: Any = importlib.import_module("avalanche.benchmarks.datasets.dataset_utils")
     root = Path(os.path.expanduser("~/.avalanche"))
     module.AVALANCHE_CONFIG_ROOT, module.AVALANCHE_CONFIG_FILENAME = str(root), str(root / "config.json")
     try:
@@ -160,6 +161,9 @@ def _avalanche() -> Any:
         location = str(root / "data")
     module.AVALANCHE_CONFIG["dataset_location"] = location
     return library
+
+
+_IMPORTS = {"torch": _torch, "matplotlib": _matplotlib, "open_clip": _open_clip, "avalanche": _avalanche}
 
 
 def _provide_user() -> None:

@@ -71,7 +71,7 @@ class Part:
     def load(self) -> Callable[..., Any]:
         """The class or function itself. MulkiError where its package cannot be imported.
 
-        Its module may bring torch, except for a command. What a module prints while it is imported goes to stderr, so that it spoils no result.
+        What a module prints while it is imported goes to stderr, so that it spoils no result. Only a command's brings no torch.
         """
         if self.kind != "command":
             import_libraries()

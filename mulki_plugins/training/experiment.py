@@ -6,20 +6,20 @@ import contextlib
 import csv
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from attrs import evolve
 from avalanche.training.plugins import EvaluationPlugin
 
-from mulki_plugins.errors import MulkiError, plain
+from mulki_plugins.errors import MulkiError, in_one_line, plain
 from mulki_plugins.recipe.emit import plain_yaml
 from mulki_plugins.recipe.resolve import Resolved
 from mulki_plugins.recipe.schema import Recipe, as_data
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.report.folder import held, prepare_folder, refuse_links, run_folder, write_text
-from mulki_plugins.report.plots import matrix_figure
+from mulki_plugins.report.folder import held, prepare_folder, refuse_links, run_folder, write_bytes, write_text
+from mulki_plugins.report.plots import matrix_figure, png
 from mulki_plugins.report.progress import ProgressLogger
 from mulki_plugins.report.result import FILE, Result, read_result
 from mulki_plugins.report.run_log import RunLog
@@ -247,15 +247,33 @@ class _Run:
                 metric = catalog().find("metric", name)
                 if not (metric.sequential and self.recipe.strategy.base == "joint"):
                     self.result.metrics[name] = float(metric.load()(self.result.matrix))
-        write_text(self.folder / "matrix.csv", _csv(self.result))
-        write_text(self.folder / "matrix.txt", matrix_table(self.result) + "\n")
-        figure = matrix_figure(self.result)
-        figure.savefig(self.folder / "matrix.png", dpi=130)
+        for file, text in {"matrix.csv": _csv(self.result), "matrix.txt": matrix_table(self.result) + "\n"}.items():
+            with self.survived(f"{file} cannot be written"):
+                write_text(self.folder / file, text)
+        figure = None
+        with self.survived("the picture of the matrix cannot be drawn"):
+            figure = matrix_figure(self.result)
+            write_bytes(self.folder / "matrix.png", png(figure))
         for logger in self.loggers:
             for name, value in self.result.metrics.items():
                 logger.log_single_metric(f"metrics/{name}", value, len(self.result.tasks))
-            logger.log_single_metric("matrix", figure, len(self.result.tasks))
+            if figure is not None:
+                logger.log_single_metric("matrix", figure, len(self.result.tasks))
         self.result.write(self.folder)  # last, so that a run that is called complete has everything
+
+    def warn(self, text: str, error: BaseException | None = None) -> None:
+        """A line that something went wrong which the run survives; the error's traceback goes into the log."""
+        self.progress.say(plain(f"warning: {text}"))
+        if error is not None:
+            self.log.traceback(error)
+
+    @contextlib.contextmanager
+    def survived(self, what: str) -> Iterator[None]:
+        """For what only shows the numbers: an error of it is a warning, since result.json has them all."""
+        try:
+            yield
+        except Exception as error:
+            self.warn(f"{what}; the run goes on: {in_one_line(error)}", error)
 
     def place(self) -> str:
         """Where the run is, for an error."""
