@@ -59,6 +59,12 @@ def _as_it_was(message: str, label: str) -> str:
     return message
 
 
+class Unforeseen(MulkiError):
+    """An error that is nobody's known mistake; the hint says where its traceback is."""
+
+    status = 1
+
+
 class MissingData(MulkiError):
     """Images, fonts or weights that are not on this machine."""
 

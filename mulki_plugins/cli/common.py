@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import sys
 import tempfile
@@ -14,6 +13,7 @@ import click
 from click.exceptions import Exit
 
 from mulki_plugins.errors import MulkiError, in_one_line, plain
+from mulki_plugins.known import known_failure
 
 if TYPE_CHECKING:
     from mulki_plugins.recipe.resolve import Changes, Resolved
@@ -42,11 +42,6 @@ def reports_mistakes(function: Callable[..., Any]) -> Callable[..., Any]:
             raise SystemExit(error.status) from None
         except (click.ClickException, click.Abort, Exit):
             raise
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                _report_unforeseen(error)
-            click.echo(f"error: {error.strerror}; what was written before is still there", err=True)
-            raise SystemExit(2) from None
         except Exception as error:
             _report_unforeseen(error)
 
@@ -55,6 +50,9 @@ def reports_mistakes(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _report_unforeseen(error: Exception) -> NoReturn:
     """One line, and the traceback in a file of its own; it is printed only where no file can be written."""
+    if (known := known_failure(error)) is not None:
+        click.echo(f"error: {plain(known[0])}; {known[1]}", err=True)
+        raise SystemExit(2) from None
     lines = traceback.format_exception(error)
     try:
         descriptor, path = tempfile.mkstemp(prefix="mulki-error-", suffix=".txt")

@@ -69,6 +69,8 @@ def read_result(path: Path) -> Result:
         _check(result)
         if result.status == "running" and is_held(path.parent) is False:  # it was killed, or the machine went down
             result.status, result.error = "stopped", "its process ended before it was done"
+    except json.JSONDecodeError as error:
+        raise MulkiError(f"{path}: this is no result of a run: line {error.lineno} is no JSON") from error
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise MulkiError(f"{path}: this is no result of a run: {error}") from error
     return result

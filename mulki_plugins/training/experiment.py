@@ -13,7 +13,7 @@ from typing import Any
 from attrs import evolve
 from avalanche.training.plugins import EvaluationPlugin
 
-from mulki_plugins.errors import MulkiError, in_one_line, plain
+from mulki_plugins.errors import MulkiError, Unforeseen, in_one_line, plain
 from mulki_plugins.recipe.emit import plain_yaml
 from mulki_plugins.recipe.resolve import Resolved
 from mulki_plugins.recipe.schema import Recipe, as_data
@@ -125,10 +125,11 @@ class _Run:
                     self.go_on_from(checkpoint)
                 result = self.all_tasks()
                 self.close()
+                self.log.line("complete")
                 return result
         except BaseException as error:
             with undisturbed():
-                said = explained(error, self.plugins, self.terms, self.place(), self.folder)
+                said = self.logged(error, explained(error, self.plugins, self.terms, self.place(), self.folder))
                 self.write_down(said or error)
             if said is None or said is error:
                 raise
@@ -284,10 +285,22 @@ class _Run:
         name = getattr(experience, "task_name", "")
         return f"task {name}, {f'step {strategy.step}' if strategy.is_training else 'evaluation'}"
 
+    def logged(self, error: BaseException, said: MulkiError | None) -> MulkiError | None:
+        """What to report of an error, whose traceback goes into the log; one that nobody foresaw says where that is."""
+        if not isinstance(error, MulkiError) or error.__cause__ is not None:
+            where = f"the full traceback is in {self.log.path}" if self.log.traceback(error) else ""
+            if said is None and isinstance(error, Exception):
+                said = Unforeseen(f"{self.place()}: {in_one_line(error)}", where)
+            elif said is not None and not said.hint:
+                said.hint = where
+        for line in said.lines() if said else [type(error).__name__]:
+            self.log.line(f"ended: {line}")
+        return said
+
     def write_down(self, error: BaseException) -> None:
         """Leave word of how the run ended, where that can still be done."""
         self.result.status = "stopped" if isinstance(error, Stopped) else "failed"
-        self.result.error = f"{type(error).__name__}: {error}".splitlines()[0]
+        self.result.error = in_one_line(error)
         with contextlib.suppress(OSError):  # such as no room, which is what the error says already
             self.result.write(self.folder)
 
