@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from mulki_plugins.cli.common import reports_mistakes
+from mulki_plugins.cli.output import surviving_output
 from mulki_plugins.registry.parts import Part
 
 
@@ -34,6 +35,14 @@ class Later(click.Command):
 
 class CommandsByName(click.Group):
     """MulKI's own commands, and those that other packages register."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        with surviving_output():
+            return super().main(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Whatever a command raises is reported on one line, whoever wrote it."""
+        return reports_mistakes(super().invoke)(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *(part.name for part in _theirs())})

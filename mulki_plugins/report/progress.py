@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import click
 from avalanche.logging import BaseLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mulki_plugins.report.run_log import RunLog
 
 
 class ProgressLogger(BaseLogger):
@@ -18,25 +22,32 @@ class ProgressLogger(BaseLogger):
     def __init__(self, tasks: int) -> None:
         super().__init__()
         self.tasks = tasks
+        self.log: RunLog | None = None
+        """Where the lines that stay are kept, as soon as the run has a folder."""
         self._bar: Progress | None = None
         self._row: Any = None
         self._smooth: dict[str, float] = {}
         self._began = 0.0
 
     def say(self, text: str) -> None:
-        """A line that stays."""
-        click.echo(text, err=True)
+        """A line that stays, here and in the run's log."""
+        if self.log is not None:
+            self.log.line(text)
+        with contextlib.suppress(OSError, ValueError):  # nobody sees it: the terminal is gone, stderr is closed
+            click.echo(text, err=True)
 
     def before_training_exp(self, strategy: Any, metric_values: Any) -> None:
         self._smooth, self._began = {}, time.monotonic()
         label = self._label(strategy)
-        if sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"),
-                TimeRemainingColumn(), console=Console(stderr=True), transient=True,
-            )  # fmt: skip
-            self._row = self._bar.add_task(label, total=None, state="preparing")
-            self._bar.start()
+        if sys.stderr is not None and sys.stderr.isatty():
+            with self._shown():
+                self._bar = Progress(
+                    TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+                    TextColumn("{task.fields[state]}", markup=False), TimeRemainingColumn(),
+                    console=Console(stderr=True), transient=True,
+                )  # fmt: skip
+                self._row = self._bar.add_task(label, total=None, state="preparing")
+                self._bar.start()
         else:
             self.say(f"{label}: training")
 
@@ -48,7 +59,8 @@ class ProgressLogger(BaseLogger):
     def after_training_iteration(self, strategy: Any, metric_values: Any) -> None:
         if self._bar:
             done = strategy.clock.train_exp_iterations + 1
-            self._bar.update(self._row, total=strategy.steps, completed=done, state=self._state())
+            with self._shown():
+                self._bar.update(self._row, total=strategy.steps, completed=done, state=self._state())
 
     def after_training_exp(self, strategy: Any, metric_values: Any) -> None:
         self.stop()
@@ -57,9 +69,21 @@ class ProgressLogger(BaseLogger):
 
     def stop(self) -> None:
         """Take the bar away, also when training ended in an error."""
-        if self._bar:
-            self._bar.stop()
-            self._bar = None
+        bar, self._bar = self._bar, None
+        if bar:
+            with self._shown():
+                bar.stop()
+
+    @contextlib.contextmanager
+    def _shown(self) -> Iterator[None]:
+        """A bar that cannot be drawn is given up, and the run goes on."""
+        try:
+            yield
+        except Exception:  # the terminal's errors, and whatever the library makes of them
+            bar, self._bar = self._bar, None
+            if bar:
+                with contextlib.suppress(Exception):
+                    bar.stop()
 
     def _label(self, strategy: Any) -> str:
         if strategy.budgets > 1:  # joint training: one experience stands for all

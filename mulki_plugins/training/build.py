@@ -11,7 +11,7 @@ from avalanche.benchmarks.scenarios import CLScenario
 from avalanche.core import BasePlugin
 from torch import Tensor
 
-from mulki_plugins.errors import MulkiError, did_you_mean
+from mulki_plugins.errors import MulkiError, did_you_mean, in_one_line
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.models.load import load_clip
 from mulki_plugins.recipe.schema import Choice, Recipe
@@ -97,7 +97,7 @@ def _made(kind: Any, name: str, options: dict[str, Any]) -> Any:
     except MulkiError:
         raise
     except (TypeError, ValueError) as error:
-        raise MulkiError(f"the {kind} {name!r} of {part.provenance} cannot be made: {error}") from error
+        raise MulkiError(f"the {kind} {name!r} of {part.provenance} cannot be made: {in_one_line(error)}") from error
     except (Exception, SystemExit) as error:
         if ours:  # an error of MulKI's own, which its traceback tells best
             raise
