@@ -11,6 +11,8 @@ from avalanche.logging import BaseLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mulki_plugins.report.run_log import RunLog
+
 
 class ProgressLogger(BaseLogger):
     """Follows a strategy through training; loss and accuracy are smoothed over about twenty steps."""
@@ -18,13 +20,17 @@ class ProgressLogger(BaseLogger):
     def __init__(self, tasks: int) -> None:
         super().__init__()
         self.tasks = tasks
+        self.log: RunLog | None = None
+        """Where the lines that stay are kept, as soon as the run has a folder."""
         self._bar: Progress | None = None
         self._row: Any = None
         self._smooth: dict[str, float] = {}
         self._began = 0.0
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """A line that stays, here and in the run's log."""
+        if self.log is not None:
+            self.log.line(text)
         click.echo(text, err=True)
 
     def before_training_exp(self, strategy: Any, metric_values: Any) -> None:

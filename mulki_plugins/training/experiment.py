@@ -22,6 +22,7 @@ from mulki_plugins.report.folder import held, prepare_folder, refuse_links, run_
 from mulki_plugins.report.plots import matrix_figure
 from mulki_plugins.report.progress import ProgressLogger
 from mulki_plugins.report.result import FILE, Result, read_result
+from mulki_plugins.report.run_log import RunLog
 from mulki_plugins.report.table import matrix_table
 from mulki_plugins.training.accuracy import AccuracyRecorder
 from mulki_plugins.training.bases import TEMPLATES
@@ -96,6 +97,7 @@ class _Run:
 
     def __init__(self, recipe: Recipe, built: Built, folder: Path, seed: int, progress: ProgressLogger) -> None:
         self.recipe, self.built, self.folder, self.seed, self.progress = recipe, built, folder, seed, progress
+        self.log = progress.log = RunLog(folder)
         self.recorder = AccuracyRecorder()
         self.terms = LastTerms()
         self.stop = StopRequest()
