@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,9 @@ import torch
 from avalanche.logging import BaseLogger
 
 from mulki_plugins.errors import MulkiError, UnreadableImage, plain
+from mulki_plugins.recipe.schema import Recipe
+from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.training.blame import blamed
 from mulki_plugins.training.snapshot import Named
 from mulki_plugins.training.template import Diverged
 
@@ -36,14 +38,16 @@ class LastTerms(BaseLogger):
 
 
 def explained(
-    error: BaseException, plugins: Sequence[Named], terms: LastTerms, place: str, folder: Path
+    error: BaseException, plugins: Sequence[Named], terms: LastTerms, place: str, folder: Path, recipe: Recipe
 ) -> MulkiError | None:
     """The error in a user's words, or None where it is none that one can know.
 
     place: where the run was, such as "task digits, step 17". folder: the run's.
     """
     if isinstance(error, UnreadableImage):
-        return MulkiError(f"{place}: {error.message}", error.hint)
+        stream = catalog().parts.get(("stream", recipe.stream.name))
+        of = f" (the {stream})" if stream is not None and not stream.is_ours else ""
+        return MulkiError(f"{place}: {error.message}{of}", error.hint)
     if isinstance(error, MulkiError):
         return error
     if isinstance(error, Diverged):
@@ -68,9 +72,8 @@ def explained(
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "make room" if full else "the run must be able to write into its folder"
         return MulkiError(f"{place}: {file}{error.strerror}", f"what was written before is still there; {hint}")
-    if (named := _blamed(error, plugins)) is not None:
-        what = plain((str(error).splitlines() or [""])[0])
-        return MulkiError(f"{place}: the plugin {named} failed: {type(error).__name__}: {what}")
+    if (said := blamed(error, recipe, plugins)) is not None:
+        return MulkiError(f"{place}: {said}")
     return None
 
 
@@ -131,15 +134,3 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )
-
-
-def _blamed(error: BaseException, plugins: Sequence[Named]) -> str | None:
-    """'name' in its callback, for the innermost call of a plugin's on the way to the error; None where there was none."""
-    found, trace = None, error.__traceback__
-    while trace is not None:
-        method, owner = trace.tb_frame.f_code.co_name, trace.tb_frame.f_locals.get("self")
-        for entry in plugins:
-            if owner is entry.plugin and re.match("before_|after_|load_state_dict|state_dict", method):
-                found = f"{entry.name!r} in its {method}"
-        trace = trace.tb_next
-    return found
