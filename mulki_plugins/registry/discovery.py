@@ -23,7 +23,6 @@ from mulki_plugins.registry.register import Register
 from mulki_plugins.registry.selection import VARIABLE, canonical, selection, switch_off
 from mulki_plugins.registry.usable import leave_out_unusable
 
-
 SLOW = 1.0
 """Seconds of loading after which a package is reported."""
 

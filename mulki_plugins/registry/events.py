@@ -37,6 +37,9 @@ def tell(event: Event, run: Run, say: Callable[[str, BaseException | None], None
             continue
         outcome = guarded(hook, run=copy.deepcopy(run))
         if outcome.cause:
-            say(f"the hook {event} of {package.provenance} failed, which changes nothing: {outcome.cause}", outcome.error)
+            say(
+                f"the hook {event} of {package.provenance} failed, which changes nothing: {outcome.cause}",
+                outcome.error,
+            )
         if outcome.printed:
             say(f"the hook {event} of {package.provenance} printed: {outcome.printed}", None)

@@ -81,7 +81,9 @@ def _contained() -> Iterator[list[int]]:
     try:
         yield pressed
     finally:
-        if replaced and not (pressed and signal.getsignal(signal.SIGINT) is not note):  # the handler may have put another
+        if replaced and not (
+            pressed and signal.getsignal(signal.SIGINT) is not note
+        ):  # the handler may have put another
             signal.signal(signal.SIGINT, handler)
         if here and _folder() != here:
             with contextlib.suppress(OSError):

@@ -44,7 +44,9 @@ def matrix_figure(result: Result) -> Figure:
     axes.set_xlim(-0.5, len(result.tasks) - 0.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("test set")
-    numbers = ", ".join(f"{name.capitalize()} {value:.1f}" for name, value in result.metrics.items() if value is not None)
+    numbers = ", ".join(
+        f"{name.capitalize()} {value:.1f}" for name, value in result.metrics.items() if value is not None
+    )
     axes.set_title(f"{result.recipe}: {result.strategy}, seed {result.seed}\n{numbers}", fontsize=10)
     figure.colorbar(image, ax=axes, label="accuracy (%)")
     return figure

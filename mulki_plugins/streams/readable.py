@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from torch.utils.data import get_worker_info
 
 from mulki_plugins.errors import MulkiError, UnreadableImage
+from mulki_plugins.registry.guard import place_of
 from mulki_plugins.streams.task import LabelledImages
 
 LEFT_OUT = -1
@@ -52,16 +54,22 @@ class ReadableImages:
                 if hasattr(image, "load"):
                     image.load()  # Pillow decodes when it must
                 return image, label if self.training or step == 0 else LEFT_OUT
-            except Exception as error:  # decoders raise whatever they please at damaged files
+            except (
+                BaseException
+            ) as error:  # decoders raise whatever they please at damaged files; SystemExit ends a worker
+                if isinstance(error, KeyboardInterrupt) and get_worker_info() is None:
+                    raise
                 if self.unreadable == "stop":
                     raise self._error(index, error) from error
                 self._left_out[(index + step) % len(self)] = True
                 last = error
         raise self._error(index, last, f"{step + 1} images in a row cannot be read, the last of which: ")
 
-    def _error(self, index: int, error: Exception, before: str = "") -> UnreadableImage:
+    def _error(self, index: int, error: BaseException, before: str = "") -> UnreadableImage:
         if isinstance(error, MulkiError):
             return UnreadableImage(before + error.message)
-        reason = f"{type(error).__name__}: {error}".replace("\n", " ")
+        package = type(self.images).__module__.partition(".")[0]
+        where = "" if package == "mulki_plugins" else place_of(error, package)
+        reason = f"{type(error).__name__}: {error}".replace("\n", " ") + (f" ({where})" if where else "")
         kind = "training" if self.training else "test"
         return UnreadableImage(f"{before}{self.name}: {kind} image {index} cannot be read: {reason}")

@@ -142,6 +142,8 @@ class _Run:
             with undisturbed():
                 said = explained(error, self.plugins, self.terms, self.place(), self.folder, self.recipe)
                 self.write_down(said or error)
+                if not isinstance(error, Stopped):
+                    self.log.traceback(error)
             if said is None or said is error:
                 raise
             raise said from error

@@ -72,8 +72,8 @@ def explained(
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "make room" if full else "the run must be able to write into its folder"
         return MulkiError(f"{place}: {file}{error.strerror}", f"what was written before is still there; {hint}")
-    if (said := blamed(error, recipe, plugins)) is not None:
-        return MulkiError(f"{place}: {said}")
+    if (fault := blamed(error, recipe, plugins)) is not None:
+        return MulkiError(f"{place}: {fault}")
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -66,8 +67,9 @@ class GuardedLogger:
             if _worker_died(error):
                 raise
             dropped, self._logger = self._logger, None
-            if dropped is not None and hasattr(dropped, "close") and when != "when it was closed":
-                _close_quietly(dropped)
+            if hasattr(dropped, "close") and when != "when it was closed":
+                with contextlib.suppress(BaseException):  # the failure is reported below
+                    dropped.close()
             cause = cause_of(error, "" if self.part.is_ours else self.part.package)
             self._warn(f"the {self.part} failed {when} and logs no more; the run goes on: {cause}", error)
             return None
@@ -91,10 +93,3 @@ def _checked(logger: Any) -> Any:
 def _worker_died(error: BaseException) -> bool:
     """Whether torch raised it, which it does at whatever the run is doing, when a loader's worker has died."""
     return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
-
-
-def _close_quietly(logger: Any) -> None:
-    try:
-        logger.close()
-    except BaseException:  # it has been reported already
-        pass

@@ -14,7 +14,9 @@ from mulki_plugins.registry.guard import cause_of, guarded
 from mulki_plugins.report.result import Result
 
 
-def scores(recipe: Recipe, result: Result, warn: Callable[[str, BaseException | None], None]) -> dict[str, float | None]:
+def scores(
+    recipe: Recipe, result: Result, warn: Callable[[str, BaseException | None], None]
+) -> dict[str, float | None]:
     """Each metric's value; None, after a warning, for one that fails or returns no finite number."""
     found: dict[str, float | None] = {}
     for name in recipe.evaluate.metrics:

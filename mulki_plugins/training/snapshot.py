@@ -46,7 +46,7 @@ class Named:
         try:
             packed(found)
         except (TypeError, ValueError, RecursionError) as error:
-            reason = "it contains itself" if isinstance(error, RecursionError) else str(error)
+            reason = "it contains itself" if isinstance(error, RecursionError) else str(error).removeprefix("/")
             keep = "keep numbers, texts, tensors, and lists and dicts of them"
             raise MulkiError(f"{what}: {reason}", keep) from error
         return dict(found)
