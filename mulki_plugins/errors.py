@@ -13,6 +13,28 @@ def plain(text: str) -> str:
     return _UNPRINTABLE.sub("?", text)
 
 
+def in_one_line(error: BaseException) -> str:
+    """An error of others on one line, as the last line of its traceback: its type, and its whole text.
+
+    Where a data loader handed it on from a worker, whose traceback is then its text: the error that the worker had.
+    """
+    kind = type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # an error whose own text fails
+        text = ""
+    if found := _FROM_WORKER.match(text):
+        kind = found["kind"]
+        traceback = text[text.rfind('\n  File "') :]
+        last = re.search(rf"^(?:[\w.]+\.)?{re.escape(kind)}(?:: (?P<text>.*))?\Z", traceback, re.MULTILINE | re.DOTALL)
+        text = (last["text"] or "") if last else traceback.rstrip().rpartition("\n")[2]
+    text = plain(" ".join(text.split()))
+    return f"{kind}: {text}" if text else kind
+
+
+_FROM_WORKER = re.compile(r"Caught (?P<kind>\w+) in .* process \d+\.\nOriginal Traceback")
+
+
 class MulkiError(Exception):
     """A mistake of the user's, or something of theirs that is missing; `hint` says what to type next."""
 
@@ -35,6 +57,12 @@ def _as_it_was(message: str, label: str) -> str:
     if message.startswith("Caught ") and "\nOriginal Traceback" in message and label in message:
         return message.rpartition(label)[2].strip()
     return message
+
+
+class Unforeseen(MulkiError):
+    """An error that is nobody's known mistake; the hint says where its traceback is."""
+
+    status = 1
 
 
 class MissingData(MulkiError):

@@ -3,6 +3,8 @@
 import os
 import re
 
+import pytest
+
 from mulki_plugins.report.run_log import RunLog
 
 
@@ -14,14 +16,16 @@ def test_lines_have_a_time_and_are_appended(tmp_path):
 
 
 def test_the_whole_traceback_with_its_cause_is_kept(tmp_path):
-    log = RunLog(tmp_path)
-    try:
+    def fails():
         try:
             raise OSError("the cause")
         except OSError as error:
             raise KeyError("花 \ud800 \x1b[31m") from error
-    except KeyError as error:
-        assert log.traceback(error)
+
+    log = RunLog(tmp_path)
+    with pytest.raises(KeyError) as caught:
+        fails()
+    assert log.traceback(caught.value)
     text = log.path.read_text("utf-8")
     assert "OSError: the cause" in text
     assert "KeyError: " in text

@@ -169,11 +169,11 @@ def figure(lines: Sequence[Line], plan: dict[str, Any]) -> Figure:
                 color=f"C{k % 10}",
             )
             place = (6, -12 if k % 2 else 5)  # so that fewer names lie on each other
-            axes.annotate(name, at, xytext=place, textcoords="offset points", fontsize=9)
+            axes.annotate(name, at, xytext=place, textcoords="offset points", fontsize=9, parse_math=False)
         if chosen:
             axes.axvline(chosen[0].zero_shot_later, color="grey", linestyle=":", linewidth=1)
             axes.axhline(chosen[0].zero_shot, color="grey", linestyle=":", linewidth=1)
-        axes.set_title(f"order {order}", fontsize=10)
+        axes.set_title(f"order {order}", fontsize=10, parse_math=False)
         axes.set_xlabel("Transfer (%)")
         axes.set_ylabel("Last (%)")
     result.suptitle("mtil-mini: mean and standard deviation over seeds; dotted: zero-shot", fontsize=10)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import functools
-import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.exceptions import Exit
 
-from mulki_plugins.errors import MulkiError, plain
+from mulki_plugins.errors import MulkiError, in_one_line, plain
+from mulki_plugins.known import known_failure
 
 if TYPE_CHECKING:
     from mulki_plugins.recipe.resolve import Changes, Resolved
@@ -22,7 +24,10 @@ PRINTED = 100
 
 
 def reports_mistakes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A user's mistake is printed, one line each, and ends with status 2; a closed pipe ends quietly, a full disk does not."""
+    """A user's mistake is printed, one line each, and ends with status 2; an error that nobody foresaw ends with status 1.
+
+    Of the latter one line is printed, and its traceback goes into a file.
+    """
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -35,22 +40,34 @@ def reports_mistakes(function: Callable[..., Any]) -> Callable[..., Any]:
             if len(lines) > PRINTED:
                 click.echo(f"error: and {len(lines) - PRINTED} more", err=True)
             raise SystemExit(error.status) from None
-        except BrokenPipeError:
-            _silence_stdout()
-            raise SystemExit(0) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            _silence_stdout()
-            click.echo(f"error: {error.strerror}; what was written before is still there", err=True)
-            raise SystemExit(2) from None
+        except (click.ClickException, click.Abort, Exit):
+            raise
+        except Exception as error:
+            _report_unforeseen(error)
 
     return wrapper
 
 
-def _silence_stdout() -> None:
-    """So that the interpreter does not stumble over it once more when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _report_unforeseen(error: Exception) -> NoReturn:
+    """One line, and the traceback in a file of its own."""
+    if (known := known_failure(error)) is not None:
+        click.echo(f"error: {plain(known[0])}; {known[1]}", err=True)
+        raise SystemExit(2) from None
+    click.echo(f"error: {in_one_line(error)}; this was not expected, and {traceback_kept(error)}", err=True)
+    raise SystemExit(1) from None
+
+
+def traceback_kept(error: BaseException) -> str:
+    """Where the error's traceback is: in a file of its own, or on stderr where no file can be written."""
+    lines = traceback.format_exception(error)
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="mulki-error-", suffix=".txt")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(lines)
+        return f"the full traceback is in {path}"
+    except OSError:
+        click.echo("".join(lines), err=True)
+        return "the full traceback is above"
 
 
 def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -91,4 +108,16 @@ def resolved(recipe: str, changes: Changes) -> Resolved:
 def echo_json(value: Any) -> None:
     import json
 
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(json.dumps(value, indent=2, ensure_ascii=not _takes_every_character()))
+
+
+def echo_recipe(text: str) -> None:
+    """A recipe, which is UTF-8 wherever it is kept: also in a file or pipe whose encoding would be another."""
+    if sys.stdout.isatty() or _takes_every_character():
+        click.echo(text, nl=False)
+    else:
+        click.echo(text.encode(errors="backslashreplace"), nl=False)
+
+
+def _takes_every_character() -> bool:
+    return (sys.stdout.encoding or "utf-8").lower().replace("-", "").startswith("utf")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 import shutil
@@ -12,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mulki_plugins.errors import MulkiError
+from mulki_plugins.libraries import import_library
 from mulki_plugins.registry.guard import guarded
 from mulki_plugins.registry.requirements import unmet
 
@@ -26,6 +27,7 @@ def examine() -> list[dict[str, str]]:
     """A check each, `{name, state, found, hint}`; state is ok, warning or error."""
     looks: list[tuple[str, Callable[[], Iterator[dict[str, str]]]]] = [
         ("python", _python), ("mulki", _mulki), ("torch", _torch), ("devices", _devices),
+        ("matplotlib", lambda: _library("matplotlib", "matplotlib")),
         ("avalanche", lambda: _library("avalanche", "avalanche-lib")),
         ("open_clip", lambda: _library("open_clip", "open_clip_torch")),
         ("plugins", _plugins), ("data", _data), ("disk", _disk),
@@ -64,20 +66,30 @@ def _torch() -> Iterator[dict[str, str]]:
 
 
 def _library(module: str, package: str) -> Iterator[dict[str, str]]:
-    """Whether it can be imported, and in which version."""
-    outcome = guarded(importlib.import_module, module)
-    if outcome.cause:
-        hint = f"pip install {package}" if not _version(package) else f"pip install --force-reinstall {package}"
-        yield _check(module, "error", f"{_version(package)} cannot be imported: {outcome.cause}".strip(), hint)
+    """Whether it can be imported, and in which version; what to do depends on why it cannot."""
+    outcome = guarded(_imported, module)
+    problem = outcome.value if isinstance(outcome.value, MulkiError) else None
+    if outcome.cause or problem:
+        found = problem.message if problem else f"{module} cannot be imported: {outcome.cause}"
+        hint = problem.hint if problem else f"pip install --force-reinstall {package}"
+        yield _check(module, "error", f"{_version(package)} {found}".strip(), hint)
     else:
         yield _check(
             module, "ok", _version(package) or str(getattr(outcome.value, "__version__", "of unknown version"))
         )
 
 
+def _imported(module: str) -> Any:
+    """The library, or the error that says why there is none."""
+    try:
+        return import_library(module)
+    except MulkiError as error:
+        return error
+
+
 def _devices() -> Iterator[dict[str, str]]:
-    outcome = guarded(importlib.import_module, "torch")
-    if outcome.cause:
+    outcome = guarded(_imported, "torch")
+    if outcome.cause or isinstance(outcome.value, MulkiError):
         yield _check("devices", "error", "torch, which would say, cannot be imported")
         return
     torch: Any = outcome.value

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import errno
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from mulki_plugins.cli.common import reports_mistakes
+from mulki_plugins.cli.common import reports_mistakes, traceback_kept
+from mulki_plugins.cli.output import surviving_output
 from mulki_plugins.cli.stdout import given_to_command, kept_for_results
 from mulki_plugins.errors import plain
 from mulki_plugins.registry.parts import Part
 
 _CLICKS = (click.ClickException, click.Abort, click.exceptions.Exit)
-_REPORTED = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT)
-"""Errors of stdout, which every command reports alike."""
 
 
 class Later(click.Command):
@@ -47,9 +45,8 @@ class Later(click.Command):
             except (MulkiError, SystemExit, KeyboardInterrupt, EOFError, *_CLICKS):
                 raise
             except BaseException as error:
-                if isinstance(error, OSError) and error.errno in _REPORTED:
-                    raise
-                raise MulkiError(f"the {self.part} failed: {cause_of(error, self.part.package)}") from error
+                said = f"the {self.part} failed: {cause_of(error, self.part.package)}"
+                raise MulkiError(said, traceback_kept(error)) from error
 
         return call
 
@@ -72,10 +69,15 @@ class CommandsByName(click.Group):
             return self.main(*args, **kwargs)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().main(*args, **kwargs)
-        finally:
-            _name_slow_packages()
+        with surviving_output():
+            try:
+                return super().main(*args, **kwargs)
+            finally:
+                _name_slow_packages()
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Whatever a command raises is reported on one line, whoever wrote it."""
+        return reports_mistakes(super().invoke)(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *(part.name for part in _theirs())})

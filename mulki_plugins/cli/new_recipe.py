@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mulki_plugins.cli.common import reports_mistakes
+from mulki_plugins.cli.common import echo_recipe, reports_mistakes
 from mulki_plugins.errors import MulkiError, plain
 
 
@@ -35,7 +35,7 @@ def new_recipe(folders: tuple[str, ...], from_folders: bool, out: str | None, na
     for notice in drafted.notices:
         click.echo(plain(f"note: {notice}"), err=True)
     if out == "-":
-        click.echo(drafted.text(f"{drafted.name}.yaml"), nl=False)
+        echo_recipe(drafted.text(f"{drafted.name}.yaml"))
         return
     path = Path(out or f"{drafted.name}.yaml")
     _write(path, drafted.text(str(path)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mulki_plugins.cli.common import changes_from, echo_json, recipe_options, reports_mistakes, resolved
+from mulki_plugins.cli.common import changes_from, echo_json, echo_recipe, recipe_options, reports_mistakes, resolved
 
 
 @click.command()
@@ -24,4 +24,4 @@ def show(recipe: str, as_json: bool, **options: Any) -> None:
     if as_json:
         echo_json({"recipe": result.tree.value, "origins": origins_by_path(result.tree)})
     else:
-        click.echo(annotated_yaml(result.tree), nl=False)
+        echo_recipe(annotated_yaml(result.tree))

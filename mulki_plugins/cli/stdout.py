@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from mulki_plugins.cli.output import open_descriptors, surviving_writer
+
 
 class Results(io.TextIOWrapper):
     """The true stdout, for the main thread. What another thread prints goes to stderr."""
@@ -26,25 +28,24 @@ def kept_for_results() -> Iterator[None]:
 
     Nothing is changed where `sys.stdout` is closed, or has been replaced by the program that calls the command.
     """
+    open_descriptors()
     if sys.stdout is None or sys.stdout is not sys.__stdout__ or not _is_descriptor_1(sys.stdout):
         yield
         return
     before: Any = sys.stdout
-    before.flush()
+    with contextlib.suppress(OSError):
+        before.flush()
     results = Results(
-        os.fdopen(os.dup(1), "wb"), encoding=before.encoding, errors=before.errors, line_buffering=before.line_buffering
-    )
+        surviving_writer(io.FileIO(os.dup(1), "w")), encoding=before.encoding, errors="backslashreplace",
+        line_buffering=True, write_through=before.write_through,
+    )  # fmt: skip
     _point_at_stderr()
     sys.stdout = results
     try:
         yield
     finally:
         sys.stdout = sys.stderr
-        try:
-            results.flush()
-        except OSError:  # the reader has gone, or the disk is full
-            os.dup2(os.open(os.devnull, os.O_WRONLY), results.fileno())
-            raise SystemExit(1) from None
+        results.flush()
 
 
 @contextlib.contextmanager

@@ -97,7 +97,7 @@ def cause_of(error: BaseException, package: str = "") -> str:
     place = f" ({where})" if (where := place_of(error, package)) else ""
     if isinstance(error, SystemExit):
         return plain(f"it ends the program: sys.exit({_text(error.code, repr)}){place}")
-    said = _first_line(_text(error, str))
+    said = plain(" ".join(_text(error, str).split())[:500])
     return plain(f"{type(error).__name__}{': ' if said else ''}{said}{place}")
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from attrs import define, field, frozen
 
 from mulki_plugins.errors import MulkiError, did_you_mean
+from mulki_plugins.libraries import import_libraries
 from mulki_plugins.options import OptionError
 from mulki_plugins.registry.guard import called
 
@@ -72,8 +73,10 @@ class Part:
     def load(self) -> Callable[..., Any]:
         """The class or function itself. MulkiError where its package cannot be imported.
 
-        What a module prints while it is imported goes to stderr, so that it spoils no result.
+        What a module prints while it is imported goes to stderr, so that it spoils no result. Only a command's brings no torch.
         """
+        if self.kind != "command":
+            import_libraries()
         return self._loaded(self.target)
 
     def problems(self, options: Mapping[str, Any]) -> list[OptionError]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -31,18 +33,21 @@ class ProgressLogger(BaseLogger):
         """A line that stays, here and in the run's log."""
         if self.log is not None:
             self.log.line(text)
-        click.echo(text, err=True)
+        with contextlib.suppress(OSError, ValueError):  # nobody sees it: the terminal is gone, stderr is closed
+            click.echo(text, err=True)
 
     def before_training_exp(self, strategy: Any, metric_values: Any) -> None:
         self._smooth, self._began = {}, time.monotonic()
         label = self._label(strategy)
-        if sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"),
-                TimeRemainingColumn(), console=Console(stderr=True), transient=True,
-            )  # fmt: skip
-            self._row = self._bar.add_task(label, total=None, state="preparing")
-            self._bar.start()
+        if sys.stderr is not None and sys.stderr.isatty():
+            with self._shown():
+                self._bar = Progress(
+                    TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+                    TextColumn("{task.fields[state]}", markup=False), TimeRemainingColumn(),
+                    console=Console(stderr=True), transient=True,
+                )  # fmt: skip
+                self._row = self._bar.add_task(label, total=None, state="preparing")
+                self._bar.start()
         else:
             self.say(f"{label}: training")
 
@@ -54,7 +59,8 @@ class ProgressLogger(BaseLogger):
     def after_training_iteration(self, strategy: Any, metric_values: Any) -> None:
         if self._bar:
             done = strategy.clock.train_exp_iterations + 1
-            self._bar.update(self._row, total=strategy.steps, completed=done, state=self._state())
+            with self._shown():
+                self._bar.update(self._row, total=strategy.steps, completed=done, state=self._state())
 
     def after_training_exp(self, strategy: Any, metric_values: Any) -> None:
         self.stop()
@@ -63,9 +69,21 @@ class ProgressLogger(BaseLogger):
 
     def stop(self) -> None:
         """Take the bar away, also when training ended in an error."""
-        if self._bar:
-            self._bar.stop()
-            self._bar = None
+        bar, self._bar = self._bar, None
+        if bar:
+            with self._shown():
+                bar.stop()
+
+    @contextlib.contextmanager
+    def _shown(self) -> Iterator[None]:
+        """A bar that cannot be drawn is given up, and the run goes on."""
+        try:
+            yield
+        except Exception:  # the terminal's errors, and whatever the library makes of them
+            bar, self._bar = self._bar, None
+            if bar:
+                with contextlib.suppress(Exception):
+                    bar.stop()
 
     def _label(self, strategy: Any) -> str:
         if strategy.budgets > 1:  # joint training: one experience stands for all

@@ -10,6 +10,8 @@ from avalanche.logging import BaseLogger
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
+from mulki_plugins.report.plots import drawing
+
 
 class TensorBoardLogger(BaseLogger):
     """Writes what is published as it is called: scalars and figures."""
@@ -23,7 +25,8 @@ class TensorBoardLogger(BaseLogger):
 
     def log_single_metric(self, name: str, value: Any, x_plot: int) -> None:
         if isinstance(value, Figure):
-            self.writer.add_figure(name, value, x_plot)  # type: ignore[no-untyped-call]
+            with drawing():
+                self.writer.add_figure(name, value, x_plot)  # type: ignore[no-untyped-call]
         else:
             self.writer.add_scalar(name, float(value), x_plot)  # type: ignore[no-untyped-call]
 

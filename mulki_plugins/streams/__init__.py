@@ -25,4 +25,5 @@ __getattr__ = from_modules(
         "as_reference": "reference",
         "mtil_mini": "mini.stream",
     },
+    light=("task",),
 )

@@ -1,5 +1,5 @@
 """Training and evaluation of a recipe through Avalanche."""
 
-import warnings
+from mulki_plugins.libraries import import_libraries
 
-warnings.filterwarnings("ignore", message="no QP solver found")  # Avalanche imports qpsolvers, which nothing here uses
+import_libraries()

@@ -6,20 +6,20 @@ import contextlib
 import csv
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from attrs import evolve
 from avalanche.training.plugins import EvaluationPlugin
 
-from mulki_plugins.errors import MulkiError, plain
+from mulki_plugins.errors import MulkiError, Unforeseen, in_one_line, plain
 from mulki_plugins.recipe.emit import plain_yaml
 from mulki_plugins.recipe.resolve import Resolved
 from mulki_plugins.recipe.schema import Recipe, as_data
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.report.folder import held, prepare_folder, refuse_links, run_folder, write_text
-from mulki_plugins.report.plots import matrix_figure
+from mulki_plugins.report.folder import held, prepare_folder, refuse_links, run_folder, write_bytes, write_text
+from mulki_plugins.report.plots import matrix_figure, png
 from mulki_plugins.report.progress import ProgressLogger
 from mulki_plugins.report.result import FILE, Result, read_result
 from mulki_plugins.report.run_log import RunLog
@@ -137,13 +137,13 @@ class _Run:
                     self.go_on_from(checkpoint)
                 result = self.all_tasks()
                 self.close()
+                self.log.line("complete")
                 return result
         except BaseException as error:
             with undisturbed():
-                said = explained(error, self.plugins, self.terms, self.place(), self.folder, self.recipe)
+                about = explained(error, self.plugins, self.terms, self.place(), self.folder, self.recipe)
+                said = self.logged(error, about)
                 self.write_down(said or error)
-                if not isinstance(error, Stopped):
-                    self.log.traceback(error)
             if said is None or said is error:
                 raise
             raise said from error
@@ -260,17 +260,35 @@ class _Run:
         self.result.device["peak_memory_mib"] = peak_memory(self.built.device)
         if len(self.result.tasks) > 1:
             self.result.metrics = scores(self.recipe, self.result, self.warn)
-        write_text(self.folder / "matrix.csv", _csv(self.result))
-        write_text(self.folder / "matrix.txt", matrix_table(self.result) + "\n")
-        figure = matrix_figure(self.result)
-        figure.savefig(self.folder / "matrix.png", dpi=130)
+        for file, text in {"matrix.csv": _csv(self.result), "matrix.txt": matrix_table(self.result) + "\n"}.items():
+            with self.survived(f"{file} cannot be written"):
+                write_text(self.folder / file, text)
+        figure = None
+        with self.survived("the picture of the matrix cannot be drawn"):
+            figure = matrix_figure(self.result)
+            write_bytes(self.folder / "matrix.png", png(figure))
         for logger in self.loggers:
             for name, value in self.result.metrics.items():
                 if value is not None:
                     logger.log_single_metric(f"metrics/{name}", value, len(self.result.tasks))
-            own = figure if logger.part.is_ours else matrix_figure(self.result)  # another package may draw on it
-            logger.log_single_metric("matrix", own, len(self.result.tasks))
+            if figure is not None:
+                own = figure if logger.part.is_ours else matrix_figure(self.result)  # another package may draw on it
+                logger.log_single_metric("matrix", own, len(self.result.tasks))
         self.result.write(self.folder)  # last, so that a run that is called complete has everything
+
+    def warn(self, text: str, error: BaseException | None = None) -> None:
+        """A line that something went wrong which the run survives; the error's traceback goes into the log."""
+        self.progress.say(plain(f"warning: {text}"))
+        if error is not None:
+            self.log.traceback(error)
+
+    @contextlib.contextmanager
+    def survived(self, what: str) -> Iterator[None]:
+        """For what only shows the numbers: an error of it is a warning, since result.json has them all."""
+        try:
+            yield
+        except Exception as error:
+            self.warn(f"{what}; the run goes on: {in_one_line(error)}", error)
 
     def place(self) -> str:
         """Where the run is, for an error."""
@@ -281,18 +299,24 @@ class _Run:
         name = getattr(experience, "task_name", "")
         return f"task {name}, {f'step {strategy.step}' if strategy.is_training else 'evaluation'}"
 
+    def logged(self, error: BaseException, said: MulkiError | None) -> MulkiError | None:
+        """What to report of an error, whose traceback goes into the log; one that nobody foresaw says where that is."""
+        if not isinstance(error, MulkiError) or error.__cause__ is not None:
+            where = f"the full traceback is in {self.log.path}" if self.log.traceback(error) else ""
+            if said is None and isinstance(error, Exception):
+                said = Unforeseen(f"{self.place()}: {in_one_line(error)}", where)
+            elif said is not None and not said.hint:
+                said.hint = where
+        for line in said.lines() if said else [type(error).__name__]:
+            self.log.line(f"ended: {line}")
+        return said
+
     def write_down(self, error: BaseException) -> None:
         """Leave word of how the run ended, where that can still be done."""
         self.result.status = "stopped" if isinstance(error, Stopped) else "failed"
-        self.result.error = f"{type(error).__name__}: {error}".splitlines()[0]
+        self.result.error = in_one_line(error)
         with contextlib.suppress(OSError):  # such as no room, which is what the error says already
             self.result.write(self.folder)
-
-    def warn(self, text: str, error: BaseException | None = None) -> None:
-        """A line that something went wrong which the run survives; the error's traceback goes into the log."""
-        self.progress.say(plain(f"warning: {text}"))
-        if error is not None:
-            self.log.traceback(error)
 
     def close(self) -> None:
         self.progress.stop()

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from avalanche.logging import BaseLogger
 
-from mulki_plugins.errors import MulkiError, UnreadableImage, plain
+from mulki_plugins.errors import MulkiError, UnreadableImage
+from mulki_plugins.known import known_failure, machine_failure
 from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.training.blame import blamed
@@ -56,15 +56,9 @@ def explained(
             f"{place}: the loss is {error} ({said})",
             "try a lower train.optimizer.lr, train.gradient_clip, or another train.precision",
         )
-    if _out_of_memory(error):
-        what = plain((str(error).splitlines() or [""])[0])[:200]
+    if _worker_died(error):
         return MulkiError(
-            f"{place}: out of memory: {what}",
-            "these help: a smaller train.batch_size (or evaluate.batch_size), train.precision=bf16, model.train=image",
-        )
-    if words := _worker_died(error):
-        return MulkiError(
-            f"{place}: a loader's worker process ended: {plain(words)}",
+            f"{place}: a loader's worker process ended",
             "it may have been killed for memory: fewer with train.workers, or 0",
         )
     if isinstance(error, OSError) and (error.errno in _DISK or _inside(folder, error.filename)):
@@ -72,8 +66,12 @@ def explained(
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "make room" if full else "the run must be able to write into its folder"
         return MulkiError(f"{place}: {file}{error.strerror}", f"what was written before is still there; {hint}")
+    if (known := machine_failure(error)) is not None:
+        return MulkiError(f"{place}: {known[0]}", known[1])
     if (fault := blamed(error, recipe, plugins)) is not None:
         return MulkiError(f"{place}: {fault}")
+    if (known := known_failure(error)) is not None:
+        return MulkiError(f"{place}: {known[0]}", known[1])
     return None
 
 
@@ -81,14 +79,9 @@ def _inside(folder: Path, file: object) -> bool:
     return isinstance(file, (str, Path)) and Path(os.path.abspath(file)).is_relative_to(os.path.abspath(folder))
 
 
-def _worker_died(error: BaseException) -> str:
-    """torch's words for it, or the pipe's that it left; empty where no worker died."""
-    words = str(error)
-    if isinstance(error, RuntimeError) and "DataLoader worker" in words:
-        return words
-    if isinstance(error, (ConnectionResetError, BrokenPipeError, EOFError)) and _raised_in(error, "dataloader.py"):
-        return f"{type(error).__name__}: {words}"
-    return ""
+def _worker_died(error: BaseException) -> bool:
+    """Whether the pipe to a loader's worker broke; torch's own words for its death are known failures."""
+    return isinstance(error, (ConnectionResetError, BrokenPipeError, EOFError)) and _raised_in(error, "dataloader.py")
 
 
 def _raised_in(error: BaseException, file: str) -> bool:
@@ -127,10 +120,3 @@ def undisturbed() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGCHLD, before)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    words = ("out of memory", "can't allocate memory", "DefaultCPUAllocator")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )

@@ -1,7 +1,8 @@
-"""SIGINT and SIGTERM: the run ends at the next step, with a checkpoint; at the second SIGINT it ends at once."""
+"""SIGINT, SIGTERM and SIGHUP: the run ends at the next step, with a checkpoint; at the second SIGINT it ends at once."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 from mulki_plugins.errors import MulkiError
+
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Stopped(MulkiError):
@@ -32,22 +35,25 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the two signals; after the first, SIGINT ends the process at once, as the system has it.
+        """Take the signals; after the first, SIGINT ends the process at once, as the system has it.
 
+        A signal that was ignored when the process began, as SIGHUP is by nohup, stays ignored.
         Loader workers inherit this, and so live through a signal that goes to all processes of a job.
         """
         if threading.current_thread() is not threading.main_thread():  # only there can signals be taken
             yield
             return
         process = os.getpid()
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
 
         def note(number: int, frame: FrameType | None) -> None:
             self.number = number
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             if os.getpid() == process:
                 shown = b"\x1b[?25h" if os.isatty(2) else b""  # a bar hides the cursor
-                os.write(2, shown + b"\nstopping after this step; Ctrl-C again stops at once\n")
+                with contextlib.suppress(OSError):  # the terminal may be what went away
+                    os.write(2, shown + b"\nstopping after this step; Ctrl-C again stops at once\n")
 
         for number in before:
             signal.signal(number, note)

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mulki_plugins.errors import MulkiError
+from mulki_plugins.errors import MulkiError, in_one_line
+from mulki_plugins.known import known_failure
+from mulki_plugins.libraries import import_libraries
 from mulki_plugins.streams.mtil.declaration import ORDERS, Declaration
 from mulki_plugins.streams.mtil.found import look
 from mulki_plugins.streams.mtil.root import root_folder
@@ -47,8 +49,9 @@ def fetch(declared: Declaration, root: Path) -> Path:
     except Exception as error:  # the network, the disk, an archive of another checksum
         if isinstance(error, MulkiError):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise MulkiError(f"{declared.name} cannot be downloaded: {reason}", f"by hand: {declared.page}") from error
+        reason, hint = known_failure(error) or (in_one_line(error), "")
+        hint = f"{hint}; by hand: {declared.page}" if hint else f"by hand: {declared.page}"
+        raise MulkiError(f"{declared.name} cannot be downloaded: {reason}", hint) from error
     return place
 
 
@@ -65,6 +68,7 @@ def _new_folder(below: Path, name: str) -> Path:
 def _by_torchvision(name: str, root: Path) -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
+    import_libraries("torch")
     from torchvision import datasets
 
     getattr(datasets, name)(str(root), download=True)

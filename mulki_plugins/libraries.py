@@ -1,0 +1,264 @@
+"""Imports torch, matplotlib, open_clip and Avalanche whatever the environment holds, and explains why one cannot be imported.
+
+Some of them read or write settings while they are imported: Avalanche a file in the home folder, matplotlib its variables,
+its settings and its cache, torch the variables of its logs. MulKI needs none of these, so none of them may end a command.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import functools
+import getpass
+import importlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mulki_plugins.errors import MulkiError, in_one_line, plain
+
+PACKAGES = {
+    "torch": "torch",
+    "matplotlib": "matplotlib",
+    "open_clip": "open_clip_torch",
+    "avalanche": "avalanche-lib",
+}
+"""The libraries in the order of import, and the packages that bring them."""
+
+_TORCH_LOGS = ("TORCH_LOGS", "TORCH_LOGS_OUT", "TORCH_LOGS_FORMAT", "TORCH_TRACE", "TORCH_DTRACE")
+
+
+def import_libraries(*names: str) -> None:
+    """Import these libraries, or all of them. MulkiError says why one cannot be imported, and what to do."""
+    for name in names or PACKAGES:
+        import_library(name)
+
+
+def import_library(name: str) -> Any:
+    """One of the libraries, imported in a clean environment, which is afterwards as it was before."""
+    if name in sys.modules:
+        return sys.modules[name]
+    _provide_user()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are of no use to a user, and PYTHONWARNINGS may make errors of them
+            return _IMPORTS[name]()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a library may also end the program
+        raise MulkiError(f"{name} cannot be imported: {in_one_line(error)}", hint_for(name, error)) from error
+
+
+def hint_for(name: str, error: BaseException) -> str:
+    """What to do about a library that cannot be imported."""
+    package, text = PACKAGES.get(name, name), str(error)
+    if file := _hiding_file(error):
+        return f"rename {file}: it hides the module {file.stem!r}"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        missing = error.name.partition(".")[0]
+        return f"pip install {package}" if missing == name else f"{package} needs {missing!r}, which is not installed"
+    if variables := [key for key, value in os.environ.items() if len(value) > 2 and _is_named(value, text)]:
+        return f"correct or unset {' and '.join(variables)} in the environment"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room"
+    if isinstance(error, (MemoryError, OSError)) and ("llocate memory" in text or "map segment" in text or not text):
+        return "there is not enough memory for it"
+    if isinstance(error, OSError) and error.filename:
+        return f"{name} must be able to use this file"
+    if isinstance(error, json.JSONDecodeError):
+        return f"a settings file of {name} is damaged: remove it"
+    if "numpy" in text.lower() and name != "numpy":
+        return f"numpy and {package} do not fit together: pip install --upgrade numpy {package}"
+    return f"pip install --force-reinstall {package}"
+
+
+def _torch() -> Any:
+    settings = {key: os.environ[key] for key in _TORCH_LOGS if key in os.environ}
+    with _environment(dict.fromkeys(settings)):
+        torch = importlib.import_module("torch")
+    if settings:
+        try:
+            importlib.import_module("torch._logging")._init_logs()
+        except Exception:  # they are no settings of torch's, and what is imported later must not read them again
+            for key in settings:
+                os.environ.pop(key, None)
+    return torch
+
+
+def _matplotlib() -> Any:
+    """With the user's own settings where they can be read; the pictures of a run use none of them."""
+    backend = os.environ.get("MPLBACKEND")
+    changes: dict[str, str | None] = {"MPLBACKEND": None}
+    settings = os.environ.get("MATPLOTLIBRC")
+    if settings is not None and not (_is_text(Path(settings)) or _is_text(Path(settings, "matplotlibrc"))):
+        changes["MATPLOTLIBRC"] = None
+    folders = _matplotlib_folders()
+    if not folders or not all(
+        _takes_files(folder) and _is_text_or_absent(folder / "matplotlibrc") for folder in folders
+    ):
+        changes["MPLCONFIGDIR"] = str(_throwaway() / "matplotlib")
+    with _environment(changes), _without_settings_here():
+        library = importlib.import_module("matplotlib")
+        library.get_configdir(), library.get_cachedir()  # which it notes
+        importlib.import_module("matplotlib.font_manager")
+    if backend:
+        with contextlib.suppress(ValueError):  # no backend of that name
+            library.rcParams["backend"] = backend
+    return library
+
+
+def _matplotlib_folders() -> list[Path]:
+    """Where matplotlib would look for its settings and keep its cache."""
+    if chosen := os.environ.get("MPLCONFIGDIR"):
+        return [Path(chosen)]
+    try:
+        config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # nobody knows the home folder
+        return []
+    return [Path(config, "matplotlib"), Path(cache, "matplotlib")]
+
+
+@contextlib.contextmanager
+def _without_settings_here() -> Iterator[None]:
+    """A damaged `matplotlibrc` in the current folder, which matplotlib looks at first, is left alone."""
+    if _is_text_or_absent(Path("matplotlibrc")):
+        yield
+        return
+    here = os.getcwd()
+    os.chdir(_throwaway())
+    try:
+        yield
+    finally:
+        os.chdir(here)
+
+
+def _open_clip() -> Any:
+    with _environment({key: None for key in os.environ if key.startswith("HF_") and not _is_usable(key)}):
+        return importlib.import_module("open_clip")
+
+
+def _avalanche() -> Any:
+    """Its settings come from a home folder of its own; then from the user's file, where there is a good one."""
+    home = str(_throwaway())
+    with _environment({"HOME": home, "USERPROFILE": home}):
+        library = importlib.import_module("avalanche")
+        module: Any = importlib.import_module("avalanche.benchmarks.datasets.dataset_utils")
+    root = Path(os.path.expanduser("~/.avalanche"))
+    module.AVALANCHE_CONFIG_ROOT, module.AVALANCHE_CONFIG_FILENAME = str(root), str(root / "config.json")
+    try:
+        location = json.loads((root / "config.json").read_text("utf-8"))["dataset_location"]
+        os.fspath(location)
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        location = str(root / "data")
+    module.AVALANCHE_CONFIG["dataset_location"] = location
+    return library
+
+
+_IMPORTS = {"torch": _torch, "matplotlib": _matplotlib, "open_clip": _open_clip, "avalanche": _avalanche}
+
+
+def _provide_user() -> None:
+    """A name and a home folder for a user who has none, such as a number in a container, since libraries ask for them."""
+    try:
+        getpass.getuser()
+    except Exception:  # KeyError, ImportError or OSError, depending on Python's version
+        os.environ["LOGNAME"] = f"user-{os.getuid()}" if hasattr(os, "getuid") else "user"
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = str(_throwaway())
+
+
+@contextlib.contextmanager
+def _environment(changes: Mapping[str, str | None]) -> Iterator[None]:
+    """Variables of the environment set, or unset where they are None, and put back."""
+    before = {key: os.environ.get(key) for key in changes}
+    _apply(changes)
+    try:
+        yield
+    finally:
+        _apply(before)
+
+
+def _apply(changes: Mapping[str, str | None]) -> None:
+    for key, value in changes.items():
+        if value is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = value
+
+
+@functools.cache
+def _throwaway() -> Path:
+    """An empty folder that goes when the process ends. MulkiError where there is no room for one."""
+    try:
+        folder = tempfile.mkdtemp(prefix="mulki-")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise MulkiError(
+            f"no temporary folder can be made: {reason}", "set TMPDIR to a folder that can be written"
+        ) from error
+    process = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == process:  # not at the end of a loader's worker
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return Path(folder)
+
+
+def _is_usable(key: str) -> bool:
+    """Whether a variable of the hub that has to be a number is one."""
+    return not key.endswith("_TIMEOUT") or os.environ[key].strip().isdecimal()
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        path.read_text("utf-8")
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _is_text_or_absent(path: Path) -> bool:
+    return not os.path.exists(path) or os.path.isdir(path) or _is_text(path)
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether a folder can be written, or made in the nearest folder above it that exists."""
+    folder = Path(os.path.abspath(folder))
+    while not os.path.exists(folder) and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _hiding_file(error: BaseException) -> Path | None:
+    """A file of the user's that was imported in place of a module of Python or of a library."""
+    here = os.path.abspath(os.curdir) if os.path.exists(os.curdir) else ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        if str(path.parent) == here and (path.stem in sys.stdlib_module_names or path.stem in PACKAGES):
+            return path
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and os.path.dirname(file) == here and (name in sys.stdlib_module_names or name in PACKAGES):
+            return Path(file)
+    return None
+
+
+def _is_named(value: str, text: str) -> bool:
+    return f"'{value}'" in text or f'"{value}"' in text or (os.sep in value and value in plain(text))
