@@ -49,21 +49,25 @@ def reports_mistakes(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _report_unforeseen(error: Exception) -> NoReturn:
-    """One line, and the traceback in a file of its own; it is printed only where no file can be written."""
+    """One line, and the traceback in a file of its own."""
     if (known := known_failure(error)) is not None:
         click.echo(f"error: {plain(known[0])}; {known[1]}", err=True)
         raise SystemExit(2) from None
+    click.echo(f"error: {in_one_line(error)}; this was not expected, and {traceback_kept(error)}", err=True)
+    raise SystemExit(1) from None
+
+
+def traceback_kept(error: BaseException) -> str:
+    """Where the error's traceback is: in a file of its own, or on stderr where no file can be written."""
     lines = traceback.format_exception(error)
     try:
         descriptor, path = tempfile.mkstemp(prefix="mulki-error-", suffix=".txt")
         with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(lines)
-        where = f"the full traceback is in {path}"
+        return f"the full traceback is in {path}"
     except OSError:
         click.echo("".join(lines), err=True)
-        where = "the full traceback is above"
-    click.echo(f"error: {in_one_line(error)}; this was not expected, and {where}", err=True)
-    raise SystemExit(1) from None
+        return "the full traceback is above"
 
 
 def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,13 +7,14 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.libraries import import_library
 from mulki_plugins.registry.guard import guarded
+from mulki_plugins.registry.requirements import unmet
 
 LEAST_FREE = 2 * 2**30
 """Bytes that a run with a ViT-B/16, its optimizer and its checkpoint may need."""
@@ -115,33 +116,18 @@ def _plugins() -> Iterator[dict[str, str]]:
             yield _check(
                 "plugins", "warning", f"{who}: {row['kind']} {row['name']!r} is {row['state']}: {row['cause']}"
             )
-        for note in row["notes"]:
-            yield _check("plugins", "warning", f"{row['distribution']} {row['version']}: {note}")
     for line in loose_ends():
         yield _check("plugins", "warning", line)
     for package in catalog().packages:
+        for note in package.notes:
+            yield _check("plugins", "warning", f"{package.provenance}: {note}")
         if package.state == "ok":
             yield from _unmet("plugins", package.provenance.distribution)
 
 
 def _unmet(name: str, package: str) -> Iterator[dict[str, str]]:
-    """What a distribution requires and does not find."""
-    from packaging.requirements import Requirement
-
-    try:
-        required = [Requirement(text) for text in distribution(package).requires or []]
-    except PackageNotFoundError:  # a checkout that was never installed
-        return
-    for requirement in required:
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        found = _version(requirement.name)
-        if not found:
-            hint = f"pip install '{requirement}'"
-            yield _check(name, "warning", f"{package} needs {requirement.name}, which is not installed", hint)
-        elif not requirement.specifier.contains(found, prereleases=True):
-            what = f"{package} needs {requirement.name} {requirement.specifier}, found {found}"
-            yield _check(name, "warning", what, f"pip install '{requirement}'")
+    for what, hint in unmet(package):
+        yield _check(name, "warning", what, hint)
 
 
 def _data() -> Iterator[dict[str, str]]:

@@ -9,6 +9,7 @@ from mulki_plugins.recipe.find import SINGULAR, Found
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.methods import callback_mistakes
 from mulki_plugins.registry.parts import Package, Part, Provenance
+from mulki_plugins.registry.requirements import unmet
 from mulki_plugins.registry.signature import signature_of
 
 OURS = "mulki"
@@ -48,9 +49,9 @@ def _row(
 
 
 def _package(package: Package) -> dict[str, Any]:
-    return _row(
-        "package", package.name, package.provenance, package.summary, package.state, package.cause, package.notes
-    )
+    missing = unmet(package.provenance.distribution) if package.state != "switched off" else []
+    notes = [*package.notes, *(f"{what}; {hint}" for what, hint in missing)]
+    return _row("package", package.name, package.provenance, package.summary, package.state, package.cause, notes)
 
 
 def _part(part: Part) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import shlex
+import sys
 from pathlib import Path
 
 import click
@@ -38,7 +40,8 @@ def resume(folder: Path, force: bool, as_json: bool) -> None:
     from mulki_plugins.report.compare import comparison_data, comparison_text
     from mulki_plugins.training.experiment import resume_experiment
 
-    result = resume_experiment(recipe, recipe.recipe.seeds[0], folder, force=force)
+    with contextlib.redirect_stdout(sys.stderr):  # whatever a plugin prints is no result
+        result = resume_experiment(recipe, recipe.recipe.seeds[0], folder, force=force)
     if as_json:
         echo_json(comparison_data([result]))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from mulki_plugins.errors import MissingData, MulkiError, did_you_mean
 from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.registry.guard import called
 from mulki_plugins.registry.open_clip_names import open_clip_models
 
 
@@ -51,10 +53,12 @@ def load_clip(name: str, **options: Any) -> LoadedClip:
     """
     part = catalog().parts.get(("model", name))
     if part is not None:
-        loaded = part.load()(**options)
+        make = part.load()
+        what = f"the model {name!r} of {part.provenance}"
+        options = copy.deepcopy(options)
+        loaded = make(**options) if part.is_ours else called(f"{what} cannot be made", make, **options)
         if not isinstance(loaded, LoadedClip):
-            what = f"returned a {type(loaded).__name__}, expected a LoadedClip"
-            raise MulkiError(f"the model {name!r} of {part.provenance} cannot be used: {what}")
+            raise MulkiError(f"{what} cannot be used: returned a {type(loaded).__name__}, expected a LoadedClip")
         return loaded
     if name not in open_clip_models():
         known = [p.name for p in catalog().of_kind("model")] + open_clip_models()

@@ -124,6 +124,17 @@ def _may_be_file(path: Path) -> bool:
     return not os.path.isdir(path)
 
 
+def registered_as(kind: str, path: Path) -> str | None:
+    """The name under which this very file is registered."""
+    for name, (registered, _) in available(kind).items():
+        try:
+            if os.path.samefile(registered, path):
+                return name
+        except (OSError, ValueError):
+            continue
+    return None
+
+
 def available(kind: str) -> dict[str, tuple[Path, Provenance]]:
     """Every registered YAML file of a kind by its name."""
     return catalog().files[kind]  # type: ignore[index]

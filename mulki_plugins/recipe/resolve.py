@@ -15,11 +15,11 @@ from mulki_plugins.errors import Mistakes, did_you_mean
 from mulki_plugins.options import Path, shown
 from mulki_plugins.recipe.answers import answered, check_is_recipe
 from mulki_plugins.recipe.check import checked_recipe
-from mulki_plugins.recipe.find import available, find, instead
+from mulki_plugins.recipe.find import available, find, instead, registered_as
 from mulki_plugins.recipe.layers import get, overlay, put, remove, set_value, value_of
 from mulki_plugins.recipe.schema import Recipe, as_data
 from mulki_plugins.recipe.source import Origin, Tree, in_order, located, read_yaml
-from mulki_plugins.recipe.strategies import read_strategy, write_out_plugins
+from mulki_plugins.recipe.strategies import borrowed_name, read_strategy, write_out_plugins
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.open_clip_names import open_clip_models
 
@@ -52,6 +52,10 @@ def resolve(name: str, changes: Changes | None = None) -> Resolved:
     check_is_recipe(tree, found)
     notices = [found.notice] if found.notice else []
     wrong: list[str] = []
+    own, name = registered_as("recipes", found.path), tree.value.get("name")
+    if own is not None and name != own and name in available("recipes"):
+        whose = f"the recipe {name!r} of {available('recipes')[name][1]} has this name, and results are kept under it"
+        wrong.append(located(tree.origin(("name",)), ("name",), f"{whose}; expected {own!r}, as the file is called"))
     _normalise(tree)
     defaults = Tree({}, {})
     choices = {assignment: match[1] for assignment in changes.settings if (match := _CHOOSES.match(assignment))}
@@ -82,6 +86,8 @@ def resolve(name: str, changes: Changes | None = None) -> Resolved:
     if recipe.model.name in open_clip_models() and not recipe.model.options.get("pretrained"):
         notices.append(f"model {recipe.model.name}: no `pretrained` is given, so that it begins with random weights")
     notices += _warmups(recipe)
+    if notice := borrowed_name(recipe.strategy.name, [entry.name for entry in recipe.strategy.plugins]):
+        notices.append(notice)
     return Resolved(recipe=recipe, tree=_with_defaults(tree, recipe), notices=notices)
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 from mulki_plugins.errors import Mistakes
 from mulki_plugins.options import CONVERTER, OptionError, Path, mistakes_of, shown
 from mulki_plugins.recipe.check import checked_recipe, name_problem
-from mulki_plugins.recipe.find import Found
+from mulki_plugins.recipe.find import Found, available, registered_as
 from mulki_plugins.recipe.layers import get, overlay, put
 from mulki_plugins.recipe.schema import StrategyFile
 from mulki_plugins.recipe.source import Tree, in_order, located, read_yaml
 from mulki_plugins.recipe.stack import check_plugins
+from mulki_plugins.registry.parts import Provenance
 
 DEFAULTABLE = ("train", "evaluate", "model")
 """The parts of a recipe for which a strategy may bring defaults."""
@@ -21,15 +23,63 @@ def read_strategy(found: Found) -> tuple[StrategyFile, Tree]:
     """The strategy in a file, and its values with their lines. Raises Mistakes; stack and defaults are not checked yet."""
     tree = read_yaml(found.path, found.shown)
     strategy, wrong = _structured(tree)
+    wrong += _wrong_name(found, tree.value.get("name"))
     if strategy is None or wrong:
         raise Mistakes(_lines(tree, wrong))
     return strategy, tree
+
+
+def strategy_provenance(name: str) -> Provenance | None:
+    """The package of a strategy, also after `--with` and `--without`; None for one that is not registered."""
+    registered = available("strategies")
+    for known in sorted(registered, key=len, reverse=True):
+        if name == known or name.startswith((f"{known}-with-", f"{known}-without-")):
+            return registered[known][1]
+    return None
+
+
+def borrowed_name(name: str, plugins: list[str]) -> str:
+    """A notice if a stack has the name of a registered strategy and other plugins; empty if not."""
+    if name not in (registered := available("strategies")):
+        return ""
+    try:
+        strategy, _ = read_strategy(Found(registered[name][0], name))
+    except Mistakes:
+        return ""
+    if [entry.name for entry in strategy.plugins] == plugins:
+        return ""
+    whose = f"the strategy {name!r} of {registered[name][1]}"
+    return f"strategy.name: this stack is not that of {whose}, and its results stand under that name; choose another"
+
+
+def _wrong_name(found: Found, name: Any) -> list[OptionError]:
+    """A registered strategy's name belongs to its file: results are kept under it."""
+    registered = available("strategies")
+    if not isinstance(name, str):
+        return []
+    own = registered_as("strategies", found.path)
+    if own is not None and name != own:
+        return [OptionError(f"expected {own!r}, the name that its file registers, got {name!r}", ("name",))]
+    taken = next((known for known in registered if known.casefold() == name.casefold()), None)
+    if own is None and taken is not None and not _same_text(registered[taken][0], found.path):
+        whose = f"the strategy {taken!r} of {registered[taken][1]} has this name, and results are kept under it"
+        return [OptionError(f"{whose}; choose another", ("name",))]
+    return []
+
+
+def _same_text(one: pathlib.Path, other: pathlib.Path) -> bool:
+    """A copy that was not changed is the same strategy."""
+    try:
+        return one.read_bytes() == other.read_bytes()
+    except (OSError, ValueError):
+        return False
 
 
 def check_strategy(found: Found) -> StrategyFile:
     """The strategy in a file, with its stack and its defaults checked too. Raises Mistakes."""
     tree = read_yaml(found.path, found.shown)
     strategy, wrong = _structured(tree)
+    wrong += _wrong_name(found, tree.value.get("name"))
     plugins = tree.value.get("plugins")
     if isinstance(plugins, list):
         wrong += check_plugins(plugins, ("plugins",))[1]

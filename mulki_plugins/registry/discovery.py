@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,6 +22,9 @@ from mulki_plugins.registry.parts import Catalog, Package
 from mulki_plugins.registry.register import Register
 from mulki_plugins.registry.selection import VARIABLE, canonical, selection, switch_off
 from mulki_plugins.registry.usable import leave_out_unusable
+
+SLOW = 1.0
+"""Seconds of loading after which a package is reported."""
 
 
 @functools.cache
@@ -76,11 +80,16 @@ def _join(into: Catalog, package: Package, each: Installed, manager: pluggy.Plug
             register(register=Register(attempt, package.provenance))
         return hooks
 
+    began = time.monotonic()
     outcome = guarded(ask)
+    seconds = time.monotonic() - began
     if outcome.printed:
         package.notes.append(f"it printed while it was loaded: {outcome.printed}")
     if light and "torch" in sys.modules:
         package.notes.append("its hooks import torch, which makes every command slow; name targets by text")
+    if seconds > SLOW:
+        package.slow = f"takes {seconds:.1f} s to load, at every command"
+        package.notes.append(f"it {package.slow}")
     if outcome.cause:
         package.state, package.cause = "left out", outcome.cause
         for key in attempt.parts.keys() - into.parts.keys():

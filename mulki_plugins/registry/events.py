@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,14 +29,17 @@ class Run:
     """What `result.json` holds; None when the run begins."""
 
 
-def tell(event: Event, run: Run) -> Iterator[str]:
-    """Call that hook of every package; yields a line for each that raised or printed."""
+def tell(event: Event, run: Run, say: Callable[[str, BaseException | None], None]) -> None:
+    """Call that hook of every package; `say` is given a line for each that raised or printed, and the error."""
     for package in catalog().packages:
         hook = package.hooks.get(event)
         if hook is None:
             continue
         outcome = guarded(hook, run=copy.deepcopy(run))
         if outcome.cause:
-            yield f"the hook {event} of {package.provenance} failed, which changes nothing: {outcome.cause}"
+            say(
+                f"the hook {event} of {package.provenance} failed, which changes nothing: {outcome.cause}",
+                outcome.error,
+            )
         if outcome.printed:
-            yield f"the hook {event} of {package.provenance} printed: {outcome.printed}"
+            say(f"the hook {event} of {package.provenance} printed: {outcome.printed}", None)

@@ -5,72 +5,133 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import sys
-import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from attrs import frozen
 
 from mulki_plugins.errors import MulkiError, plain
 
+_OURS = Path(__file__).parents[1]
+
 
 @frozen(kw_only=True)
 class Outcome:
-    """What a call came to: its value, or why there is none; and the first line of what it printed."""
+    """The result of a call: its value, or the error and its cause on one line; and the first line of what it printed."""
 
     value: Any = None
     cause: str = ""
     printed: str = ""
+    error: BaseException | None = None
 
 
 def guarded(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Outcome:
-    """Call a stranger's function. Only KeyboardInterrupt gets out; the current folder is as it was."""
-    value, cause, text = None, "", io.StringIO()
-    here = _folder()
-    with contextlib.ExitStack() as stack:
-        descriptor = stack.enter_context(_descriptor_captured())
-        stack.enter_context(contextlib.redirect_stdout(text))
-        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+    """Call third-party code. Only the user's own Ctrl-C gets out; the current folder is as it was."""
+    value, failure, text = None, None, io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(io.StringIO()), _contained() as pressed:
         try:
             value = function(*args, **kwargs)
-        except KeyboardInterrupt:
+        except BaseException as error:  # SystemExit too: whatever it raises must not stop the program
+            if isinstance(error, KeyboardInterrupt) and pressed:
+                raise
+            failure = error
+    cause = cause_of(failure) if failure is not None else ""
+    return Outcome(value=value, cause=cause, printed=_first_line(text.getvalue()), error=failure)
+
+
+def called(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The value of third-party code; what it prints goes to stderr.
+
+    MulkiError `<what>: <cause>` for whatever it raises but a MulkiError and the user's own Ctrl-C.
+    """
+    with contextlib.redirect_stdout(sys.stderr), _contained() as pressed:
+        try:
+            return function(*args, **kwargs)
+        except MulkiError:
             raise
-        except BaseException as error:  # SystemExit too: whatever a stranger raises must not stop the program
-            cause = cause_of(error)
-    if here and _folder() != here:
-        os.chdir(here)
-    return Outcome(value=value, cause=cause, printed=_first_line(text.getvalue() or descriptor()))
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and pressed:
+                raise
+            raise MulkiError(f"{what}: {cause_of(error)}") from error
 
 
-def cause_of(error: BaseException) -> str:
-    """An error on one line: its type, what it says, and the line of the package that it came from."""
+@contextlib.contextmanager
+def _contained() -> Iterator[list[int]]:
+    """Puts the current folder and SIGINT's handler back; yields a list that is not empty once the user has pressed Ctrl-C.
+
+    Third-party code may raise KeyboardInterrupt itself, which must not end the program.
+    """
+    pressed: list[int] = []
+    here = _folder()
+    handler = signal.getsignal(signal.SIGINT)
+    replaced = callable(handler) and threading.current_thread() is threading.main_thread()
+
+    def note(number: int, frame: FrameType | None) -> Any:
+        pressed.append(number)
+        return handler(number, frame)  # type: ignore[operator, misc]
+
+    if replaced:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        if replaced and not (
+            pressed and signal.getsignal(signal.SIGINT) is not note
+        ):  # the handler may have put another
+            signal.signal(signal.SIGINT, handler)
+        if here and _folder() != here:
+            with contextlib.suppress(OSError):
+                os.chdir(here)
+
+
+def cause_of(error: BaseException, package: str = "") -> str:
+    """An error on one line: its type, its text, and the line of code that raised it, in that top-level package if named."""
     if isinstance(error, MulkiError):
         return plain(error.lines()[0]) if error.lines() else "MulkiError"
+    place = f" ({where})" if (where := place_of(error, package)) else ""
     if isinstance(error, SystemExit):
-        return f"it ends the program: sys.exit({error.code!r}){_place(error)}"
+        return plain(f"it ends the program: sys.exit({_text(error.code, repr)}){place}")
+    said = plain(" ".join(_text(error, str).split())[:500])
+    return plain(f"{type(error).__name__}{': ' if said else ''}{said}{place}")
+
+
+def _text(value: object, render: Callable[[Any], str]) -> str:
     try:
-        said = _first_line(str(error))
-    except Exception:  # an error whose own text fails
-        said = ""
-    return plain(f"{type(error).__name__}{': ' if said else ''}{said}{_place(error)}")
+        return render(value)
+    except BaseException:  # an error whose own text fails
+        return ""
 
 
-def _place(error: BaseException) -> str:
-    """The file and line of a stranger's code where it was raised, or nothing."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<") and "importlib" not in frame.filename and frame.filename != __file__
-    ]
-    if not frames or isinstance(error, SyntaxError):  # which names its place itself
+def place_of(error: BaseException, package: str = "") -> str:
+    """`folder/file.py:line` where third-party code raised the error, or nothing.
+
+    package: prefer the innermost line of this top-level package, such as before it called a library.
+    """
+    if isinstance(error, SyntaxError):  # it names its place itself
         return ""
-    path = Path(frames[-1].filename)
-    if path.is_relative_to(Path(__file__).parents[1]):
+    frames = list(traceback.walk_tb(error.__traceback__))
+    inside = [each for each in frames if _root(each[0]) == package]
+    others = [each for each in frames if each[0].f_code.co_filename != __file__ and _is_file(each[0])]
+    if not (chosen := inside or others):
         return ""
-    return f" ({path.parent.name}/{path.name}:{frames[-1].lineno})"
+    frame, line = chosen[-1]
+    path = Path(frame.f_code.co_filename)
+    return "" if path.is_relative_to(_OURS) else f"{path.parent.name}/{path.name}:{line}"
+
+
+def _root(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+def _is_file(frame: FrameType) -> bool:
+    name = frame.f_code.co_filename
+    return not name.startswith("<") and "importlib" not in name
 
 
 def _first_line(text: str) -> str:
@@ -83,39 +144,3 @@ def _folder() -> str:
         return os.getcwd()
     except OSError:  # it has been removed
         return ""
-
-
-@contextlib.contextmanager
-def _descriptor_captured() -> Iterator[Callable[[], str]]:
-    """Keeps what is written to file descriptor 1 past `sys.stdout`, such as by a child process; yields a reader of it."""
-    text = ""
-    try:
-        saved = os.dup(1)
-    except OSError:  # stdout is closed
-        yield lambda: ""
-        return
-    with _sink() as sink:
-        _flush()
-        os.dup2(sink.fileno(), 1)
-        try:
-            yield lambda: text
-        finally:
-            _flush()
-            os.dup2(saved, 1)
-            os.close(saved)
-            with contextlib.suppress(OSError):
-                sink.seek(0)
-                text = sink.read(4096).decode(errors="replace")
-
-
-def _sink() -> Any:
-    try:
-        return tempfile.TemporaryFile()
-    except OSError:  # no room for one
-        return open(os.devnull, "r+b")
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.__stdout__):
-        with contextlib.suppress(Exception):
-            stream.flush()  # type: ignore[union-attr]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import importlib
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +13,14 @@ from attrs import define, field, frozen
 from mulki_plugins.errors import MulkiError, did_you_mean
 from mulki_plugins.libraries import import_libraries
 from mulki_plugins.options import OptionError
-from mulki_plugins.registry.guard import cause_of
+from mulki_plugins.registry.guard import called
 
 Kind = Literal["plugin", "stream", "model", "metric", "logger", "command"]
 Files = Literal["recipes", "strategies"]
 Target = str | Callable[..., Any]
+
+OURS = "mulki"
+"""The distribution of the built-in parts."""
 
 
 @frozen(kw_only=True)
@@ -78,21 +80,40 @@ class Part:
         return self._loaded(self.target)
 
     def problems(self, options: Mapping[str, Any]) -> list[OptionError]:
-        """What its own check says of these options, whose types are right. MulkiError where it cannot be imported."""
-        return [] if self.check is None else list(self._loaded(self.check)(options))
+        """What its own check says of these options, whose types are right. MulkiError where it cannot be imported or fails."""
+        if self.check is None:
+            return []
+        check = self._loaded(self.check)
+        if self.is_ours:
+            return list(check(options))
+        what = f"the check of the {self.kind} {self.name!r} of {self.provenance}"
+        found = called(f"{what} failed", check, copy.deepcopy(dict(options)))
+        if not isinstance(found, (list, tuple)) or not all(isinstance(each, OptionError) for each in found):
+            raise MulkiError(f"{what} cannot be used: expected a list of OptionError, got {type(found).__name__}")
+        return list(found)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it comes with MulKI."""
+        return self.provenance.distribution == OURS
+
+    @property
+    def package(self) -> str:
+        """The top-level package of its code."""
+        module = self.target if isinstance(self.target, str) else str(getattr(self.target, "__module__", ""))
+        return module.partition(":")[0].partition(".")[0]
+
+    def __str__(self) -> str:
+        """`plugin 'x' of good 1.2`, for messages."""
+        return f"{self.kind} {self.name!r}" + ("" if self.is_ours else f" of {self.provenance}")
 
     def _loaded(self, target: Target) -> Callable[..., Any]:
         if not isinstance(target, str):
             return target
         module, _, attribute = target.partition(":")
-        try:
-            with contextlib.redirect_stdout(sys.stderr):
-                found: Any = getattr(importlib.import_module(module), attribute)
-        except (Exception, SystemExit) as error:
-            raise MulkiError(
-                f"the {self.kind} {self.name!r} of {self.provenance} cannot be loaded from {target}: {cause_of(error)}"
-            ) from error
-        return found  # type: ignore[no-any-return]
+        what = f"the {self.kind} {self.name!r} of {self.provenance} cannot be loaded from {target}"
+        found: Callable[..., Any] = called(what, lambda: getattr(importlib.import_module(module), attribute))
+        return found
 
 
 @define(kw_only=True)
@@ -107,6 +128,8 @@ class Package:
     """Why it is left out or switched off, on one line."""
     notes: list[str] = field(factory=list)
     """What its author should know, though nothing is broken by it."""
+    slow: str = ""
+    """How long it took to load, if that was long."""
     hooks: dict[str, Callable[..., Any]] = field(factory=dict)
     """Its hooks that are called when a run starts or ends."""
 

@@ -110,7 +110,7 @@ class Register:
         )  # fmt: skip
 
     def metric(self, name: str, target: Target, *, summary: str, source: str = "", sequential: bool = True) -> None:
-        """A function from the accuracy matrix [T, T] in percent to a number.
+        """A function from a copy of the accuracy matrix [T, T] in percent to a finite number; one that fails costs its value.
 
         sequential: it compares moments of the stream, so that it means nothing where all tasks are trained at once.
         """
@@ -122,7 +122,7 @@ class Register:
         )  # fmt: skip
 
     def logger(self, name: str, target: Target, *, summary: str, source: str = "") -> None:
-        """A function from a run's folder to an Avalanche `BaseLogger`."""
+        """A function from a run's folder to an Avalanche `BaseLogger`; one that fails is dropped, and the run goes on."""
         self._add(
             Part(kind="logger", name=name, target=target, summary=summary, source=source, provenance=self.provenance)
         )

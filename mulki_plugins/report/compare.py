@@ -81,7 +81,9 @@ def _once(runs: list[Result]) -> list[Result]:
 def _group(runs: list[Result]) -> Group:
     metrics = {}
     for name in dict.fromkeys(name for run in runs for name in run.metrics):
-        values = [run.metrics[name] for run in runs if name in run.metrics]
+        values = [value for run in runs if (value := run.metrics.get(name)) is not None]
+        if not values:  # the metric failed in all of them
+            continue
         metrics[name] = (statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
     first = runs[0]
     return Group(

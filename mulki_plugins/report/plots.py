@@ -101,7 +101,9 @@ def _matrix_figure(result: Result) -> Figure:
     axes.set_xlim(-0.5, len(result.tasks) - 0.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("test set")
-    numbers = plain(", ".join(f"{name.capitalize()} {value:.1f}" for name, value in result.metrics.items()))
+    numbers = plain(
+        ", ".join(f"{name.capitalize()} {value:.1f}" for name, value in result.metrics.items() if value is not None)
+    )
     axes.set_title(drawable(title, families) + "\n" + drawable(numbers, families), fontsize=10, parse_math=False)
     for text in (axes.title, *axes.get_xticklabels(), *axes.get_yticklabels()):
         text.set_fontfamily(families)

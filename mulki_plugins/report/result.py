@@ -30,7 +30,8 @@ class Result:
     """Accuracy in percent on each task before any training."""
     matrix: list[list[float]] = field(factory=list)
     """a[i][j]: accuracy in percent on task j after task i; as many rows as tasks were finished."""
-    metrics: dict[str, float] = field(factory=dict)
+    metrics: dict[str, float | None] = field(factory=dict)
+    """None: the metric failed."""
     protocol: dict[str, Any] = field(factory=dict)
     """What the numbers were measured on and by: stream, split, shots, model, weights, classes."""
     budget: dict[str, Any] = field(factory=dict)
@@ -40,6 +41,8 @@ class Result:
     settings: str = ""
     """A fingerprint of the resolved recipe but its seed: runs that share it are repetitions of one experiment."""
     plugins: list[dict[str, Any]] = field(factory=list)
+    parts: list[dict[str, str]] = field(factory=list)
+    """Everything registered that took part, from the stream to the loggers: kind, name, distribution, version."""
     incomparable: list[str] = field(factory=list)
     """What keeps the numbers from standing beside published ones: data that are not the published."""
     left_out: dict[str, list[int | str]] = field(factory=dict)
@@ -81,7 +84,7 @@ def read_result(path: Path) -> Result:
 
 def _check(result: Result) -> None:
     """That the numbers have the shapes that everything else relies on."""
-    lists = (result.tasks, result.matrix, result.zero_shot, result.plugins, result.incomparable)
+    lists = (result.tasks, result.matrix, result.zero_shot, result.plugins, result.parts, result.incomparable)
     mappings = (result.metrics, result.left_out, result.identity, result.versions, result.device)
     if not all(isinstance(value, list) for value in lists) or not all(isinstance(value, dict) for value in mappings):
         raise ValueError("expected lists of tasks, accuracies and plugins, and a mapping of metrics")
@@ -108,7 +111,7 @@ def _check(result: Result) -> None:
     for row in rows:
         if len(row) != width or not all(type(v) in (int, float) and 0 <= v <= 100 for v in row):
             raise ValueError(f"expected rows of {width} accuracies from 0 to 100")
-    if not all(type(v) in (int, float) and math.isfinite(v) for v in result.metrics.values()):
+    if not all(v is None or (type(v) in (int, float) and math.isfinite(v)) for v in result.metrics.values()):
         raise ValueError("expected finite numbers as metrics")
     if result.status == "complete" and len(result.matrix) != width:
         raise ValueError(f"the run is called complete, but {len(result.matrix)} of {width} rows are there")

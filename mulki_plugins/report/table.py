@@ -19,7 +19,8 @@ def matrix_table(result: Result) -> str:
     rule = "-" * width(lines[0])
     lines += [rule, *(_row(plain(name), row, label, columns) for name, row in rows), rule]
     if result.metrics:
-        lines.append("   ".join(f"{plain(name).capitalize()} {value:.2f}" for name, value in result.metrics.items()))
+        shown = {name: "-" if value is None else f"{value:.2f}" for name, value in result.metrics.items()}
+        lines.append("   ".join(f"{plain(name).capitalize()} {value}" for name, value in shown.items()))
     if result.status != "complete":
         done = f"{len(result.matrix)} of {len(names)} tasks finished"
         lines.append(f"{plain(result.status)}: {done}" + (f"; {plain(result.error)}" if result.error else ""))

@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch.utils.data import get_worker_info
 
 from mulki_plugins.errors import MulkiError, UnreadableImage, plain
+from mulki_plugins.registry.guard import place_of
 from mulki_plugins.streams.task import LabelledImages
 
 LEFT_OUT = -1
@@ -55,7 +57,9 @@ class ReadableImages:
                 if hasattr(image, "load"):
                     image.load()  # Pillow decodes when it must
                 break
-            except Exception as error:  # decoders raise whatever they please at damaged files
+            except BaseException as error:  # decoders raise whatever they please; SystemExit would end a worker
+                if isinstance(error, KeyboardInterrupt) and get_worker_info() is None:
+                    raise
                 if self.unreadable == "stop":
                     raise self._error(index, error) from error
                 self._left_out[(index + step) % len(self)] = True
@@ -69,9 +73,11 @@ class ReadableImages:
             raise MulkiError(f"{self.name}: {kind} image {place} {what}", "the stream must keep both in one order")
         return image, label if self.training or step == 0 else LEFT_OUT
 
-    def _error(self, index: int, error: Exception, before: str = "") -> UnreadableImage:
+    def _error(self, index: int, error: BaseException, before: str = "") -> UnreadableImage:
         if isinstance(error, MulkiError):
             return UnreadableImage(before + error.message)
-        reason = f"{type(error).__name__}: {error}".replace("\n", " ")
+        package = type(self.images).__module__.partition(".")[0]
+        where = "" if package == "mulki_plugins" else place_of(error, package)
+        reason = f"{type(error).__name__}: {error}".replace("\n", " ") + (f" ({where})" if where else "")
         kind = "training" if self.training else "test"
         return UnreadableImage(f"{before}{self.name}: {kind} image {index} cannot be read: {reason}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from mulki_plugins.recipe.schema import Choice, Recipe
 from mulki_plugins.recipe.settings import needs_reference
 from mulki_plugins.registry.callbacks import methods_of, wrong_callbacks
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.registry.guard import cause_of
+from mulki_plugins.registry.guard import called
 from mulki_plugins.streams.benchmark import as_benchmark
 from mulki_plugins.streams.check import check_stream
 from mulki_plugins.streams.reference import Reference, as_reference
@@ -46,7 +47,7 @@ def build(recipe: Recipe) -> Built:
     loaded = load_clip(recipe.model.name, **options)
     model = ClipClassifier(loaded.clip, loaded.tokenizer, stream.tasks, train=train)
     reference = _reference(recipe, loaded.transform(train=False))
-    plugins = [_made("plugin", e.name, e.options | _given(e.name, reference)) for e in recipe.strategy.plugins]
+    plugins = [_made("plugin", e.name, e.options, **_given(e.name, reference)) for e in recipe.strategy.plugins]
     transforms = loaded.transform(train=True), loaded.transform(train=False)
     benchmark = as_benchmark(stream, *transforms, unreadable=recipe.train.unreadable)
     return Built(stream=stream, benchmark=benchmark, model=model.to(device), plugins=plugins, device=device)
@@ -87,21 +88,19 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _made(kind: Any, name: str, options: dict[str, Any]) -> Any:
-    """Call a registered part with its options. MulkiError where it raises, or returns something of another sort."""
+def _made(kind: Any, name: str, options: dict[str, Any], **given: Any) -> Any:
+    """Call a registered part with a copy of its options. MulkiError where it raises, or returns something of another sort."""
     part = catalog().find(kind, name)
     factory = part.load()
-    ours = part.provenance.distribution == "mulki"
-    try:
-        found = factory(**options)
-    except MulkiError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise MulkiError(f"the {kind} {name!r} of {part.provenance} cannot be made: {in_one_line(error)}") from error
-    except (Exception, SystemExit) as error:
-        if ours:  # an error of MulKI's own, which its traceback tells best
-            raise
-        raise MulkiError(f"the {kind} {name!r} of {part.provenance} cannot be made: {cause_of(error)}") from error
+    options = copy.deepcopy(options) | given
+    what = f"the {kind} {name!r} of {part.provenance} cannot be made"
+    if part.is_ours:  # an error of MulKI's own is told best by its traceback
+        try:
+            found = factory(**options)
+        except (TypeError, ValueError) as error:
+            raise MulkiError(f"{what}: {in_one_line(error)}") from error
+    else:
+        found = called(what, factory, **options)
     if not isinstance(found, _SORTS[kind]):
         what = f"returned a {type(found).__name__}, expected a {_SORTS[kind].__name__}"
         raise MulkiError(f"the {kind} {name!r} of {part.provenance} cannot be used: {what}")

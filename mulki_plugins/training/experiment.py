@@ -27,12 +27,15 @@ from mulki_plugins.report.run_log import RunLog
 from mulki_plugins.report.table import matrix_table
 from mulki_plugins.training.accuracy import AccuracyRecorder
 from mulki_plugins.training.bases import TEMPLATES
+from mulki_plugins.training.blame import blamed
 from mulki_plugins.training.build import Built, build
 from mulki_plugins.training.checkpoints import Checkpoint, checkpoints
 from mulki_plugins.training.faults import LastTerms, explained, quiet_writers, undisturbed
 from mulki_plugins.training.hooks import tell_packages
-from mulki_plugins.training.provenance import differences, identity, new_result, other_threads, peak_memory
+from mulki_plugins.training.loggers import GuardedLogger
+from mulki_plugins.training.provenance import differences, identity, new_result, other_threads, peak_memory, unmet_of
 from mulki_plugins.training.saving import Saving, choose_checkpoint, refuse_another
+from mulki_plugins.training.scores import scores
 from mulki_plugins.training.seeding import seed_everything
 from mulki_plugins.training.snapshot import Named
 from mulki_plugins.training.stopping import Stopped, StopRequest
@@ -84,7 +87,14 @@ def resume_experiment(resolved: Resolved, seed: int, folder: Path, *, force: boo
 
 def _built(recipe: Recipe, seed: int) -> Built:
     seed_everything(seed)
-    return build(recipe)
+    try:
+        return build(recipe)
+    except MulkiError:
+        raise
+    except BaseException as error:
+        if (said := blamed(error, recipe)) is None:
+            raise
+        raise MulkiError(said) from error
 
 
 def _complete(folder: Path) -> Result | None:
@@ -135,7 +145,7 @@ class _Run:
         self.recorder = AccuracyRecorder()
         self.terms = LastTerms()
         self.stop = StopRequest()
-        self.loggers: list[Any] = []
+        self.loggers: list[GuardedLogger] = []
         self.plugins = [Named(e.name, p) for e, p in zip(recipe.strategy.plugins, built.plugins, strict=True)]
         self.result = new_result(recipe, built, seed, folder)
 
@@ -143,6 +153,8 @@ class _Run:
         """All tasks, or those that are left; whatever happens is written into result.json."""
         for notice in (*(f"warning: {text}" for text in self.result.incomparable), *self.built.stream.notices):
             self.progress.say(plain(notice))
+        for line in unmet_of(self.recipe):
+            self.warn(line)
         self.progress.say(f"{self.recipe.name} / {self.recipe.strategy.name} / seed {self.seed} -> {self.folder}")
         known = identity(self.recipe, self.built, self.seed)
         changed = refuse_another(checkpoint, known, force) if checkpoint else []
@@ -156,7 +168,7 @@ class _Run:
         try:
             with self.stop.listening(), quiet_writers():
                 write_text(self.folder / "recipe.yaml", plain_yaml(as_data(self.recipe)))
-                tell_packages("mulki_run_started", self.recipe, self.result, self.folder, self.progress.say)
+                tell_packages("mulki_run_started", self.recipe, self.result, self.folder, self.warn)
                 self.set_up(known)
                 if checkpoint is not None:
                     self.go_on_from(checkpoint)
@@ -166,7 +178,8 @@ class _Run:
                 return result
         except BaseException as error:
             with undisturbed():
-                said = self.logged(error, explained(error, self.plugins, self.terms, self.place(), self.folder))
+                about = explained(error, self.plugins, self.terms, self.place(), self.folder, self.recipe)
+                said = self.logged(error, about)
                 self.write_down(said or error)
             if said is None or said is error:
                 raise
@@ -174,11 +187,13 @@ class _Run:
         finally:
             with contextlib.suppress(OSError):  # of the error that is on its way
                 self.close()
-            tell_packages("mulki_run_finished", self.recipe, self.result, self.folder, self.progress.say)
+            tell_packages("mulki_run_finished", self.recipe, self.result, self.folder, self.warn)
 
     def set_up(self, known: dict[str, Any]) -> None:
         recipe, built = self.recipe, self.built
-        self.loggers += [catalog().find("logger", name).load()(self.folder) for name in recipe.loggers]
+        self.loggers += [
+            GuardedLogger(catalog().find("logger", name), self.folder, self.warn) for name in recipe.loggers
+        ]
         loggers = [*self.loggers, self.terms, self.progress]
         self.strategy = TEMPLATES[recipe.strategy.base](
             model=built.model,
@@ -285,10 +300,7 @@ class _Run:
         self.result.status, self.result.error = "complete", ""
         self.result.device["peak_memory_mib"] = peak_memory(self.built.device)
         if len(self.result.tasks) > 1:
-            for name in self.recipe.evaluate.metrics:
-                metric = catalog().find("metric", name)
-                if not (metric.sequential and self.recipe.strategy.base == "joint"):
-                    self.result.metrics[name] = float(metric.load()(self.result.matrix))
+            self.result.metrics = scores(self.recipe, self.result, self.warn)
         for file, text in {"matrix.csv": _csv(self.result), "matrix.txt": matrix_table(self.result) + "\n"}.items():
             with self.survived(f"{file} cannot be written"):
                 write_text(self.folder / file, text)
@@ -298,9 +310,11 @@ class _Run:
             write_bytes(self.folder / "matrix.png", png(figure))
         for logger in self.loggers:
             for name, value in self.result.metrics.items():
-                logger.log_single_metric(f"metrics/{name}", value, len(self.result.tasks))
+                if value is not None:
+                    logger.log_single_metric(f"metrics/{name}", value, len(self.result.tasks))
             if figure is not None:
-                logger.log_single_metric("matrix", figure, len(self.result.tasks))
+                own = figure if logger.part.is_ours else matrix_figure(self.result)  # another package may draw on it
+                logger.log_single_metric("matrix", own, len(self.result.tasks))
         self.result.write(self.folder)  # last, so that a run that is called complete has everything
 
     def warn(self, text: str, error: BaseException | None = None) -> None:
@@ -348,8 +362,7 @@ class _Run:
     def close(self) -> None:
         self.progress.stop()
         for logger in self.loggers:
-            if hasattr(logger, "close"):
-                logger.close()
+            logger.close()
 
 
 def _mean(row: Sequence[float]) -> float:

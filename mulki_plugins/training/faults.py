@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,8 +13,11 @@ from typing import Any
 
 from avalanche.logging import BaseLogger
 
-from mulki_plugins.errors import MulkiError, UnreadableImage, in_one_line
+from mulki_plugins.errors import MulkiError, UnreadableImage
 from mulki_plugins.known import known_failure, machine_failure
+from mulki_plugins.recipe.schema import Recipe
+from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.training.blame import blamed
 from mulki_plugins.training.snapshot import Named
 from mulki_plugins.training.template import Diverged
 
@@ -36,14 +38,16 @@ class LastTerms(BaseLogger):
 
 
 def explained(
-    error: BaseException, plugins: Sequence[Named], terms: LastTerms, place: str, folder: Path
+    error: BaseException, plugins: Sequence[Named], terms: LastTerms, place: str, folder: Path, recipe: Recipe
 ) -> MulkiError | None:
     """The error in a user's words, or None where it is none that one can know.
 
     place: where the run was, such as "task digits, step 17". folder: the run's.
     """
     if isinstance(error, UnreadableImage):
-        return MulkiError(f"{place}: {error.message}", error.hint)
+        stream = catalog().parts.get(("stream", recipe.stream.name))
+        of = f" (the {stream})" if stream is not None and not stream.is_ours else ""
+        return MulkiError(f"{place}: {error.message}{of}", error.hint)
     if isinstance(error, MulkiError):
         return error
     if isinstance(error, Diverged):
@@ -64,8 +68,8 @@ def explained(
         return MulkiError(f"{place}: {file}{error.strerror}", f"what was written before is still there; {hint}")
     if (known := machine_failure(error)) is not None:
         return MulkiError(f"{place}: {known[0]}", known[1])
-    if (named := _blamed(error, plugins)) is not None:
-        return MulkiError(f"{place}: the plugin {named} failed: {in_one_line(error)}")
+    if (fault := blamed(error, recipe, plugins)) is not None:
+        return MulkiError(f"{place}: {fault}")
     if (known := known_failure(error)) is not None:
         return MulkiError(f"{place}: {known[0]}", known[1])
     return None
@@ -116,15 +120,3 @@ def undisturbed() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGCHLD, before)
-
-
-def _blamed(error: BaseException, plugins: Sequence[Named]) -> str | None:
-    """'name' in its callback, for the innermost call of a plugin's on the way to the error; None where there was none."""
-    found, trace = None, error.__traceback__
-    while trace is not None:
-        method, owner = trace.tb_frame.f_code.co_name, trace.tb_frame.f_locals.get("self")
-        for entry in plugins:
-            if owner is entry.plugin and re.match("before_|after_|load_state_dict|state_dict", method):
-                found = f"{entry.name!r} in its {method}"
-        trace = trace.tb_next
-    return found

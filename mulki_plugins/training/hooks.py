@@ -12,11 +12,12 @@ from mulki_plugins.registry.events import Event, Run, tell
 from mulki_plugins.report.result import Result
 
 
-def tell_packages(event: Event, recipe: Recipe, result: Result, folder: Path, say: Callable[[str], None]) -> None:
-    """Call the hook of that name of every package; what goes wrong in one is said and changes nothing."""
+def tell_packages(
+    event: Event, recipe: Recipe, result: Result, folder: Path, warn: Callable[[str, BaseException | None], None]
+) -> None:
+    """Call the hook of that name of every package; a failure in one is reported and changes nothing."""
     found = None
     if event == "mulki_run_finished":
         found = asdict(result)
         del found["folder"]
-    for line in tell(event, Run(folder=folder.absolute(), recipe=as_data(recipe), seed=result.seed, result=found)):
-        say(f"warning: {line}")
+    tell(event, Run(folder=folder.absolute(), recipe=as_data(recipe), seed=result.seed, result=found), warn)

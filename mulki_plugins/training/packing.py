@@ -27,6 +27,9 @@ def _packed(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, (int, float)):
         return {"$float": repr(float(value))} if isinstance(value, float) and not math.isfinite(value) else value
     if isinstance(value, Tensor):
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta or value.dtype is torch.complex128:
+            sort = f"{value.dtype}, {value.layout}, on {value.device}"
+            raise TypeError(f"{path or 'the state'}: a tensor of this kind cannot be kept in a checkpoint: {sort}")
         tensors[path] = value.detach()
         plain: dict[str, Any] = {"$tensor": path}
         if value.device.type != "cpu":

@@ -18,11 +18,15 @@ import torch
 
 from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.recipe.settings import fingerprint, flat, moving
+from mulki_plugins.recipe.strategies import borrowed_name, strategy_provenance
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.registry.parts import Part
+from mulki_plugins.registry.open_clip_names import open_clip_models
+from mulki_plugins.registry.parts import OURS, Part, Provenance
+from mulki_plugins.registry.requirements import unmet
 from mulki_plugins.report.result import Result
 from mulki_plugins.streams.task import TaskStream
 from mulki_plugins.training import data_identity
+from mulki_plugins.training.blame import parts_of
 from mulki_plugins.training.build import Built
 from mulki_plugins.training.checkpoints import digest
 
@@ -32,11 +36,17 @@ _CODE = ("losses.py", "baselines", "models", "stages", "streams", "training")
 
 def new_result(recipe: Recipe, built: Built, seed: int, folder: Path) -> Result:
     """A result that has found nothing yet."""
+    parts = [{"kind": p.kind, "name": p.name, **_brought(p.provenance)} for p in parts_of(recipe)]
+    if recipe.model.name in open_clip_models():
+        brought = {"distribution": "open_clip_torch", "version": _versions()["open_clip_torch"]}
+        parts.append({"kind": "model", "name": recipe.model.name, **brought})
+    if (strategy := _strategy(recipe)) is not None:
+        parts.append({"kind": "strategy", "name": recipe.strategy.name, **_brought(strategy)})
+    parts += [{"kind": "hook", "name": hook, **_brought(p.provenance)} for p in catalog().packages for hook in p.hooks]
     plugins = []
     for entry in recipe.strategy.plugins:
         part = catalog().find("plugin", entry.name)
-        brought = {"distribution": part.provenance.distribution, "version": part.provenance.version}
-        plugins.append({"name": entry.name, **brought, "options": entry.options})
+        plugins.append({"name": entry.name, **_brought(part.provenance), "options": entry.options})
     return Result(
         recipe=recipe.name,
         strategy=recipe.strategy.name,
@@ -47,6 +57,7 @@ def new_result(recipe: Recipe, built: Built, seed: int, folder: Path) -> Result:
         budget=_budget(recipe),
         settings=fingerprint(recipe),
         plugins=plugins,
+        parts=parts,
         incomparable=list(built.stream.incomparable),
         versions={"python": platform.python_version(), **_versions()},
         device={
@@ -59,6 +70,24 @@ def new_result(recipe: Recipe, built: Built, seed: int, folder: Path) -> Result:
         started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         folder=str(folder),
     )
+
+
+def _brought(provenance: Provenance) -> dict[str, str]:
+    return {"distribution": provenance.distribution, "version": provenance.version}
+
+
+def _strategy(recipe: Recipe) -> Provenance | None:
+    """The package whose strategy the recipe uses."""
+    borrowed = borrowed_name(recipe.strategy.name, [entry.name for entry in recipe.strategy.plugins])
+    return None if borrowed else strategy_provenance(recipe.strategy.name)
+
+
+def unmet_of(recipe: Recipe) -> list[str]:
+    """A line for each unmet requirement of the packages whose parts a recipe uses."""
+    used = {part.provenance.distribution for part in parts_of(recipe) if not part.is_ours}
+    if (strategy := _strategy(recipe)) is not None and strategy.distribution != OURS:
+        used.add(strategy.distribution)
+    return [f"{what}; {hint}" for package in sorted(used) for what, hint in unmet(package)]
 
 
 def _protocol(recipe: Recipe) -> dict[str, Any]:

@@ -8,7 +8,7 @@ same weights, data and random numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,9 @@ from attrs import frozen
 from torch import Tensor
 
 from mulki_plugins.errors import MulkiError
+from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.training.checkpoints import Checkpoint
+from mulki_plugins.training.packing import packed
 from mulki_plugins.training.seeding import random_state, set_random_state
 from mulki_plugins.training.template import ContinualTemplate
 
@@ -33,8 +35,21 @@ class Named:
     plugin: Any
 
     def state(self) -> dict[str, Any]:
-        """What it keeps: the result of its `state_dict()`, nothing where it has none."""
-        return dict(self.plugin.state_dict()) if hasattr(self.plugin, "state_dict") else {}
+        """What it keeps: the result of its `state_dict()`, nothing where it has none. MulkiError if it cannot be written."""
+        if not hasattr(self.plugin, "state_dict"):
+            return {}
+        found = self.plugin.state_dict()
+        part = catalog().parts.get(("plugin", self.name))
+        what = f"the {part or f'plugin {self.name!r}'} in its state_dict"
+        if not isinstance(found, Mapping):
+            raise MulkiError(f"{what}: expected a dict, got a {type(found).__name__}")
+        try:
+            packed(found)
+        except (TypeError, ValueError, RecursionError) as error:
+            reason = "it contains itself" if isinstance(error, RecursionError) else str(error).removeprefix("/")
+            keep = "keep numbers, texts, tensors, and lists and dicts of them"
+            raise MulkiError(f"{what}: {reason}", keep) from error
+        return dict(found)
 
     def restore(self, state: dict[str, Any]) -> None:
         if state and not hasattr(self.plugin, "load_state_dict"):
