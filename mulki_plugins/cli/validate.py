@@ -36,7 +36,11 @@ def validate(recipe: str, as_json: bool, **options: Any) -> None:
 
 
 def _recipe(name: str, options: dict[str, Any]) -> str:
+    from mulki_plugins.cli.sentences import check_class_names
+
     recipe = resolved(name, changes_from(options)).recipe
+    for warning in check_class_names(recipe):
+        click.echo(plain(warning), err=True)
     stack = [entry.name for entry in recipe.strategy.plugins]
     method = f"{recipe.strategy.name} ({', '.join(stack)})" if stack else recipe.strategy.name
     return f"stream {recipe.stream.name}, model {recipe.model.name}, strategy {method}"

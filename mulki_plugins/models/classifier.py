@@ -61,6 +61,8 @@ class ClipClassifier(MultiTaskModule):
         self.tokenizer = tokenizer
         self.prompts = tuple(Prompts(tuple(task.class_names), tuple(task.templates)) for task in tasks)
         self.features: Features | None = None
+        self.weights_metadata: dict[str, str] = {}
+        """What stands beside the weights in a file of them: what they were trained with."""
         self._tokens: dict[tuple[int, bool], Tensor] = {}
         self._cache: dict[tuple[int, bool], tuple[tuple[int, ...], Tensor]] = {}
         self._unions: dict[tuple[int, ...], Union] = {}

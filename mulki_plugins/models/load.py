@@ -12,11 +12,20 @@ import open_clip
 from attrs import evolve, frozen
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
 
 from mulki_plugins.errors import MissingData, MulkiError, did_you_mean
 from mulki_plugins.models.check import RANDOM, no_weights, options_as_known, refuse_another, unknown_tag
 from mulki_plugins.models.state import load_state, read_state
-from mulki_plugins.models.trained_with import CLIP_MEAN, CLIP_STD, Interpolation, Numbers, ResizeMode, TrainedWith, words
+from mulki_plugins.models.trained_with import (
+    CLIP_MEAN,
+    CLIP_STD,
+    Interpolation,
+    Numbers,
+    ResizeMode,
+    TrainedWith,
+    words,
+)
 from mulki_plugins.models.weight_files import WeightFile, looks_like_a_path, weight_file
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.open_clip_names import open_clip_config, open_clip_models, open_clip_tags
@@ -61,11 +70,13 @@ class LoadedClip:
             interpolation=self.interpolation,
             resize_mode=self.resize_mode,
         )
+        if train and self.interpolation == "bilinear":  # which open_clip heeds in evaluation only
+            result.transforms[0].interpolation = InterpolationMode.BILINEAR  # type: ignore[attr-defined]
         return result
 
 
 def load_clip(name: str, **options: Any) -> LoadedClip:
-    """The model of that name, registered or of open_clip: `load_clip("ViT-B-16", pretrained="openai")`.
+    """The model of that name, registered or of open_clip: `load_clip("ViT-B-16-quickgelu", pretrained="openai")`.
 
     MulkiError where there is none, MissingData where its weights are not to be had.
     """
@@ -160,7 +171,9 @@ def _with_file(name: str, file: WeightFile, stated: TrainedWith) -> LoadedClip:
         notices.append(f"{what} (model.{', model.'.join(unknown)} say otherwise)")
     elif settings.quickgelu != bool(open_clip_config(name).get("quick_gelu", False)):
         have = words("quickgelu", settings.quickgelu)
-        notices.append(f"model {name}: the weights {file.path} were trained with {have}, and the model is built with it")
+        notices.append(
+            f"model {name}: the weights {file.path} were trained with {have}, and the model is built with it"
+        )
     clip = _built(name, settings)
     if file.kind == "numpy":
         _load_big_vision(clip, file, name)
@@ -241,14 +254,13 @@ def _loaded(name: str, clip: nn.Module, settings: TrainedWith, notices: list[str
         raise MissingData(f"model {name}: its tokenizer cannot be had: {reason}") from error
     visual: Any = clip.visual
     size = visual.preprocess_cfg["size"]
-    assert settings.mean is not None and settings.std is not None and settings.interpolation and settings.resize_mode
     return LoadedClip(
         clip=clip,
         tokenizer=tokenizer,
         image_size=size[0] if isinstance(size, (tuple, list)) else size,
-        mean=settings.mean,
-        std=settings.std,
-        interpolation=settings.interpolation,
-        resize_mode=settings.resize_mode,
+        mean=settings.mean or CLIP_MEAN,
+        std=settings.std or CLIP_STD,
+        interpolation=settings.interpolation or "bicubic",
+        resize_mode=settings.resize_mode or "shortest",
         notices=tuple(notices or ()),
     )

@@ -22,6 +22,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "weights")
 _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 """What OpenAI's archives hold beside their weights."""
 _ANOTHER = "model.name must be the architecture that the weights were trained with"
+_TRANSFORMERS = "the names are those of Hugging Face's transformers; take the same model's file for open_clip"
 
 
 def read_state(file: WeightFile) -> dict[str, Tensor]:
@@ -41,7 +42,9 @@ def read_state(file: WeightFile) -> dict[str, Tensor]:
         raise MissingData(f"{path}: {what}", hint) from error
     except (OSError, EOFError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, SafetensorError,
             zipfile.BadZipFile) as error:  # fmt: skip
-        raise MissingData(f"{path}: the file is damaged: its tensors cannot be read", "download or copy it again") from error
+        raise MissingData(
+            f"{path}: the file is damaged: its tensors cannot be read", "download or copy it again"
+        ) from error
 
 
 def _state_in(content: Any, path: Path) -> dict[str, Tensor]:
@@ -79,21 +82,23 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: object, nam
     if missing:
         problems.append(f"{len(missing)} of the model's {len(wanted)} weights are missing ({_some(missing)})")
     if unknown:
-        problems.append(f"{len(unknown)} are not the model's ({_some(unknown)})")
+        problems.append(f"{len(unknown)} of the file's are not the model's ({_some(unknown)})")
     shapes = [key for key in wanted if key in found and found[key].shape != wanted[key].shape]
     if shapes and not missing:
         first = f"{shapes[0]} is {_shape(found[shapes[0]])} in the file and {_shape(wanted[shapes[0]])} in the model"
         problems.append(f"{len(shapes)} have another shape ({first})")
     if problems:
-        raise MulkiError(f"{where}: the weights do not fit {name}: {'; '.join(problems)}", _ANOTHER)
+        hint = _TRANSFORMERS if any(key.startswith(("vision_model.", "text_model.")) for key in unknown) else _ANOTHER
+        raise MulkiError(f"{where}: the weights do not fit {name}: {'; '.join(problems)}", hint)
     model.load_state_dict(found, strict=True)
 
 
 def _unprefixed(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The names without what stands before all of them, where they fit then."""
-    prefixes = {""} | {
-        key.removesuffix(root) for root in ("logit_scale", next(iter(wanted), "")) for key in state if key.endswith("." + root)
-    }  # fmt: skip
+    """The names without what stands before all of them, where more of them fit then."""
+    prefixes = {""}
+    for key in (*list(state)[:3], *list(state)[-3:]):
+        parts = key.split(".")
+        prefixes |= {".".join(parts[:i]) + "." for i in range(1, len(parts)) if ".".join(parts[i:]) in wanted}
 
     def fitting(prefix: str) -> int:
         return sum(key.startswith(prefix) and key.removeprefix(prefix) in wanted for key in state)
@@ -168,7 +173,9 @@ class _ArchiveReader(pickle.Unpickler):
         size = count * torch.empty((), dtype=dtype).element_size()
         if kind != "storage" or info.compress_type != zipfile.ZIP_STORED or info.file_size != size:
             raise ValueError("a storage that is not what it says")
-        return torch.frombuffer(bytearray(self._archive.read(info)), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+        return (
+            torch.frombuffer(bytearray(self._archive.read(info)), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+        )
 
 
 def _of_archive(path: Path) -> dict[str, Tensor]:

@@ -72,7 +72,9 @@ def _in_folder(folder: Path) -> Path:
         if found := sorted((moment, path) for path in _subfolders(holder) if (moment := _moment(path))):
             return found[-1][1] / WEIGHTS
     if (folder / "result.json").is_file() or (folder / "checkpoints").is_dir():
-        raise MissingData(f"{folder}: this run's folder holds no weights", "train.checkpoint.keep says how many are kept")
+        raise MissingData(
+            f"{folder}: this run's folder holds no weights", "train.checkpoint.keep says how many are kept"
+        )
     if runs := [path for path in _subfolders(folder) if (path / "result.json").is_file()]:
         raise MissingData(f"{folder}: several runs lie in it", f"name one, such as {runs[0]}")
     suffixes = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -124,7 +126,9 @@ def _content(path: Path) -> tuple[Kind, TrainedWith]:
     if head.startswith(b"\x93NUMPY"):
         return "numpy", TrainedWith()
     if all(byte in b"\t\r\n\x1b" or 32 <= byte < 127 for byte in head):
-        raise MissingData(f"{path}: this is a text and not weights; it begins {head[:40].decode('ascii')!r}", _CLIP_HINT)
+        raise MissingData(
+            f"{path}: this is a text and not weights; it begins {head[:40].decode('ascii')!r}", _CLIP_HINT
+        )
     if head.startswith(b"\x80"):
         hint = "save the state dict alone: torch.save(model.state_dict(), ...)"
         raise MissingData(f"{path}: this is a pickle that could run code, and is not read", hint)

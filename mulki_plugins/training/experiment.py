@@ -105,7 +105,11 @@ class _Run:
 
     def carried_out(self, checkpoint: Checkpoint | None = None, force: bool = False) -> Result:
         """All tasks, or those that are left; whatever happens is written into result.json."""
-        for notice in (*(f"warning: {text}" for text in self.result.incomparable), *self.built.stream.notices):
+        for notice in (
+            *(f"warning: {text}" for text in self.result.incomparable),
+            *self.built.stream.notices,
+            *self.built.notices,
+        ):
             self.progress.say(plain(notice))
         self.progress.say(f"{self.recipe.name} / {self.recipe.strategy.name} / seed {self.seed} -> {self.folder}")
         known = identity(self.recipe, self.built, self.seed)
