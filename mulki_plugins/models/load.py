@@ -148,15 +148,7 @@ def _with_tag(name: str, tag: str, stated: TrainedWith) -> LoadedClip:
         have = words("quickgelu", known.quickgelu)
         notices.append(f"model {name}: the weights {tag!r} were trained with {have}, and the model is built with it")
     listed = open_clip_tags(name).get(tag, name)
-    try:
-        clip = _built(listed, known, pretrained=tag)
-    except MulkiError:
-        raise
-    except Exception as error:  # a hub out of reach, most of the time
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        hint = "without a network, give `model.pretrained` as the path of a file with these weights"
-        raise MissingData(f"model {name} cannot be had with the weights {tag!r}: {reason}", hint) from error
-    return _loaded(name, clip, known, notices)
+    return _loaded(name, _built(listed, known, pretrained=tag), known, notices)
 
 
 def _with_file(name: str, file: WeightFile, stated: TrainedWith) -> LoadedClip:
@@ -201,11 +193,21 @@ def _built(name: str, settings: TrainedWith, pretrained: str | None = None) -> n
     """The model with that activation, whatever its name says; with random weights where none are named."""
     prepare = {key: getattr(settings, key) for key in ("mean", "std", "interpolation", "resize_mode")}
     other = {} if settings.quickgelu else {"quick_gelu": False}
-    with _without_advice():
-        clip: nn.Module = open_clip.create_model(
-            name, pretrained=pretrained, weights_only=True, pretrained_text=False, force_preprocess_cfg=prepare,
-            force_quick_gelu=bool(settings.quickgelu), **other,
-        )  # fmt: skip
+    try:
+        with _without_advice():
+            clip: nn.Module = open_clip.create_model(
+                name, pretrained=pretrained, weights_only=True, pretrained_text=False, force_preprocess_cfg=prepare,
+                force_quick_gelu=bool(settings.quickgelu), **other,
+            )  # fmt: skip
+    except MemoryError:
+        raise
+    except Exception as error:  # a hub out of reach, most of the time, or a package that the text tower needs
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        what = f"model {name} cannot be built" + (f" with the weights {pretrained!r}" if pretrained else "")
+        hint = (
+            "without a network, give `model.pretrained` as the path of a file with these weights" if pretrained else ""
+        )
+        raise MissingData(f"{what}: {reason}", hint) from error
     quick = any(isinstance(module, QuickGELU) for module in clip.modules())
     plain = any(isinstance(module, nn.GELU) for module in clip.modules())
     if (quick and not settings.quickgelu) or (settings.quickgelu and plain and not quick):
@@ -232,9 +234,17 @@ def _without_advice() -> Iterator[None]:
 
 def _in_names_of(clip: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of an older or another layout in the names of this model, as open_clip converts them."""
-    state = open_clip.factory.convert_state_dict(clip, state)
-    if "positional_embedding" in state and not hasattr(clip, "positional_embedding"):
-        state = open_clip.factory.convert_to_custom_text_state_dict(state)
+    try:
+        state = open_clip.factory.convert_state_dict(clip, state)
+        if "positional_embedding" in state and not hasattr(clip, "positional_embedding"):
+            state = open_clip.factory.convert_to_custom_text_state_dict(state)
+    except (
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        ValueError,
+    ):  # the weights of another model, as load_state will say
+        pass
     return state
 
 

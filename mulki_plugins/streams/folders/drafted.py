@@ -183,7 +183,7 @@ _COMMENTS = {
 }
 
 _REST = """\
-# mulki-tiny is bundled with MulKI: 2.8 M weights, 48 x 48 pixels, pre-trained on drawings. It shows that everything works;
+# mulki-tiny is bundled with MulKI: 2.8 M weights, 48 x 48 pixels, 16 tokens, trained on drawings. It shows that everything works;
 # for results on photographs take a large CLIP (a download of 600 MB on first use, and a GPU) and its settings:
 #   model: {name: ViT-B-16-quickgelu, pretrained: openai}
 #   train: {iterations: 1000, batch_size: 64, optimizer: {name: adamw, lr: 1.0e-5}, schedule: {name: cosine, warmup: 100}, ...}
