@@ -32,7 +32,7 @@ def test_the_recipe_is_valid(tmp_path):
     (tmp_path / "mine.yaml").write_text(recipe)
     recipe = resolve(str(tmp_path / "mine.yaml")).recipe
     assert recipe.strategy.name == "my-stack"
-    assert recipe.model.name == "ViT-B-32"
+    assert recipe.model.name == "ViT-B-32-quickgelu"
 
 
 def test_the_stream_of_folders_is_valid(tmp_path, monkeypatch):

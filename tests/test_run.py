@@ -199,8 +199,8 @@ def test_a_run_that_fails_leaves_what_was_finished(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        (["model.pretrained=gone.safetensors"], "gone.safetensors holds no weights"),
-        (["model.name=ViT-B-16", "model.pretrained=opena"], "no such tag of open_clip: 'opena'"),
+        (["model.pretrained=gone.safetensors"], "gone.safetensors: no such file"),
+        (["model.name=ViT-B-16", "model.pretrained=opena"], "open_clip has no weights 'opena'"),
         (["stream.tasks=[scns]"], "no task 'scns'"),
         (["device=cuda:99"], "cuda:99 is not on this machine"),
     ],

@@ -64,7 +64,8 @@ def main(model: str, strategy: str, batch_size: int, steps: int, every: int, thr
     after_step = saving.Saving.after_step
     saving.Saving._within, saving.Saving.after_step = timed, stepped  # type: ignore[method-assign,assignment]
     settings = (
-        "stream.tasks=[digits]", f"model={{name: {model}}}", f"train.iterations={steps + 1}", f"train.batch_size={batch_size}",
+        "stream.tasks=[digits]", f"model={{name: {model}, pretrained: random}}",
+        f"train.iterations={steps + 1}", f"train.batch_size={batch_size}",
         "train.schedule.warmup=1", "train.checkpoint={every: 2, keep: 2}", "evaluate.batch_size=64",
     )  # fmt: skip
     out = Path(tempfile.mkdtemp())

@@ -25,6 +25,7 @@ from mulki_plugins.cli import main as mulki
 from mulki_plugins.options import describe
 from mulki_plugins.recipe.json_schema import recipe_schema, strategy_schema
 from mulki_plugins.registry import builtin, events, hookspecs
+from mulki_plugins.registry.open_clip_names import open_clip_part
 from mulki_plugins.registry.parts import Catalog, Part
 from mulki_plugins.registry.register import Register
 from mulki_plugins.registry.signature import REQUIRED, UNKNOWN, signature_of
@@ -106,6 +107,7 @@ def _parts() -> Iterator[str]:
     for kind in ("plugin", "stream", "model"):
         for part in catalog.of_kind(kind):  # type: ignore[arg-type]
             yield f"### {kind} `{part.name}`\n\n{_part(part)}"
+    yield f"### models of open_clip, such as `ViT-B-16-quickgelu`\n\n{_part(open_clip_part('ViT-B-16-quickgelu'))}"
     refused = [f"| `{name}` | {_cell(reason)} |" for (kind, name), reason in sorted(catalog.refused.items())]
     yield "### Plugins of Avalanche that cannot be used"
     yield "\n".join(["| name | why |", "| --- | --- |", *refused])

@@ -40,7 +40,20 @@ def new_recipe(folders: tuple[str, ...], from_folders: bool, out: str | None, na
         return
     path = Path(out or f"{drafted.name}.yaml")
     _write(path, drafted.text(str(path)))
+    for note in _too_long(path):
+        click.echo(plain(f"note: {note}"), err=True)
     click.echo(plain(f"{path}: written; check the class names in it, then: mulki run {shlex.quote(str(path))}"))
+
+
+def _too_long(path: Path) -> list[str]:
+    """What the recipe's model does not read of the class names."""
+    from mulki_plugins.cli.sentences import check_class_names
+    from mulki_plugins.recipe.resolve import resolve
+
+    try:
+        return check_class_names(resolve(str(path)).recipe)
+    except MulkiError as error:
+        return error.lines()
 
 
 def _write(path: Path, text: str) -> None:

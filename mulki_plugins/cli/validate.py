@@ -36,6 +36,8 @@ def validate(recipe: str, as_json: bool, **options: Any) -> None:
 
 
 def _recipe(name: str, options: dict[str, Any]) -> str:
+    from mulki_plugins.cli.sentences import check_class_names
+
     recipes = [result.recipe for result in all_resolved(name, variants_from(options))]
     for choice in (recipes[0].stream, recipes[0].reference):
         if choice is not None and choice.name == "folders":
@@ -43,6 +45,8 @@ def _recipe(name: str, options: dict[str, Any]) -> str:
 
             for line in passed_over(choice.options["tasks"]):
                 click.echo(plain(f"note: {line}"), err=True)
+    for warning in check_class_names(recipes[0]):
+        click.echo(plain(warning), err=True)
     methods = []
     for recipe in recipes:
         stack = ", ".join(entry.name for entry in recipe.strategy.plugins)

@@ -67,6 +67,8 @@ class ClipClassifier(MultiTaskModule):
         self.prompts = as_prompts(tasks)
         self.features: Features | None = None
         self.templates: Templates | None = None
+        self.weights_metadata: dict[str, str] = {}
+        """What stands beside the weights in a file of them: what they were trained with."""
         self._tokens: dict[tuple[int, bool], Tensor] = {}
         self._cache: dict[tuple[int, Templates, bool], tuple[tuple[int, ...], Tensor]] = {}
         self._unions: dict[tuple[int, ...], Union] = {}

@@ -12,8 +12,8 @@ from mulki_plugins.recipe.layers import get
 from mulki_plugins.recipe.schema import Recipe, as_data, as_recipe
 from mulki_plugins.recipe.stack import check_options, check_plugins, repeated
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.registry.open_clip_names import open_clip_models
-from mulki_plugins.registry.parts import Kind, Part, Provenance
+from mulki_plugins.registry.open_clip_names import open_clip_models, open_clip_part
+from mulki_plugins.registry.parts import Kind, Part
 
 _CHOICES: dict[str, Kind] = {"stream": "stream", "reference": "stream", "model": "model"}
 """The parts of a recipe that a registered part stands in, and of which kind."""
@@ -59,7 +59,7 @@ def _checked_choice(
     part: Part | None = catalog().parts.get((kind, name))
     if kind == "model":
         train = options.pop("train", "all")
-        part = part or (_open_clip_part(name) if name in open_clip_models() else None)
+        part = part or (open_clip_part(name) if name in open_clip_models() else None)
     if part is None and (reason := catalog().refused.get((kind, name))):
         return options, [OptionError(f"the {kind} {name!r} cannot be used: {reason}", (*path, "name"))]
     if part is None:
@@ -72,12 +72,6 @@ def _checked_choice(
         if train not in ("all", "image", "text"):
             wrong.append(OptionError(f"expected 'all' or 'image' or 'text', got {shown(train)}", (*path, "train")))
     return result, wrong
-
-
-def _open_clip_part(name: str) -> Part:
-    target = "mulki_plugins.models.load:open_clip_model"
-    brought = Provenance(distribution="open_clip_torch", version="")
-    return Part(kind="model", name=name, target=target, summary="", provenance=brought, defaults={"name": name})
 
 
 def _known_names(kind: Kind, names: Any, path: Path) -> list[OptionError]:

@@ -18,6 +18,7 @@ from mulki_plugins.recipe.schema import Choice, Entry, Recipe, Strategy, Strateg
 from mulki_plugins.recipe.stack import is_plain
 from mulki_plugins.recipe.strategies import DEFAULTABLE
 from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.registry.open_clip_names import open_clip_part
 from mulki_plugins.registry.parts import Kind, Part
 from mulki_plugins.registry.signature import REQUIRED, UNKNOWN, signature_of
 
@@ -176,16 +177,8 @@ def _model(architectures: Iterable[str] | None) -> Schema:
     choice = _choice("model", {"train": _TOWERS})
     own = [part.name for part in catalog().of_kind("model")]
     other: Schema = {"not": {"enum": own}, "type": "string"} if architectures is None else {"enum": list(architectures)}
-    pretrained = {
-        "type": ["string", "null"],
-        "default": None,
-        "description": "One of open_clip's tags, or a file of weights.",
-    }
-    options = {"name": other, "pretrained": pretrained, "train": _TOWERS}
-    by_options = {
-        "type": "object", "description": "An architecture of open_clip.", "properties": options,
-        "required": ["name"], "additionalProperties": False,
-    }  # fmt: skip
+    by_options = _named("", _options(open_clip_part(""), {"train": _TOWERS}))
+    by_options["properties"]["name"] = other
     return {"anyOf": [*choice["anyOf"], other, by_options]}
 
 

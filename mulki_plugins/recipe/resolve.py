@@ -21,7 +21,7 @@ from mulki_plugins.recipe.schema import Recipe, as_data
 from mulki_plugins.recipe.source import Origin, Tree, in_order, located, read_yaml
 from mulki_plugins.recipe.strategies import borrowed_name, read_strategy, write_out_plugins
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.registry.open_clip_names import open_clip_models
+from mulki_plugins.registry.open_clip_names import twin
 
 
 @frozen(kw_only=True)
@@ -83,8 +83,6 @@ def resolve(name: str, changes: Changes | None = None) -> Resolved:
     wrong += in_order(answered(tree, problems))
     if wrong or recipe is None:
         raise Mistakes(dict.fromkeys(wrong))
-    if recipe.model.name in open_clip_models() and not recipe.model.options.get("pretrained"):
-        notices.append(f"model {recipe.model.name}: no `pretrained` is given, so that it begins with random weights")
     notices += _warmups(recipe)
     if notice := borrowed_name(recipe.strategy.name, [entry.name for entry in recipe.strategy.plugins]):
         notices.append(notice)
@@ -144,12 +142,19 @@ def _tasks_as_written(tree: Tree) -> list[str]:
 
 
 def _weights_of_another_model(tree: Tree, written: Any) -> list[str]:
-    """Where `--set model.name=...` names another model than the recipe, the recipe's `pretrained` is not for it: left out."""
-    path = ("model", "pretrained")
-    name, pretrained = get(tree.value, ("model", "name")), get(tree.value, path)
-    if pretrained is None or name == written or tree.origin(path).line is None:  # said on the command line too
+    """Where `--set model.name=...` names another model than the recipe, what the recipe says of weights is left out."""
+    name = get(tree.value, ("model", "name"))
+    if name == written or (isinstance(written, str) and name == twin(written)):  # which has the same weights
         return []
-    remove(tree, path)
+    pretrained = get(tree.value, ("model", "pretrained"))
+    left_out = []
+    for key in ("pretrained", *_OF_WEIGHTS):
+        path = ("model", key)
+        if path in tree.origins and tree.origin(path).line is not None and get(tree.value, path) != "random":
+            remove(tree, path)
+            left_out.append(key)
+    if "pretrained" not in left_out or pretrained is None:
+        return []
     said = f"the recipe's `pretrained: {pretrained}` is for {written} and is left out"
     return [f"model {name}: {said}; --set model.pretrained=... names others"]
 
@@ -164,6 +169,9 @@ def _warmups(recipe: Recipe) -> list[str]:
         if budget.iterations and (text := train.schedule.shortened(budget.iterations)):
             said.append(f"$.train.per_task.{name}: {text}")
     return said
+
+
+_OF_WEIGHTS = ("quickgelu", "mean", "std", "interpolation", "resize_mode")
 
 
 def _which_towers(tree: Tree, defaults: Tree) -> None:

@@ -253,7 +253,8 @@ def _register_streams_and_models(register: Register) -> None:
     register.model(
         "mulki-tiny",
         "mulki_plugins.models.tiny:mulki_tiny",
-        summary="the bundled CLIP of 2.8 M parameters for 48 x 48 images, pre-trained",
+        summary="the bundled CLIP of 2.8 M parameters for 48 x 48 images and sentences of 16 tokens, pre-trained",
+        check="mulki_plugins.models.check:check_tiny",
     )
 
 

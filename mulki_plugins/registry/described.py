@@ -120,5 +120,7 @@ def describe_options(register: Register) -> None:
         tasks="a list of {name, train, test} or {name, images}, with class_names, templates and leave_out",
     )
     register.describe(
-        "model", "mulki-tiny", pretrained="a safetensors file, such as a run's checkpoint; null for its own"
+        "model",
+        "mulki-tiny",
+        pretrained="a file of weights, the folder of a run, or random for random weights; null for its own",
     )

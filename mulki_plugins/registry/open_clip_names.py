@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mulki_plugins.registry.parts import Part, Provenance
+
 QUICKGELU = "-quickgelu"
 """What open_clip adds to the name of an architecture that is built with QuickGELU in place of GELU."""
 
@@ -16,17 +18,38 @@ QUICKGELU = "-quickgelu"
 @functools.cache
 def open_clip_models() -> list[str]:
     """Names such as `ViT-B-16`, sorted; empty where open_clip is not installed."""
-    folder = _folder()
+    folder = open_clip_folder()
     return sorted(path.stem for path in (folder / "model_configs").glob("*.json")) if folder else []
 
 
 def open_clip_config(name: str) -> dict[str, Any]:
     """What open_clip builds under that name; empty where it has no such architecture."""
-    folder = _folder()
+    folder = open_clip_folder()
     if folder is None or name not in open_clip_models():
         return {}
     config: dict[str, Any] = json.loads((folder / "model_configs" / f"{name}.json").read_text("utf-8"))
     return config
+
+
+def open_clip_part(name: str) -> Part:
+    """An architecture of open_clip as a part that a recipe can name."""
+    return Part(
+        kind="model",
+        name=name,
+        target="mulki_plugins.models.load:open_clip_model",
+        summary="an architecture of open_clip",
+        provenance=Provenance(distribution="open_clip_torch", version=""),
+        defaults={"name": name},
+        options={
+            "pretrained": "a tag of open_clip, a file of weights, the folder of a run, or random for random weights",
+            "quickgelu": "for a file that does not say it: trained with QuickGELU, not GELU; null for what the name says",
+            "mean": "for such a file: the mean of its images' red, green and blue; null for the architecture's usual one",
+            "std": "for such a file: the standard deviation; null for the architecture's usual one",
+            "interpolation": "for such a file: how its images were resized; null for the architecture's usual way",
+            "resize_mode": "for such a file: to which side they were resized; null for the architecture's usual way",
+        },
+        check="mulki_plugins.models.check:check_open_clip",
+    )
 
 
 def twin(name: str) -> str:
@@ -48,7 +71,8 @@ def tags_are_known() -> bool:
 
 
 @functools.cache
-def _folder() -> Path | None:
+def open_clip_folder() -> Path | None:
+    """Where open_clip is installed; None where it is not."""
     spec = find_spec("open_clip")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -58,7 +82,7 @@ def _folder() -> Path | None:
 @functools.cache
 def _tags() -> dict[str, list[str]]:
     """The table in open_clip's `pretrained.py`: for each architecture its tags."""
-    folder = _folder()
+    folder = open_clip_folder()
     try:
         module = ast.parse((folder / "pretrained.py").read_text("utf-8")) if folder else ast.Module([], [])
         tables: dict[str, ast.expr] = {}

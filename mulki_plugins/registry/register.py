@@ -99,13 +99,23 @@ class Register:
         )  # fmt: skip
 
     def model(
-        self, name: str, target: Target, *, summary: str, source: str = "", options: Mapping[str, str] | None = None
+        self,
+        name: str,
+        target: Target,
+        *,
+        summary: str,
+        source: str = "",
+        options: Mapping[str, str] | None = None,
+        check: Target | None = None,
     ) -> None:
-        """A function that takes options and returns a `LoadedClip`."""
+        """A function that takes options and returns a `LoadedClip`.
+
+        check: as for a stream, a function from the options to a list of `OptionError`; its module imports no torch.
+        """
         self._add(
             Part(
                 kind="model", name=name, target=target, summary=summary, source=source, provenance=self.provenance,
-                options=dict(options or {}),
+                options=dict(options or {}), check=check,
             )
         )  # fmt: skip
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mulki_plugins.errors import MulkiError, did_you_mean, in_one_line
 from mulki_plugins.models.classifier import ClipClassifier
+from mulki_plugins.models.context import check_sentences, reader_of
 from mulki_plugins.models.load import load_clip
 from mulki_plugins.recipe.schema import Choice, Recipe
 from mulki_plugins.recipe.settings import needs_reference
@@ -33,6 +34,8 @@ class Built:
     stream: TaskStream
     benchmark: CLScenario
     model: ClipClassifier
+    notices: list[str]
+    """What the user should know of the weights and of the sentences."""
     plugins: list[Any]
     device: torch.device
 
@@ -46,11 +49,21 @@ def build(recipe: Recipe) -> Built:
     train = options.pop("train", "all")
     loaded = load_clip(recipe.model.name, **options)
     model = ClipClassifier(loaded.clip, loaded.tokenizer, stream.tasks, train=train)
+    model.weights_metadata = loaded.trained_with(recipe.model.name).metadata()
+    across = recipe.evaluate.classes != "task"
+    notices = [*loaded.notices, *check_sentences(stream.tasks, reader_of(loaded.tokenizer), across=across)]
     reference = _reference(recipe, loaded.transform(train=False))
     plugins = [_made("plugin", e.name, e.options, **_given(e.name, reference)) for e in recipe.strategy.plugins]
     transforms = loaded.transform(train=True), loaded.transform(train=False)
     benchmark = as_benchmark(stream, *transforms, unreadable=recipe.train.unreadable)
-    return Built(stream=stream, benchmark=benchmark, model=model.to(device), plugins=plugins, device=device)
+    return Built(
+        stream=stream,
+        benchmark=benchmark,
+        model=model.to(device),
+        notices=notices,
+        plugins=plugins,
+        device=device,
+    )
 
 
 def _stream(choice: Choice, *, reference: bool = False) -> TaskStream:

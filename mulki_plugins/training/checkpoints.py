@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mulki_plugins.errors import MulkiError, in_one_line
+from mulki_plugins.models.weight_files import WEIGHTS
 from mulki_plugins.report.folder import write_text
 from mulki_plugins.training.packing import packed, unpacked
 
@@ -61,7 +62,7 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Tensor]:
         """The model's own, by open_clip's names; empty where they are the pre-trained ones. Damaged where they are not whole."""
-        return self._tensors("weights.safetensors") if "weights.safetensors" in self.files else {}
+        return self._tensors(WEIGHTS) if WEIGHTS in self.files else {}
 
     def state(self) -> dict[str, Any]:
         """All else, as it was handed in. Damaged where it is not whole."""
@@ -112,10 +113,12 @@ def write_checkpoint(
     weights: Mapping[str, Tensor],
     state: Mapping[str, Any],
     found: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
 ) -> Checkpoint:
     """Write a checkpoint below the run's folder, under a temporary name until it is whole, and verify it.
 
-    weights: the model's, if they are to be kept. state: nested tensors and plain data. found: what the run has found.
+    weights: the model's, if they are to be kept; metadata: what stands beside them in their file.
+    state: nested tensors and plain data. found: what the run has found.
     Tensors on a GPU come to memory SHARD bytes at a time. An OSError leaves nothing behind.
     """
     folder = run / FOLDER
@@ -129,9 +132,9 @@ def write_checkpoint(
         plain, tensors = packed(state)
         shards = dict(_shards(tensors))
         files = {}
-        for file, contents in {"weights.safetensors": weights, **shards}.items():
+        for file, contents in {WEIGHTS: weights, **shards}.items():
             if contents:
-                files[file] = _write(part / file, contents)
+                files[file] = _write(part / file, contents, metadata if file == WEIGHTS else None)
         manifest: dict[str, Any] = {
             "format": FORMAT, "tasks": place.tasks, "steps": place.steps, "base": base, "files": files,
             "run": dict(found), "state": plain,
@@ -237,7 +240,7 @@ def _shards(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tens
     yield f"state-{number}.safetensors", group
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
     """Write and sync a file; returns its digest. Nothing is copied that lies in memory in one piece of its own."""
     ready: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -248,7 +251,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
         seen.add(one.data_ptr())
         ready[name] = one
     try:
-        save_file(ready, path, metadata={"format": "pt"})
+        save_file(ready, path, metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:  # which hides the system's own
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else error from error

@@ -151,7 +151,11 @@ class _Run:
 
     def carried_out(self, checkpoint: Checkpoint | None = None, force: bool = False) -> Result:
         """All tasks, or those that are left; whatever happens is written into result.json."""
-        for notice in (*(f"warning: {text}" for text in self.result.incomparable), *self.built.stream.notices):
+        for notice in (
+            *(f"warning: {text}" for text in self.result.incomparable),
+            *self.built.stream.notices,
+            *self.built.notices,
+        ):
             self.progress.say(plain(notice))
         for line in unmet_of(self.recipe):
             self.warn(line)

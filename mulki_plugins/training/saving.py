@@ -122,6 +122,7 @@ class Saving:
             weights=weights_of(self.strategy) if weights else {},
             state=state_at_end(self.strategy, self.plugins) if weights else {"model": {}, "plugins": []},
             found=self._found(),
+            metadata=_metadata_of(self.strategy),
         )
         prune(self.folder, self._end, self.settings.keep)
 
@@ -135,6 +136,7 @@ class Saving:
             weights=weights_of(self.strategy),
             state=state_within(self.strategy, self.plugins),
             found=self._found() | {"task_seconds": self.task_seconds()},
+            metadata=_metadata_of(self.strategy),
         )
 
     def _found(self) -> dict[str, Any]:
@@ -201,6 +203,11 @@ def _marks(noted: dict[str, Any] | list[dict[str, Any]]) -> dict[str, Any]:
 
 def _base_of(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint if checkpoint.base is None else read_checkpoint(checkpoint.path.parent / checkpoint.base)
+
+
+def _metadata_of(strategy: ContinualTemplate) -> dict[str, str]:
+    metadata: dict[str, str] = getattr(strategy.model, "weights_metadata", {})
+    return metadata
 
 
 def choose_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:

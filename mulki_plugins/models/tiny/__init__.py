@@ -8,34 +8,53 @@ from pathlib import Path
 import torch
 from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from mulki_plugins.errors import MissingData
+from mulki_plugins.errors import MulkiError
+from mulki_plugins.models.check import RANDOM, TINY, refuse_another
 from mulki_plugins.models.load import LoadedClip
+from mulki_plugins.models.state import load_state, read_state
+from mulki_plugins.models.weight_files import weight_file
 
 _HERE = Path(__file__).parent
 
 
 def mulki_tiny(*, pretrained: str | None = None) -> LoadedClip:
-    """The bundled model with its own weights, or with those of a safetensors file such as a run's checkpoint."""
+    """The bundled model with its own weights, with those of a file or of a run's folder, or with `random` ones."""
     settings = json.loads((_HERE / "mulki-tiny.json").read_text())
     context = settings["text_cfg"]["context_length"]
     tokenizer = SimpleTokenizer(bpe_path=str(_HERE / "mulki-tiny-merges.txt.gz"), context_length=context)
-    # the random weights, replaced at once, must not move anybody's random numbers
-    with torch.random.fork_rng(devices=[]):
-        clip = CLIP(**settings)
-    path = Path(pretrained) if pretrained else _HERE / "mulki-tiny.safetensors"
-    try:
-        weights = load_file(path)
-        clip.load_state_dict({name: value.float() for name, value in weights.items()})
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise MissingData(f"model mulki-tiny: {path} holds no weights for it: {str(error).splitlines()[0]}") from error
-    clip.visual.register_forward_pre_hook(_channels_last)
     half = (0.5, 0.5, 0.5)
+    if pretrained == RANDOM:
+        clip, notices = CLIP(**settings), []
+    else:
+        # the random weights, replaced at once, must not move anybody's random numbers
+        with torch.random.fork_rng(devices=[]):
+            clip = CLIP(**settings)
+        notices = _load(clip, pretrained)
+    clip.visual.register_forward_pre_hook(_channels_last)
     return LoadedClip(
-        clip=clip, tokenizer=tokenizer, image_size=settings["vision_cfg"]["image_size"], mean=half, std=half
+        clip=clip,
+        tokenizer=tokenizer,
+        image_size=settings["vision_cfg"]["image_size"],
+        mean=half,
+        std=half,
+        notices=tuple(notices),
     )
+
+
+def _load(clip: CLIP, pretrained: str | None) -> list[str]:
+    """Put the weights in, its own where none are named; returns what is to be said of them."""
+    own = _HERE / "mulki-tiny.safetensors"
+    if not pretrained:
+        load_state(clip, load_file(own), own, TINY)
+        return []
+    file = weight_file(pretrained)
+    refuse_another(file, TINY)
+    if file.known.quickgelu:
+        raise MulkiError(f"{file.path}: the weights were trained with QuickGELU, and {TINY} is built with GELU")
+    load_state(clip, read_state(file), file.path, TINY)
+    return [file.note] if file.note else []
 
 
 def _channels_last(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -264,7 +264,7 @@ _COMMENTS = {
 }
 
 _REST = """\
-# mulki-tiny is bundled with MulKI: 2.8 M weights, 48 x 48 pixels, pre-trained on drawings. It shows that everything works;
+# mulki-tiny is bundled with MulKI: 2.8 M weights, 48 x 48 pixels, 16 tokens, trained on drawings. It shows that it works;
 # for results on photographs take a large CLIP (a download of 600 MB on first use, and a GPU) and its settings, with these
 # two lines in place of `model` and `train` below:
 #   model: {name: ViT-B-16-quickgelu, pretrained: openai}
