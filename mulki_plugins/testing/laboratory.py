@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-from collections.abc import Callable, Sequence
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from mulki_plugins.registry.guard import _descriptor_captured as descriptor_captured
 from mulki_plugins.registry.guard import cause_of
 from mulki_plugins.testing.own_code import own_modules
 from mulki_plugins.testing.subject import Fault, Stack, Subject
@@ -20,6 +22,28 @@ from mulki_plugins.testing.writes import watched
 from mulki_plugins.training.seeding import seed_everything
 
 TASKS = (0, 1)
+
+
+@contextlib.contextmanager
+def descriptor_captured() -> Iterator[Callable[[], str]]:
+    """Captures what is written to file descriptor 1 past `sys.stdout`, such as by a child process; yields a reader of it."""
+    text = ""
+    try:
+        saved = os.dup(1)
+    except OSError:  # stdout is closed
+        yield lambda: ""
+        return
+    with tempfile.TemporaryFile() as sink:
+        sys.stdout.flush()
+        os.dup2(sink.fileno(), 1)
+        try:
+            yield lambda: text
+        finally:
+            sys.stdout.flush()
+            os.dup2(saved, 1)
+            os.close(saved)
+            sink.seek(0)
+            text = sink.read(4096).decode(errors="replace")
 
 
 class Laboratory:
