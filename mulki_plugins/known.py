@@ -16,7 +16,7 @@ _DAMAGED = "get the file again"
 
 _MACHINE: tuple[tuple[str, str, str], ...] = (
     (
-        r"DataLoader worker.*bus error|unable to (?:open|allocate|write|mmap|resize).*(?:shared memory|torch_|shm)",
+        r"DataLoader worker.*[Bb]us error|unable to (?:open|allocate|write|mmap|resize).*(?:shared memory|torch_|shm)",
         "the memory that processes share (/dev/shm) is full", _SHARED_MEMORY,
     ),
     (
@@ -78,7 +78,8 @@ _FILES: tuple[tuple[str, str, str], ...] = (
         "save the model's state_dict alone, best as safetensors",
     ),
     (
-        r"PytorchStreamReader|archive is corrupted|corrupt file|magic number|HeaderTooLarge|InvalidHeader|HeaderTooSmall|IncompleteBuffer",
+        r"PytorchStreamReader|archive is corrupted|corrupt file|magic number|"
+        r"HeaderTooLarge|InvalidHeader|HeaderTooSmall|IncompleteBuffer",
         "the file of weights is damaged, or is none", _DAMAGED,
     ),
     (r"PytorchStreamWriter", "a file cannot be written", "make room"),

@@ -46,7 +46,7 @@ def import_library(name: str) -> Any:
     """One of the libraries, imported in a clean environment, which is afterwards as it was before."""
     if name in sys.modules:
         return sys.modules[name]
-    _provide_user()
+    provide_user()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are of no use to a user, and PYTHONWARNINGS may make errors of them
@@ -166,7 +166,7 @@ def _avalanche() -> Any:
 _IMPORTS = {"torch": _torch, "matplotlib": _matplotlib, "open_clip": _open_clip, "avalanche": _avalanche}
 
 
-def _provide_user() -> None:
+def provide_user() -> None:
     """A name and a home folder for a user who has none, such as a number in a container, since libraries ask for them."""
     try:
         getpass.getuser()

@@ -1,24 +1,29 @@
 """What can go wrong in the middle of a run: a clear error, everything finished still there, and a run that goes on after."""
 
 import errno
+import io
 import json
 import os
 import signal
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 
-from mulki_plugins.errors import MulkiError
+from mulki_plugins.errors import MulkiError, Unforeseen
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.parts import Catalog, Provenance
 from mulki_plugins.registry.register import Register
+from mulki_plugins.report import progress
 from mulki_plugins.report.result import read_result
 from mulki_plugins.streams import Task, TaskStream
-from mulki_plugins.training import checkpoints
+from mulki_plugins.training import checkpoints, experiment
 from mulki_plugins.training.experiment import resume_experiment, run_experiment
+from mulki_plugins.training.faults import quiet_writers
 from tests.conftest import small_stream
 
 SMALL = (
@@ -94,7 +99,7 @@ def test_out_of_memory_names_the_settings_that_help(tmp_path, capsys):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     [line], folder, recipe = failing(tmp_path, wanted)
-    assert line.startswith("task second, step 3: out of memory: CUDA out of memory")
+    assert line.startswith("task second, step 3: out of memory: 20.00 GiB more were asked for; ")
     for setting in ("train.batch_size", "train.precision=bf16", "model.train=image"):
         assert setting in line
     goes_on(recipe, folder, capsys)
@@ -119,6 +124,91 @@ def test_a_plugin_that_raises_is_named_with_its_callback_and_task(tmp_path, caps
         "KeyError: 'no such thing\\nat all' (tests/test_faults.py:"
     )
     goes_on(recipe, folder, capsys)
+
+
+def test_the_log_holds_the_progress_and_the_traceback_of_what_ended_the_run(tmp_path, capsys):
+    def wanted(strategy):
+        raise ValueError("wrong:\n\tin two lines")
+
+    [line], folder, recipe = failing(tmp_path, wanted)
+    assert "ValueError: wrong: in two lines" in line
+    assert str(folder / "log.txt") in line
+    text = (folder / "log.txt").read_text()
+    assert "zero-shot: mean accuracy" in text
+    assert 'raise ValueError("wrong' in text
+    assert json.loads((folder / "result.json").read_text())["error"].endswith(line.partition(";")[0])
+    goes_on(recipe, folder, capsys)
+    again = (folder / "log.txt").read_text()
+    assert again.startswith(text)
+    assert "going on from" in again[len(text) :]
+    assert again.rstrip().endswith("complete")
+
+
+def test_an_error_that_nobody_foresaw_keeps_its_whole_last_line(tmp_path, monkeypatch):
+    def fails(self):
+        raise RuntimeError("mat1 and mat2:\n\t3 and 4")
+
+    monkeypatch.setattr(experiment._Run, "count_left_out", fails)
+    with pytest.raises(Unforeseen) as caught:
+        run_experiment(resolved(), 0, tmp_path)
+    assert caught.value.status == 1
+    [line] = caught.value.lines()
+    assert "RuntimeError: mat1 and mat2: 3 and 4" in line
+    assert "log.txt" in line
+
+
+def test_a_picture_a_table_or_a_terminal_that_fails_costs_the_run_nothing(tmp_path, monkeypatch, capsys):
+    def fails(*args):
+        raise ValueError("no picture")
+
+    def gone(*args, **options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    text = experiment.write_text
+    monkeypatch.setattr(experiment, "matrix_figure", fails)
+    monkeypatch.setattr(
+        experiment, "write_text", lambda path, data: fails() if path.suffix == ".csv" else text(path, data)
+    )
+    assert run_experiment(resolved(), 0, tmp_path).status == "complete"
+    said = capsys.readouterr().err
+    assert said.count("warning: ") == 2
+    assert "no picture" in said
+    folder = tmp_path / "mtil" / "finetune-with-fault" / "seed-0"
+    assert read_result(folder / "result.json").status == "complete"
+    assert "Traceback" in (folder / "log.txt").read_text()
+
+    monkeypatch.setattr(progress.click, "echo", gone)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run_experiment(resolved(), 0, tmp_path / "again").status == "complete"
+
+
+def test_a_terminal_shows_any_name_and_may_be_closed(monkeypatch):
+    class Terminal(io.StringIO):
+        closed_now = False
+
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            if self.closed_now:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().write(text)
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    bar = progress.ProgressLogger(1)
+    clock = SimpleNamespace(train_exp_counter=0, train_exp_iterations=0)
+    strategy = SimpleNamespace(
+        clock=clock, steps=3, budgets=1, experience=SimpleNamespace(task_name="[/bold] :smile: $x$")
+    )
+    bar.before_training_exp(strategy, [])
+    bar.after_training_iteration(strategy, [])
+    terminal.closed_now = True
+    with quiet_writers():
+        bar.after_training_iteration(strategy, [])
+        bar.after_training_exp(strategy, [])
+        bar.stop()
+    assert "[/bold] :smile:" in terminal.getvalue()
 
 
 def test_a_killed_worker_is_said_to_be_one(tmp_path, capsys):

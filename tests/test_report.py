@@ -1,8 +1,13 @@
 """Result files, tables, pictures and comparisons."""
 
+import fcntl
 import json
 import os
+import threading
+import time
+import warnings
 
+import matplotlib
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -11,10 +16,11 @@ from mulki_plugins.cli import main
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.resolve import resolve
 from mulki_plugins.report.compare import comparison_data, comparison_text, groups
-from mulki_plugins.report.folder import held, prepare_folder, run_folder, write_bytes, write_text
-from mulki_plugins.report.plots import matrix_figure
+from mulki_plugins.report.folder import held, is_held, prepare_folder, run_folder, write_bytes, write_text
+from mulki_plugins.report.plots import matrix_figure, png
 from mulki_plugins.report.result import Result, find_results, read_result
 from mulki_plugins.report.table import matrix_table
+from mulki_plugins.report.tensorboard import TensorBoardLogger
 
 
 def result(strategy="mulki", seed=0, shift=0.0, **more):
@@ -116,6 +122,45 @@ def test_a_file_that_is_no_result(wrong, tmp_path):
     (tmp_path / "result.json").write_text(json.dumps({**data, **wrong}))
     with pytest.raises(MulkiError, match="this is no result of a run"):
         find_results([tmp_path])
+
+
+@pytest.mark.parametrize("name", ["$1_$5", "a$\\frac{", "^_{}\\", "花 🦉", "a\nb\x1b", "\ud800", "x" * 5000, "%#&~"])
+def test_a_name_in_a_picture_is_no_formula(tmp_path, name):
+    odd = result(strategy=name)
+    odd.recipe, odd.tasks, odd.metrics = name, [name, "b", "c"], {name: 1.0}
+    logger = TensorBoardLogger(tmp_path)
+    with warnings.catch_warnings(), matplotlib.rc_context({"text.usetex": True, "font.family": "no-such-font"}):
+        warnings.simplefilter("error")
+        assert png(matrix_figure(odd)).startswith(b"\x89PNG")
+        logger.log_single_metric("matrix", matrix_figure(odd), 1)
+    logger.close()
+
+
+def test_many_tasks_make_a_picture_in_seconds():
+    tasks = [f"task {i}" for i in range(200)]
+    many = Result(recipe="r", strategy="s", seed=0, tasks=tasks, matrix=[[50.0] * 200] * 200)
+    began = time.monotonic()
+    assert png(matrix_figure(many)).startswith(b"\x89PNG")
+    assert time.monotonic() - began < 60
+
+
+def test_a_run_whose_process_is_gone_is_not_running(tmp_path):
+    result(status="running").write(tmp_path)
+    with held(tmp_path):
+        assert read_result(tmp_path / "result.json").status == "running"
+    found = read_result(tmp_path / "result.json")
+    assert found.status == "stopped"
+    assert "ended before it was done" in found.error
+    assert "stopped" in comparison_text([found])
+
+
+def test_looking_whether_a_run_is_going_on_stops_none_from_beginning(tmp_path):
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)  # as a reader has it for a moment
+    threading.Timer(0.1, os.close, [descriptor]).start()
+    with held(tmp_path):
+        assert is_held(tmp_path)
+    assert is_held(tmp_path) is False
 
 
 def test_what_cannot_be_compared_is_said():

@@ -1,5 +1,6 @@
 """A run that was stopped or killed ends as if it had not been: whatever keeps a state, wherever it stopped."""
 
+import errno
 import importlib.util
 import json
 import signal
@@ -16,7 +17,7 @@ from mulki_plugins.stages import prototypes
 from mulki_plugins.training import saving
 from mulki_plugins.training.checkpoints import checkpoints
 from mulki_plugins.training.experiment import resume_experiment, run_experiment
-from mulki_plugins.training.stopping import Stopped
+from mulki_plugins.training.stopping import Stopped, StopRequest
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -269,6 +270,31 @@ def test_a_signal_ends_the_run_at_the_next_step_with_a_checkpoint(tmp_path, tort
     monkeypatch.setattr(saving.Saving, "after_step", after_step)
     resume_experiment(recipe, 0, folder)
     assert torture.differing(folder_of(tmp_path / "alone", "mulki"), folder) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_noted_unless_it_was_ignored_from_the_start(number):
+    before = signal.getsignal(number)
+    try:
+        for ignored in (False, True):
+            signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
+            stop = StopRequest()
+            with stop.listening():
+                signal.raise_signal(number)
+            assert stop.number == (None if ignored else number)
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_signal_is_noted_where_stderr_is_gone(monkeypatch):
+    def gone(descriptor, data):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("mulki_plugins.training.stopping.os.write", gone)
+    stop = StopRequest()
+    with stop.listening():
+        signal.raise_signal(signal.SIGHUP)
+    assert stop.number == signal.SIGHUP
 
 
 def test_the_number_of_checkpoints_does_not_grow(tmp_path):

@@ -100,8 +100,11 @@ def test_the_cache_is_used_and_a_damaged_one_drawn_anew(tmp_path, monkeypatch):
         path.write_bytes(path.read_bytes()[:1000])
     assert np.array_equal(mtil_mini(tasks=["scans"]).tasks[0].train.images, first.tasks[0].train.images)
     assert drawn == ["train", "test"] * 2
+    assert first.notices == ()
     monkeypatch.setenv("MULKI_CACHE", "/dev/null/nowhere")
-    mtil_mini(tasks=["scans"])
+    [notice] = mtil_mini(tasks=["scans"]).notices
+    assert "/dev/null/nowhere" in notice
+    assert "MULKI_CACHE" in notice
 
 
 @pytest.mark.parametrize("damage", [b"", b"junk", b"PK\x03\x04"])
@@ -110,7 +113,7 @@ def test_a_damaged_cache_is_drawn_anew(damage, stream):
     [path] = cache.cache_folder().glob("mtil-mini-scans-test-*.npz")
     whole = path.read_bytes()
     path.write_bytes(damage)
-    drawn = cache.cached("scans", scans, "test")
+    drawn = cache.cached("scans", scans, "test", [])
     assert path.read_bytes() == whole
     assert len(drawn.images) == 320
     assert not list(cache.cache_folder().glob("*.part"))

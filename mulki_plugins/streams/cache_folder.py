@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from mulki_plugins.libraries import provide_user
+
 
 def cache_folder() -> Path:
     """The folder; it need not exist."""
     if chosen := os.environ.get("MULKI_CACHE"):
         return Path(chosen)
+    provide_user()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mulki"
 
 
-def keep(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Written to a name of its own, then renamed; where the folder cannot be written nothing is kept."""
+def keep(path: Path, write: Callable[[IO[bytes]], None]) -> str:
+    """Write to a temporary name, then rename. Returns why the folder cannot be written, and nothing is kept; else ""."""
     part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,6 +31,9 @@ def keep(path: Path, write: Callable[[IO[bytes]], None]) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except OSError:
+    except OSError as error:
         if part:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+        return error.strerror or str(error)
+    return ""

