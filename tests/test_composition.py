@@ -130,5 +130,7 @@ def test_a_strategy_may_say_which_towers_learn(tmp_path):
     assert resolved(one).recipe.model.options["train"] == "image"
     assert resolved(one, "model.train=all").recipe.model.options["train"] == "all"
     assert resolved(one, "model={name: ViT-B-32, pretrained: openai}").recipe.model.options["train"] == "image"
-    assert resolved(one, "model={name: ViT-B-32, pretrained: openai, train: text}").recipe.model.options["train"] == "text"
+    assert (
+        resolved(one, "model={name: ViT-B-32, pretrained: openai, train: text}").recipe.model.options["train"] == "text"
+    )
     assert resolved("mulki").recipe.model.options["train"] == "all"
