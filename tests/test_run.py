@@ -10,6 +10,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -118,7 +119,12 @@ def test_the_weights_can_be_loaded_again(run, tmp_path):
     folder, _ = run
     weights = folder / "checkpoints" / "task-03-shapes" / "weights.safetensors"
     assert load_file(weights)
-    mulki("run", "mtil", "--strategy", "zero-shot", *PLAIN, "--set", f"model.pretrained={weights}", "--out", tmp_path)
+    with safe_open(weights, "pt") as file:
+        assert json.loads(file.metadata()["mulki"])["architecture"] == "mulki-tiny"
+    done = mulki(
+        "run", "mtil", "--strategy", "zero-shot", *PLAIN, "--set", f"model.pretrained={folder}", "--out", tmp_path
+    )
+    assert f"the weights are those of {weights}" in done.stderr
     assert result(folder_of(tmp_path, "zero-shot"))["zero_shot"] == result(folder)["matrix"][-1]
 
 
