@@ -124,6 +124,7 @@ def test_a_plugin_that_raises_is_named_with_its_callback_and_task(tmp_path, caps
         "task second, step 3: the plugin 'fault' of somebodys-plugins 1.2 in its before_backward failed: "
         "KeyError: 'no such thing\\nat all' (tests/test_faults.py:"
     )
+    assert "log.txt" in line
     goes_on(recipe, folder, capsys)
 
 

@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import threading
-import time
 import warnings
 
 import matplotlib
@@ -136,12 +135,11 @@ def test_a_name_in_a_picture_is_no_formula(tmp_path, name):
     logger.close()
 
 
-def test_many_tasks_make_a_picture_in_seconds():
+def test_many_tasks_make_a_picture_of_bounded_size():
     tasks = [f"task {i}" for i in range(200)]
-    many = Result(recipe="r", strategy="s", seed=0, tasks=tasks, matrix=[[50.0] * 200] * 200)
-    began = time.monotonic()
-    assert png(matrix_figure(many)).startswith(b"\x89PNG")
-    assert time.monotonic() - began < 60
+    figure = matrix_figure(Result(recipe="r", strategy="s", seed=0, tasks=tasks, matrix=[[50.0] * 200] * 200))
+    assert max(figure.get_size_inches()) <= 30
+    assert len(figure.axes[0].texts) + len(figure.axes[0].get_xticks()) < 2600
 
 
 def test_a_run_whose_process_is_gone_is_not_running(tmp_path):

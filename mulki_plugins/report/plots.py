@@ -22,11 +22,11 @@ from mulki_plugins.report.table import named_rows
 LONGEST = 30
 """Characters of a name in a picture; longer ones leave no room for what is drawn."""
 
-WIDEST = 100.0
-"""Inches of a picture, so that hundreds of tasks still make one."""
+WIDEST = 30.0
+"""Inches of a picture, so that hundreds of tasks still make one, in seconds."""
 
-MOST_NUMBERS = 2500
-"""More numbers than this are not written into a picture, which would take minutes."""
+MOST_TASKS = 50
+"""Of more tasks a picture has the colours, and only some of the names; all numbers and names would take minutes."""
 
 
 @contextlib.contextmanager
@@ -80,7 +80,7 @@ def _matrix_figure(result: Result) -> Figure:
     )
     axes = figure.add_subplot()
     image = axes.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
-    for i, row in enumerate(values if values.size <= MOST_NUMBERS else ()):
+    for i, row in enumerate(values if len(result.tasks) <= MOST_TASKS else ()):
         for j, value in enumerate(row):
             axes.text(
                 j,
@@ -93,11 +93,13 @@ def _matrix_figure(result: Result) -> Figure:
             )
     first = 1 if result.zero_shot else 0
     stairs = len(rows) - first if len(rows) - first == len(result.matrix) else 0  # none in joint training's one row
+    stairs = stairs if len(result.tasks) <= MOST_TASKS else 0
+    every = math.ceil(len(result.tasks) / MOST_TASKS)
     for j in range(stairs):  # each task's own cell and what lies below it
         axes.plot([j - 0.5, j + 0.5], [first + j - 0.5] * 2, color="white", linewidth=2)
         axes.plot([j - 0.5] * 2, [first + j - 0.5, first + j + (-1.5 if j else 0.5)], color="white", linewidth=2)
-    axes.set_xticks(range(len(tasks)), tasks, rotation=35, ha="right", parse_math=False)
-    axes.set_yticks(range(len(rows)), labels, parse_math=False)
+    axes.set_xticks(range(0, len(tasks), every), tasks[::every], rotation=35, ha="right", parse_math=False)
+    axes.set_yticks(range(0, len(rows), every), labels[::every], parse_math=False)
     axes.set_xlim(-0.5, len(result.tasks) - 0.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("test set")
