@@ -156,9 +156,30 @@ def test_weights_added_too_late_are_named(classifier, benchmark, event):
     assert "before_training_exp" in line
 
 
-@pytest.mark.parametrize(
-    "event", ["before_training_exp", "before_training_iteration", "before_forward", "after_update"]
-)
+def test_an_optimizer_set_before_the_first_task_is_not_lost_without_a_word(classifier, benchmark):
+    strategy = train(classifier, benchmark, doing("before_training", replace))
+    assert len(strategy.warnings) == 1
+    assert "optimizer" in strategy.warnings[0]
+
+
+def test_an_optimizer_of_a_plugins_own_is_kept_where_it_holds_what_learns(classifier, benchmark):
+    def own(strategy):
+        strategy.optimizer = torch.optim.SGD([p for p in strategy.model.parameters() if p.requires_grad], lr=0.3)
+
+    before = classifier.clip.text_projection.clone()
+    strategy = train(classifier, benchmark, doing("before_training_exp", own), tasks=2)
+    assert strategy.warnings == []
+    assert isinstance(strategy.optimizer, torch.optim.SGD)
+    assert not torch.equal(before, classifier.clip.text_projection)
+
+
+EVENTS = (
+    "before_training", "before_training_exp", "before_training_epoch", "before_training_iteration", "before_forward",
+    "after_update",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("event", EVENTS)
 def test_a_model_left_in_evaluation_mode_is_put_back(classifier, benchmark, event):
     modes = []
     look = doing("after_forward", lambda s: modes.append(s.model.training))
@@ -265,7 +286,8 @@ def test_a_gradient_that_is_no_number_names_the_loss_it_comes_from(classifier, b
         (lambda loss: 1.5, "a float"),
         (lambda loss: None, "a NoneType"),
         (lambda loss: loss.item(), "a float"),
-        (lambda loss: loss + torch.zeros(6), "a tensor of shape (6,)"),
+        (lambda loss: loss + torch.zeros(6), "a tensor of shape (6,) and type float32"),
+        (lambda loss: torch.tensor(2), "a tensor of shape () and type int64"),
     ],
 )
 @pytest.mark.parametrize("event", ["before_forward", "after_forward", "before_backward"])

@@ -80,6 +80,7 @@ class ContinualTemplate(SupervisedTemplate):
         self._resume: tuple[int, Callable[[], None]] | None = None
         self._classes = evaluate.classes
         self._scope: list[int] | None = None
+        self._made = self._latest = self.optimizer  # type: ignore[has-type]
         self.watched = list(plugins)
         self.watch = Watch(self)
         self._logged: dict[tuple[str, int], tuple[Any, float]] = {}
@@ -88,7 +89,9 @@ class ContinualTemplate(SupervisedTemplate):
 
     def make_optimizer(self, **kwargs: Any) -> None:
         """A new optimizer for each task; Avalanche's own would take frozen weights in, and carries Adam's state over."""
-        self.optimizer = self._made = _make_optimizer(self.model, self.task_settings.optimizer)
+        if self.optimizer is not self._latest:  # type: ignore[has-type]
+            self.watch.warn("an optimizer that a plugin set before the task began is replaced by the recipe's")
+        self.optimizer = self._made = self._latest = _make_optimizer(self.model, self.task_settings.optimizer)
         self._given = {id(p): p for p in self.model.parameters() if p.requires_grad}
         self.optimized_param_id = dict(self.model.named_parameters())
 
@@ -178,6 +181,16 @@ class ContinualTemplate(SupervisedTemplate):
     def _after_training_exp(self, **kwargs: Any) -> None:
         self.learned |= {int(task) for task in self.experience.task_labels}  # type: ignore[union-attr]
         self._call("after_training_exp", **kwargs)
+        self._latest = self.optimizer
+
+    def _before_training(self, **kwargs: Any) -> None:
+        self._call("before_training", **kwargs)
+
+    def _before_training_epoch(self, **kwargs: Any) -> None:
+        self._call("before_training_epoch", **kwargs)
+
+    def _after_training_epoch(self, **kwargs: Any) -> None:
+        self._call("after_training_epoch", **kwargs)
 
     def _before_training_iteration(self, **kwargs: Any) -> None:
         settings, done = self.task_settings, self.clock.train_exp_iterations

@@ -46,7 +46,8 @@ class Watch:
 
     def task_begins(self) -> None:
         self.first = True
-        self._blame, self._before = {}, {}
+        self._blame = {what: who for what, who in self._blame.items() if what == "eval"}
+        self._before = {}
 
     def step_begins(self) -> None:
         self._losses, self._gradients = [], []
@@ -193,9 +194,10 @@ class Watch:
                 f"{who} made strategy.loss a {type(loss).__name__}, expected a tensor of one number",
                 "add a term to strategy.loss and leave it a tensor: no .item(), float() or numpy",
             )
-        if loss.numel() != 1:
+        if loss.numel() != 1 or not loss.is_floating_point():
             raise self._error(
-                f"{who} made strategy.loss a tensor of shape {tuple(loss.shape)}, expected one number",
+                f"{who} made strategy.loss a tensor of shape {tuple(loss.shape)} and type "
+                f"{str(loss.dtype).removeprefix('torch.')}, expected one floating-point number",
                 "reduce the term by .mean() or .sum()",
             )
         self._losses.append((who, loss.detach().clone()))
@@ -231,6 +233,10 @@ class Watch:
             with torch.enable_grad():
                 strategy.loss = strategy._make_empty_loss()
                 strategy.mb_output = strategy.forward()
+                if _not_finite(
+                    torch.autograd.grad(strategy.criterion(), weights, retain_graph=True, allow_unused=True)
+                ):
+                    return ""  # it is not what a plugin adds
                 for event in ("after_forward", "before_backward"):
                     if event == "before_backward":
                         strategy.loss = strategy.loss + strategy.criterion()
@@ -244,7 +250,7 @@ class Watch:
                         if not term.requires_grad:
                             continue
                         found = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
-                        if any(g is not None and not bool(g.isfinite().all()) for g in found):
+                        if _not_finite(found):
                             return f"what the plugin {self.name_of(plugin)!r} adds to the loss in its {event}"
         except Exception:  # a second try may fail where the first did not; then nobody is named
             return ""
@@ -294,6 +300,10 @@ def _adds_gradient(loss: Tensor, before: Any) -> bool:
         seen.add(node)
         found += [following for following, _ in node.next_functions]
     return False
+
+
+def _not_finite(gradients: Iterable[Tensor | None]) -> bool:
+    return any(g is not None and not bool(g.isfinite().all()) for g in gradients)
 
 
 def _listed(names: Iterable[str], most: int = 3) -> str:
