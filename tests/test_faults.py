@@ -151,8 +151,9 @@ def test_an_error_that_nobody_foresaw_keeps_its_whole_last_line(tmp_path, monkey
         raise RuntimeError("mat1 and mat2:\n\t3 and 4")
 
     monkeypatch.setattr(experiment._Run, "count_left_out", fails)
+    alone = resolve("recipes/mtil.yaml", Changes(strategy="finetune", settings=SMALL))  # no part is of this module
     with pytest.raises(Unforeseen) as caught:
-        run_experiment(resolved(), 0, tmp_path)
+        run_experiment(alone, 0, tmp_path)
     assert caught.value.status == 1
     [line] = caught.value.lines()
     assert "RuntimeError: mat1 and mat2: 3 and 4" in line

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from avalanche.logging import BaseLogger
 
 from mulki_plugins.errors import MulkiError, UnreadableImage
@@ -119,4 +120,18 @@ def undisturbed() -> Iterator[None]:
     try:
         yield
     finally:
+        _forget_dead_workers()
         signal.signal(signal.SIGCHLD, before)
+
+
+def _forget_dead_workers() -> None:
+    """torch reports dead workers once for each loader, at the next signal: it would blame whatever runs then."""
+    check = getattr(torch._C, "_error_if_any_worker_fails", None)
+    if check is None:
+        return
+    for _ in range(100):
+        try:
+            check()
+        except RuntimeError:
+            continue
+        return
