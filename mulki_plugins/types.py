@@ -1,7 +1,6 @@
 """Option types, their strict conversion, and `@checked`.
 
-The same types annotate a recipe's schema, which is checked before anything is imported, and the keyword arguments of
-stages, which check themselves when they are built in Python (`checked`).
+They annotate a recipe's schema, and the keyword arguments of stages, which check themselves when built in Python.
 """
 
 from __future__ import annotations
@@ -83,16 +82,16 @@ OPTION_TYPES: dict[str, Any] = {
 
 @frozen(kw_only=True)
 class TypeKind:
-    """What MulKI knows about one kind of type, such as lists or ranges; every function takes the type."""
+    """How one kind of type, such as lists, is recognised, described and converted. Every function takes the type."""
 
     matches: Callable[[Any], bool]
     describe: Callable[[Any], str]
     fits: Callable[[Any, Any], bool]
-    """Whether a value, valid or not, is written the way this kind is; it selects the arm of a union."""
+    """Whether a value, valid or not, has the shape of this kind; it selects the arm of a union."""
     schema: Callable[[Any, ClassSchema], Schema]
     convert: Hook
     any_shape: bool = False
-    """Whether `convert` is also given values that do not fit, because it words their mistakes itself."""
+    """Whether `convert` also takes values that do not fit, and reports them itself."""
 
 
 def describe(type_: Any) -> str:

@@ -113,7 +113,7 @@ def _options(part: Part, more: Mapping[str, Schema] | None = None) -> Schema:
 
 def _with_name(name: Schema, options: Schema) -> Schema:
     """A part's options, with its name among them."""
-    properties = {"name": name, **options.get("properties", {})}
+    properties = {**{"name": name, **options.get("properties", {})}, "name": name}  # first, and not the option "name"
     return {
         **options,
         "type": "object",
