@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import attrs
 import cattrs
-from attrs import frozen
 from cattrs.cols import list_structure_factory
 from cattrs.gen import make_dict_structure_fn, mapping_structure_factory
 
@@ -29,7 +28,7 @@ ClassSchema = Callable[[Any], Schema]
 Hook = Callable[[Any, Any], Any]
 
 
-@frozen
+@attrs.frozen
 class Range:
     """Numbers from `least` to `most`; `above` and `below` exclude the bound itself."""
 
@@ -80,7 +79,7 @@ OPTION_TYPES: dict[str, Any] = {
 """The option types by name, for reading signatures without importing their module."""
 
 
-@frozen(kw_only=True)
+@attrs.frozen(kw_only=True)
 class TypeKind:
     """How one kind of type, such as lists, is recognised, described and converted. Every function takes the type."""
 
@@ -180,9 +179,7 @@ def _scalar(type_: Any, words: str, name: str, fits: Callable[[Any], bool]) -> T
 
 
 def _is_number(value: Any, allowed: Any) -> bool:
-    return (
-        isinstance(value, allowed) and not isinstance(value, bool) and (isinstance(value, int) or math.isfinite(value))
-    )
+    return isinstance(value, allowed) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 _KINDS = (
