@@ -49,7 +49,7 @@ def _explain_composition(rows: list[str], at: Position, error: yaml.composer.Com
     name = match[1] if (match := _NAME.match(rows[min(at[0], len(rows) - 1)], at[1])) else ""
     if problem.startswith("found undefined alias"):
         return f"the alias *{name} names no anchor before it"
-    if problem.startswith("found duplicate anchor"):
+    if str(error.context).startswith("found duplicate anchor"):
         return f"the anchor &{name} is defined twice"
     return "a second document begins here, expected one" if problem == "but found another document" else ""
 
