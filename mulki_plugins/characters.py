@@ -1,10 +1,12 @@
-"""What characters look like: how wide a text is on a terminal, and which of its characters are easily mistaken."""
+"""How characters look: what is safe to print, how wide a text is on a terminal, which characters pass for others."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
-_ORDINARY = {"Zs": " ", "Pd": "-", "Pi": "'", "Pf": "'"}
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
+_BY_CATEGORY = {"Zs": " ", "Pd": "-", "Pi": "'", "Pf": "'"}
 _LOOKALIKES = {
     **dict.fromkeys("\u201a", "'"),
     **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb", '"'),
@@ -12,11 +14,16 @@ _LOOKALIKES = {
 }
 CLOSING = "\u2018\u2019\u201c\u201d\u00ab\u00bb\u2039\u203a\uff02\uff07"
 OPENING = CLOSING + "\u201a\u201b\u201e\u201f"
-"""Typographic quotes; which one opens differs from language to language."""
+"""Typographic quotes; which of them open differs between languages."""
 
 
-def ordinary(character: str) -> str | None:
-    """What a character is easily mistaken for: a space, a hyphen, a quote, nothing at all. None for any other."""
+def printable(text: str) -> str:
+    """A text from a file or a command line, on one line and without control characters."""
+    return _UNPRINTABLE.sub("?", text)
+
+
+def _ascii_twin(character: str) -> str | None:
+    """The ASCII character that this one passes for, empty for an invisible one; None if it passes for none."""
     if character.isascii():
         return None
     if character in _LOOKALIKES:
@@ -24,33 +31,33 @@ def ordinary(character: str) -> str | None:
     if "\uff01" <= character <= "\uff5e":  # fullwidth forms of ASCII
         return unicodedata.normalize("NFKC", character)
     category = unicodedata.category(character)
-    return "" if category == "Cf" else _ORDINARY.get(category)
+    return "" if category == "Cf" else _BY_CATEGORY.get(category)
 
 
 def is_invisible(character: str) -> bool:
-    """Whether a character looks like a space, or like nothing."""
+    """Whether a character looks like a space or is not visible at all."""
     return not character.isascii() and unicodedata.category(character) in ("Zs", "Cf")
 
 
-def simplified(text: str) -> str:
-    """The text with ordinary characters in place of those that are mistaken for them."""
-    return "".join(c if (plain := ordinary(c)) is None else plain for c in text)
+def simplify(text: str) -> str:
+    """The text with each lookalike replaced by its ASCII twin."""
+    return "".join(c if (twin := _ascii_twin(c)) is None else twin for c in text)
 
 
-def name_of(character: str) -> str:
+def name_character(character: str) -> str:
     """`a no-break space (U+00A0)`."""
     name = unicodedata.name(character, "control character").lower()
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name} (U+{ord(character):04X})"
 
 
-def mistakable(text: str) -> str:
-    """Names the first characters that are easily mistaken for others: `a no-break space (U+00A0)`; empty without any."""
-    odd = list(dict.fromkeys(c for c in text if ordinary(c) is not None))
-    return " and ".join(map(name_of, odd[:2]))
+def name_lookalikes(text: str) -> str:
+    """The first two characters that pass for others: `a no-break space (U+00A0)`; empty if there are none."""
+    odd = list(dict.fromkeys(c for c in text if _ascii_twin(c) is not None))
+    return " and ".join(map(name_character, odd[:2]))
 
 
 def width(text: str) -> int:
-    """How many columns a terminal takes for a text: two for most of the characters of East Asia, none for an accent."""
+    """The columns that a text takes on a terminal: two for most East Asian characters, none for an accent."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len
@@ -58,7 +65,7 @@ def width(text: str) -> int:
     return cell_len(text)
 
 
-def padded(text: str, columns: int, right: bool = False) -> str:
-    """The text filled up with spaces to so many columns; `right` puts them before it."""
+def pad(text: str, columns: int, right: bool = False) -> str:
+    """The text padded with spaces to so many columns; `right` aligns it to the right."""
     fill = " " * (columns - width(text))
     return fill + text if right else text + fill

@@ -1,68 +1,41 @@
-"""What a user can do wrong: reported on one line each, without a traceback, with exit status 2."""
+"""A user's mistakes: reported one line each, without a traceback, with exit status 2."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from mulki_plugins.characters import mistakable, simplified
+from mulki_plugins.characters import name_lookalikes, printable, simplify
 
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
+Location = tuple[str | int, ...]
+"""The keys and indices that lead to a value."""
 
-
-def plain(text: str) -> str:
-    """On one line, and without what steers a terminal: for a word that comes from a file or a command line."""
-    return _UNPRINTABLE.sub("?", text)
-
-
-def in_one_line(error: BaseException) -> str:
-    """An error of others on one line, as the last line of its traceback: its type, and its whole text.
-
-    Where a data loader handed it on from a worker, whose traceback is then its text: the error that the worker had.
-    """
-    kind = type(error).__name__
-    try:
-        text = str(error)
-    except Exception:  # an error whose own text fails
-        text = ""
-    if found := _FROM_WORKER.match(text):
-        kind = found["kind"]
-        traceback = text[text.rfind('\n  File "') :]
-        last = re.search(rf"^(?:[\w.]+\.)?{re.escape(kind)}(?:: (?P<text>.*))?\Z", traceback, re.MULTILINE | re.DOTALL)
-        text = (last["text"] or "") if last else traceback.rstrip().rpartition("\n")[2]
-    text = plain(" ".join(text.split()))
-    return f"{kind}: {text}" if text else kind
-
-
-_FROM_WORKER = re.compile(r"Caught (?P<kind>\w+) in .* process \d+\.\nOriginal Traceback")
+UNKNOWN_OPTION = "unknown option"
+"""How every message about an unknown key begins."""
+MAX_REPORTED = 1000
+"""How many mistakes of one sort are reported."""
 
 
 class MulkiError(Exception):
-    """A mistake of the user's, or something of theirs that is missing; `hint` says what to type next."""
+    """A user's mistake, or something missing on their machine; `hint` says what to type next."""
 
     status = 2
-    """What a program ends with."""
+    """The exit status."""
 
     def __init__(self, message: str, hint: str = "") -> None:
-        message = _as_it_was(message, f"{type(self).__module__}.{type(self).__qualname__}: ")
+        message = _original_message(message, f"{type(self).__module__}.{type(self).__qualname__}: ")
         super().__init__(message)
         self.message = message
         self.hint = hint
 
     def lines(self) -> list[str]:
-        """The report, a line for each mistake."""
+        """The report, one line per mistake."""
         return [f"{self.message}; {self.hint}" if self.hint else self.message]
 
 
-def _as_it_was(message: str, label: str) -> str:
-    """The message of an error that torch's data loader hands on from a worker, out of the traceback that it makes of it."""
-    if message.startswith("Caught ") and "\nOriginal Traceback" in message and label in message:
-        return message.rpartition(label)[2].strip()
-    return message
-
-
-class Unforeseen(MulkiError):
-    """An error that is nobody's known mistake; the hint says where its traceback is."""
+class UnexpectedError(MulkiError):
+    """An error that no known mistake explains; the hint says where its traceback is."""
 
     status = 1
 
@@ -77,13 +50,13 @@ class UnreadableImage(MulkiError):
     def __init__(
         self,
         message: str,
-        hint: str = "mend it and go on with --force, or without it: --resume --set train.unreadable=skip",
+        hint: str = "repair it and resume with --force, or skip it: --resume --set train.unreadable=skip",
     ) -> None:
         super().__init__(message, hint)
 
 
 class Mistakes(MulkiError):
-    """Everything that is wrong with a recipe, each line with its place: `file:line: $.path: what, and what to type`."""
+    """All mistakes in a recipe, located: `file:line: $.path: what is wrong, and what to type`."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines = list(lines)
@@ -93,25 +66,84 @@ class Mistakes(MulkiError):
         return self._lines
 
 
+class OptionError(ValueError):
+    """A value that its type does not admit.
+
+    path: leads to the value from where the check began.
+    write: what was probably meant, as YAML; empty if that is unclear.
+    """
+
+    def __init__(self, message: str, path: Location = (), write: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.path = path
+        self.write = write
+
+    def below(self, path: Location) -> OptionError:
+        """The same mistake, located from further up."""
+        return OptionError(self.message, (*path, *self.path), self.write)
+
+    def __str__(self) -> str:
+        return f"{self.message}; write {self.write}" if self.write else self.message
+
+
+def format_value(value: Any) -> str:
+    """A value for an error message: short, on one line."""
+    if isinstance(value, Mapping):
+        return "a mapping" if value else "an empty mapping"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    if value is None:
+        return "nothing"
+    text = repr(value).lower() if isinstance(value, bool) else repr(value)
+    odd = name_lookalikes(value) if isinstance(value, str) else ""
+    return (text if len(text) <= 60 else text[:57] + "...") + (f" with {odd}" if odd else "")
+
+
+_FROM_WORKER = re.compile(r"Caught (?P<kind>\w+) in .* process \d+\.\nOriginal Traceback")
+"""How torch's data loader reports an error of a worker process: with the worker's traceback as the message."""
+
+
+def _original_message(message: str, label: str) -> str:
+    """The message of a MulkiError that a data loader's worker raised, taken out of the worker's traceback."""
+    if message.startswith("Caught ") and "\nOriginal Traceback" in message and label in message:
+        return message.rpartition(label)[2].strip()
+    return message
+
+
+def describe_error(error: BaseException) -> str:
+    """An error on one line, like the last line of its traceback: type and message.
+
+    For an error that a data loader passes on from a worker: the worker's error.
+    """
+    kind = type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # an error whose own `__str__` fails
+        text = ""
+    if match := _FROM_WORKER.match(text):
+        kind = match["kind"]
+        traceback = text[text.rfind('\n  File "') :]
+        last = re.search(rf"^(?:[\w.]+\.)?{re.escape(kind)}(?:: (?P<text>.*))?\Z", traceback, re.MULTILINE | re.DOTALL)
+        text = (last["text"] or "") if last else traceback.rstrip().rpartition("\n")[2]
+    text = printable(" ".join(text.split()))
+    return f"{kind}: {text}" if text else kind
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`did you mean 'x'?`, or the list of what there is; empty where there is nothing."""
+    """`did you mean 'x'?`, else the list of known words; empty if there are none."""
     from difflib import get_close_matches
 
     options = sorted(known)
-    odd = mistakable(word)
+    odd = name_lookalikes(word)
     note = f" the name holds {odd}" if odd else ""
-    plain_word = simplified(word).strip().lower()
-    close = get_close_matches(plain_word, [option.lower() for option in options], n=1, cutoff=0.6)
-    close = close or [option.lower() for option in options if plain_word and plain_word == _last(option)]
-    if close:
+    key = simplify(word).strip().lower()
+    close = get_close_matches(key, [option.lower() for option in options], n=1, cutoff=0.6)
+    close = close or [option.lower() for option in options if key and key == option.rpartition(".")[2].lower()]
+    if close:  # the second try finds `avalanche.ewc` for `ewc`
         match = next(option for option in options if option.lower() == close[0])
         return f"did you mean {match!r}?{note}"
     if not options:
         return note.strip()
-    shown = ", ".join(options[:12]) + (", ..." if len(options) > 12 else "")
-    return f"there is {shown}" + (f";{note}" if note else "")
-
-
-def _last(name: str) -> str:
-    """`avalanche.ewc` is often called `ewc`."""
-    return name.rpartition(".")[2].lower()
+    listed = ", ".join(options[:12]) + (", ..." if len(options) > 12 else "")
+    return f"known: {listed}" + (f";{note}" if note else "")

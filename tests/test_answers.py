@@ -12,9 +12,9 @@ from click.testing import CliRunner
 
 from mulki_plugins.cli import main
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.recipe import source
+from mulki_plugins.recipe import yaml as recipe_yaml
 from mulki_plugins.recipe.resolve import Changes, resolve
-from mulki_plugins.recipe.source import parse_yaml
+from mulki_plugins.recipe.yaml import parse_yaml
 from mulki_plugins.report.result import Result
 
 MINE = (
@@ -118,7 +118,7 @@ SETTINGS = {
     "train.batch_size=1_000": "type --set train.batch_size=1000",
     "train.iterations==5": "type --set train.iterations=5",
     "train.iterations: 5": "type --set train.iterations=5",
-    "train.iterations=": "expected a value behind the =",
+    "train.iterations=": "expected a value after the =",
     "train.iterations=5\u00a0": "a no-break space (U+00A0)",
     "train.iterations=\u201c5\u201d": "a left double quotation mark (U+201C)",
     "train.optimizer.lr=1e\u22124": "type --set train.optimizer.lr=1e-4",
@@ -240,20 +240,20 @@ NOT_YAML = {
     "a: 'b\n": (1, "the quote ' on this line is not closed"),
     "a:\n  b: 1\n   c: 2\n": (3, "indented deeper than line 2"),
     "a:\n   b: 1\n  c: 2\n": (3, "indentation"),
-    "a:b\nc: d\n": (1, "a space is missing behind the colon"),
+    "a:b\nc: d\n": (1, "a space is missing after the colon"),
     "name:\u00a0mine\nb: c\n": (1, "a no-break space (U+00A0)"),
     "name\uff1amine\nb: c\n": (1, "a fullwidth colon (U+FF1A)"),
-    "a: b: c\n": (1, "the value holds a colon; put it in quotes"),
+    "a: b: c\n": (1, "the value contains a colon; put it in quotes"),
     "a: @b\n": (1, "cannot begin with @"),
     "a: %b\n": (1, "cannot begin with %"),
     "a: *\n": (1, "begins with * must be in quotes"),
     "a: |b\n c\n": (1, "begins on the next line"),
-    "a: ]\n": (1, "a ] stands here"),
+    "a: ]\n": (1, "this ] has no matching"),
     'a: "C:\\data"\n': (1, "single quotes"),
-    'a: "b" c\n': (1, "behind the closing quote"),
-    "a: - b\n": (1, "a list cannot begin behind a key"),
-    "a: b\n- c\n": (2, "an entry of a list"),
-    "- a\nb: c\n": (2, "a key stands among the entries"),
+    'a: "b" c\n': (1, "follows the closing quote"),
+    "a: - b\n": (1, "a list cannot start on the line of its key"),
+    "a: b\n- c\n": (2, "a list entry among the keys"),
+    "- a\nb: c\n": (2, "a key among the entries"),
     "a: go\x07od\n": (1, "U+0007"),
     "a: \ud800\n": (1, "U+D800"),
     "a: b\n...\nc: d\n": (3, "ends the file"),
@@ -269,7 +269,7 @@ NOT_YAML = {
 def test_what_is_not_yaml_is_explained_in_words_of_our_own(text, loader, monkeypatch):
     if not hasattr(yaml, loader):
         pytest.skip("PyYAML was built without it")
-    monkeypatch.setattr(source, "_Loader", getattr(yaml, loader))
+    monkeypatch.setattr(recipe_yaml, "_Loader", type("Loader", (recipe_yaml.CoreTags, getattr(yaml, loader)), {}))
     line, reason = NOT_YAML[text]
     with pytest.raises(MulkiError) as caught:
         parse_yaml(text, "x.yaml")
@@ -287,7 +287,7 @@ def test_no_word_of_the_library_is_passed_on(kind, monkeypatch):
         mark = yaml.Mark("f", 0, 1, 0, "", 0)
         raise error("words of theirs", mark, "more words", mark) if module else error("words of theirs")
 
-    monkeypatch.setattr(source.yaml, "parse", fail)
+    monkeypatch.setattr(yaml, "compose", fail)
     with pytest.raises(MulkiError, match=r"this is not YAML: ") as caught:
         parse_yaml("a: b\n c\n", "x.yaml")
     assert "words" not in str(caught.value)
@@ -297,7 +297,7 @@ def test_no_word_of_the_library_is_passed_on(kind, monkeypatch):
     "text", ["\u00a0\u00a0a: 1\n", "a\u200b: 1\n", "a: \u201cb\u201d\n", "a: b\u00a0\n", "a: [\u00abb\u00bb]\n"]
 )
 def test_characters_that_are_mistaken_for_others_are_named(text):
-    with pytest.raises(MulkiError, match=r"\(U\+[0-9A-F]{4}\) stands? (at an end of|around)|and an? .* stand around"):
+    with pytest.raises(MulkiError, match=r"\(U\+[0-9A-F]{4}\) (is at an end of|surround)|and an? .* surround"):
         parse_yaml(text, "x.yaml")
 
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from mulki_plugins.cli import main
 from mulki_plugins.errors import Mistakes
 from mulki_plugins.recipe.resolve import Changes, resolve
-from mulki_plugins.recipe.source import MAX_BYTES
+from mulki_plugins.recipe.yaml import MAX_BYTES
 
 GOOD = """\
 name: good
@@ -106,7 +106,7 @@ BROKEN = {
     ),
     "requirement missing": (changed("strategy: mulki", "strategy: {plugins: [adding]}"), r":4: .*adding: needs the plugin 'teachers'"),
     "wrong order": (changed("strategy: mulki", "strategy: {plugins: [adding, teachers]}"), r":4: .*adding: must come after 'teachers'"),
-    "plugin twice": (changed("strategy: mulki", "strategy: {plugins: [teachers, teachers]}"), r":4: .*teachers: stands in the stack twice"),
+    "plugin twice": (changed("strategy: mulki", "strategy: {plugins: [teachers, teachers]}"), r":4: .*teachers: is in the stack twice"),
     "unknown metric": (GOOD + "evaluate: {metrics: [transfr]}\n", r":10: \$\.evaluate\.metrics\[0\]: no metric"),
     "unknown scope": (GOOD + "evaluate: {classes: some}\n", r":10: \$\.evaluate\.classes: expected 'task' or 'seen' or 'all'"),
     "unknown logger": (GOOD + "loggers: [tensorbord]\n", r":10: \$\.loggers\[0\]: no logger .*'tensorboard'"),

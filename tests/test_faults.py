@@ -13,7 +13,7 @@ import pytest
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 
-from mulki_plugins.errors import MulkiError, Unforeseen
+from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.parts import Catalog, Provenance
@@ -152,7 +152,7 @@ def test_an_error_that_nobody_foresaw_keeps_its_whole_last_line(tmp_path, monkey
 
     monkeypatch.setattr(experiment._Run, "count_left_out", fails)
     alone = resolve("recipes/mtil.yaml", Changes(strategy="finetune", settings=SMALL))  # no part is of this module
-    with pytest.raises(Unforeseen) as caught:
+    with pytest.raises(UnexpectedError) as caught:
         run_experiment(alone, 0, tmp_path)
     assert caught.value.status == 1
     [line] = caught.value.lines()

@@ -22,7 +22,6 @@ import click
 from attrs import fields
 
 from mulki_plugins.cli import main as mulki
-from mulki_plugins.options import describe
 from mulki_plugins.recipe.json_schema import recipe_schema, strategy_schema
 from mulki_plugins.registry import builtin, events, hookspecs
 from mulki_plugins.registry.open_clip_names import open_clip_part
@@ -30,6 +29,7 @@ from mulki_plugins.registry.parts import Catalog, Part
 from mulki_plugins.registry.register import Register
 from mulki_plugins.registry.signature import REQUIRED, UNKNOWN, signature_of
 from mulki_plugins.testing.names import PLUGIN_CHECKS, STREAM_CHECKS
+from mulki_plugins.types import describe
 
 ROOT = Path(__file__).parents[1]
 HEAD = """# Reference: hooks, parts and their options, commands

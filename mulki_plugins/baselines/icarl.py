@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 from mulki_plugins.baselines.stored import images_at, places_of
 from mulki_plugins.losses import distillation, herded
 from mulki_plugins.models.classifier import ClipClassifier
-from mulki_plugins.options import Count, Positive, Weight, checked
 from mulki_plugins.stages.prototypes import tasks_of
 from mulki_plugins.stages.stage import Stage, by_task, classifier_of, features_of
 from mulki_plugins.stages.teachers import Teachers
+from mulki_plugins.types import Count, Positive, Weight, checked
 
 Group = tuple[int, int]
 """(task, class)"""

@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 
 from mulki_plugins.baselines.lwf import encoded
 from mulki_plugins.losses import contrastive_distillation
-from mulki_plugins.options import Count, Positive, Weight, checked
 from mulki_plugins.stages.stage import Stage, autocast_of, classifier_of
 from mulki_plugins.stages.teachers import Teacher, Teachers
 from mulki_plugins.streams.reference import Reference
+from mulki_plugins.types import Count, Positive, Weight, checked
 
 
 class OnReference(Stage):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from attrs import evolve, fields_dict, frozen
 
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.options import convert
+from mulki_plugins.types import convert
 
 Numbers = tuple[float, float, float]
 Interpolation = Literal["bicubic", "bilinear"]

@@ -1,216 +1,162 @@
-"""The JSON Schema (draft 2020-12) of a recipe and of a strategy, with every part that is installed: for editors.
+"""The JSON Schema (draft 2020-12) of a recipe and of a strategy, with every installed part: for editors.
 
-Made of the same classes and signatures that `mulki validate` goes by. What only shows across values (order, conflicts, two
-budgets) is beyond a schema. Nothing is demanded that a strategy's `defaults` may bring.
+Built from the same classes, types and signatures that `mulki validate` checks against. A schema cannot express what only
+shows across values (order, conflicts, two budgets), and it requires nothing that a strategy's `defaults` may bring.
 """
 
 from __future__ import annotations
 
-import types
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from attrs import NOTHING, Factory, fields
 
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.options import Range
-from mulki_plugins.recipe.schema import Choice, Entry, Recipe, Strategy, StrategyFile
-from mulki_plugins.recipe.stack import is_plain
-from mulki_plugins.recipe.strategies import DEFAULTABLE
+from mulki_plugins.recipe.files import DEFAULTABLE, list_registered
+from mulki_plugins.recipe.schema import Choice, Entry, Recipe, Strategy, StrategyFile, is_yaml_value
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.open_clip_names import open_clip_part
 from mulki_plugins.registry.parts import Kind, Part
 from mulki_plugins.registry.signature import REQUIRED, UNKNOWN, signature_of
+from mulki_plugins.types import Schema, json_schema
 
-Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_TOWERS: Schema = {"enum": ["all", "image", "text"], "default": "all", "description": "Which towers learn."}
 _MAY_COME_FROM_A_STRATEGY = {"lr", "optimizer", *DEFAULTABLE}
 
 
 def recipe_schema(architectures: Iterable[str] | None) -> Schema:
-    """Of a recipe. architectures: open_clip's names; None where any name may be one."""
+    """The schema of a recipe. architectures: open_clip's names; None to admit any name."""
     schema = _of_class(Recipe)
     properties = schema["properties"]
-    properties["stream"] = _choice("stream")
-    properties["reference"] = {"anyOf": [_choice("stream"), {"type": "null"}]}
+    properties["stream"] = _part("stream")
+    properties["reference"] = {"anyOf": [_part("stream"), {"type": "null"}]}
     properties["model"] = _model(architectures)
-    whole = _of_class(Strategy)
-    whole["properties"]["plugins"] = _stack()
-    whole["required"] = []
-    names = {
+    written_out = _of_class(Strategy)
+    written_out["properties"]["plugins"] = _stack()
+    written_out["required"] = []
+    by_name = {
         "type": "string",
         "description": "The name of a strategy, or the path of its file.",
-        "examples": _strategies(),
+        "examples": sorted(list_registered("strategies")),
     }
-    properties["strategy"] = {"anyOf": [names, whole]}
-    _named_parts(properties)
-    return _whole("a recipe of MulKI", schema)
+    properties["strategy"] = {"anyOf": [by_name, written_out]}
+    properties["evaluate"]["properties"]["metrics"] = _names("metric")
+    properties["loggers"] = _names("logger")
+    return _document("a recipe of MulKI", schema)
 
 
 def strategy_schema(architectures: Iterable[str] | None) -> Schema:
-    """Of a strategy's file."""
+    """The schema of a strategy's file."""
     recipe = recipe_schema(architectures)
     schema = _of_class(StrategyFile)
     schema["properties"]["plugins"] = _stack()
     towers = {"type": "object", "properties": {"train": _TOWERS}, "additionalProperties": False}
     defaults = {key: recipe["properties"][key] for key in DEFAULTABLE if key != "model"} | {"model": towers}
     schema["properties"]["defaults"] = {"type": "object", "properties": defaults, "additionalProperties": False}
-    return _whole("a strategy of MulKI", schema)
+    return _document("a strategy of MulKI", schema)
 
 
-def _whole(title: str, schema: Schema) -> Schema:
-    return {
-        "$schema": DIALECT,
-        "title": title,
-        **schema,
-        "$defs": {p.name: _options(p) for p in catalog().of_kind("plugin")},
-    }
+def _document(title: str, schema: Schema) -> Schema:
+    plugins = {part.name: _options(part) for part in catalog().of_kind("plugin")}
+    return {"$schema": DIALECT, "title": title, **schema, "$defs": plugins}
 
 
-def _of_class(kind: Any) -> Schema:
-    """An attrs class as an object; every key that it has no default for is required."""
-    hints = get_type_hints(kind, include_extras=True)
+def _of_class(class_: Any) -> Schema:
+    """An attrs class as an object; keys without a default are required."""
+    hints = get_type_hints(class_, include_extras=True)
     properties, required = {}, []
-    for attribute in fields(kind):
-        properties[attribute.name] = of_type(hints[attribute.name])
-        default = attribute.default
+    for attribute in fields(class_):
+        schema, default = json_schema(hints[attribute.name], _of_nested_class), attribute.default
         if default is NOTHING:
             if attribute.name not in _MAY_COME_FROM_A_STRATEGY:
                 required.append(attribute.name)
-        elif not isinstance(default, Factory) and is_plain(default):  # type: ignore[arg-type]
-            properties[attribute.name] = {**properties[attribute.name], "default": default}
-    schema = {"type": "object", "description": _one_line(kind.__doc__), "properties": properties}
-    return {**schema, "required": required, "additionalProperties": False}
-
-
-def _one_line(text: str | None) -> str:
-    return " ".join((text or "").split())
-
-
-_WORDS: dict[Any, Schema] = {
-    bool: {"type": "boolean"}, int: {"type": "integer"}, float: {"type": "number"}, str: {"type": "string"},
-    types.NoneType: {"type": "null"}, None: {"type": "null"}, Any: {},
-}  # fmt: skip
-
-
-def of_type(kind: Any) -> Schema:
-    """A type as `mulki_plugins.options` reads it; an empty schema, which admits anything, for one that it does not."""
-    origin, args = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return of_type(args[0]) | {
-            k: v for extra in args[1:] if isinstance(extra, Range) for k, v in _range(extra).items()
-        }
-    if origin is Literal:
-        return {"enum": list(args)}
-    if origin in (Union, types.UnionType):
-        return {"anyOf": [of_type(arm) for arm in args]}
-    if origin is list:
-        return {"type": "array", "items": of_type(args[0])}
-    if origin is tuple:
-        prefix = [of_type(arm) for arm in args]
-        return {"type": "array", "prefixItems": prefix, "minItems": len(args), "maxItems": len(args)}
-    if origin is dict:
-        names = {"propertyNames": of_type(args[0])} if get_origin(args[0]) is Literal else {}
-        return {"type": "object", **names, "additionalProperties": of_type(args[1])}
-    if kind in (Choice, Entry):
-        return {}  # written out by the caller
-    if hasattr(kind, "__attrs_attrs__"):
-        schema = _of_class(kind)
-        if "name" in schema["properties"] and "default" in schema["properties"]["name"]:
-            return {"anyOf": [schema["properties"]["name"], schema]}  # its short form
-        return schema
-    return _WORDS.get(kind, {})
-
-
-def _range(allowed: Range) -> Schema:
-    words = {
-        "minimum": allowed.least, "maximum": allowed.most,
-        "exclusiveMinimum": allowed.above, "exclusiveMaximum": allowed.below,
+        elif not isinstance(default, Factory) and is_yaml_value(default):  # type: ignore[arg-type]  # a class at run time
+            schema = {**schema, "default": default}
+        properties[attribute.name] = schema
+    return {
+        "type": "object", "description": " ".join((class_.__doc__ or "").split()), "properties": properties,
+        "required": required, "additionalProperties": False,
     }  # fmt: skip
-    return {word: bound for word, bound in words.items() if bound is not None}
+
+
+def _of_nested_class(class_: Any) -> Schema:
+    if class_ in (Choice, Entry):
+        return {}  # the caller writes these out
+    schema = _of_class(class_)
+    name = schema["properties"].get("name", {})
+    return {"anyOf": [name, schema]} if "default" in name else schema  # its name alone is the short form
 
 
 def _options(part: Part, more: Mapping[str, Schema] | None = None) -> Schema:
-    """The options of a part as an object; anything for one whose source cannot be read."""
+    """The options of a part as an object; anything if its source cannot be read."""
     try:
         signature = signature_of(part)
     except MulkiError:
         return {"description": part.summary}
-    properties: Schema = dict(more or {})
+    properties, required = dict(more or {}), []
     for name, option in signature.options.items():
-        said = part.defaults.get(name, option.default)
-        schema = of_type(option.kind)
-        if said is not REQUIRED and said is not UNKNOWN and is_plain(said):
-            schema = {**schema, "default": list(said) if isinstance(said, tuple) else said}
-        if line := part.options.get(name):
-            schema = {**schema, "description": line}
+        default = part.defaults.get(name, option.default)
+        schema = json_schema(option.kind, _of_nested_class)
+        if default is REQUIRED:
+            required.append(name)
+        elif default is not UNKNOWN and is_yaml_value(default):
+            schema = {**schema, "default": list(default) if isinstance(default, tuple) else default}
+        if description := part.options.get(name):
+            schema = {**schema, "description": description}
         properties[name] = schema
-    required = [name for name, option in signature.options.items() if _must_be_said(part, name, option.default)]
     return {
         "type": "object", "description": part.summary + (f" [{part.source}]" if part.source else ""),
         "properties": properties, "required": required, "additionalProperties": signature.open,
     }  # fmt: skip
 
 
-def _must_be_said(part: Part, name: str, default: Any) -> bool:
-    return default is REQUIRED and name not in part.defaults
+def _with_name(name: Schema, options: Schema) -> Schema:
+    """A part's options, with its name among them."""
+    properties = {**{"name": name, **options.get("properties", {})}, "name": name}  # first, and not the option "name"
+    return {
+        **options,
+        "type": "object",
+        "properties": properties,
+        "required": ["name", *options.get("required", [])],
+    }
 
 
-def _named(name: str, schema: Schema) -> Schema:
-    """A part's options with its name among them."""
-    properties = {"name": {"const": name}, **schema.get("properties", {})}
-    return {**schema, "type": "object", "properties": properties, "required": ["name", *schema.get("required", [])]}
-
-
-def _choice(kind: Kind, more: Mapping[str, Schema] | None = None) -> Schema:
+def _part(kind: Kind, more: Mapping[str, Schema] | None = None) -> Schema:
     """A part by its name alone, or as a mapping of its name and its options."""
-    parts = [(part, _options(part, more)) for part in catalog().of_kind(kind)]
-    short = [part.name for part, schema in parts if not schema.get("required")]
-    return {"anyOf": [{"enum": short}, *(_named(part.name, schema) for part, schema in parts)]}
-
-
-_TOWERS: Schema = {"enum": ["all", "image", "text"], "default": "all", "description": "Which towers learn."}
+    options = {part.name: _options(part, more) for part in catalog().of_kind(kind)}
+    by_name = {"enum": [name for name, schema in options.items() if not schema.get("required")]}
+    return {"anyOf": [by_name, *(_with_name({"const": name}, schema) for name, schema in options.items())]}
 
 
 def _model(architectures: Iterable[str] | None) -> Schema:
     """A registered model, or an architecture of open_clip."""
-    choice = _choice("model", {"train": _TOWERS})
-    own = [part.name for part in catalog().of_kind("model")]
-    other: Schema = {"not": {"enum": own}, "type": "string"} if architectures is None else {"enum": list(architectures)}
-    by_options = _named("", _options(open_clip_part(""), {"train": _TOWERS}))
-    by_options["properties"]["name"] = other
-    return {"anyOf": [*choice["anyOf"], other, by_options]}
+    ours = [part.name for part in catalog().of_kind("model")]
+    other: Schema = (
+        {"not": {"enum": ours}, "type": "string"} if architectures is None else {"enum": list(architectures)}
+    )
+    towers = {"train": _TOWERS}
+    return {"anyOf": [*_part("model", towers)["anyOf"], other, _with_name(other, _options(open_clip_part(""), towers))]}
 
 
 def _stack() -> Schema:
     """A list of plugins, each by its name alone or with its options."""
-    plugins = catalog().of_kind("plugin")
-    short = [part.name for part in plugins if not _options(part).get("required")]
-    by_options: Schema = {}
-    for part in plugins:
-        reference = {"$ref": f"#/$defs/{part.name}"}
-        by_options[part.name] = {"anyOf": [reference, {"type": "null"}]} if part.name in short else reference
-    one = {
+    names = [part.name for part in catalog().of_kind("plugin")]
+    short = [part.name for part in catalog().of_kind("plugin") if not _options(part).get("required")]
+    references = {name: {"$ref": f"#/$defs/{name}"} for name in names}
+    with_options = {
         "type": "object",
-        "properties": by_options,
+        "properties": {
+            name: {"anyOf": [reference, {"type": "null"}]} if name in short else reference
+            for name, reference in references.items()
+        },
         "minProperties": 1,
         "maxProperties": 1,
         "additionalProperties": False,
     }
-    return {"type": "array", "items": {"anyOf": [{"enum": short}, one]}}
+    return {"type": "array", "items": {"anyOf": [{"enum": short}, with_options]}}
 
 
-def _strategies() -> list[str]:
-    return sorted(catalog().files["strategies"])
-
-
-def _named_parts(properties: Schema) -> None:
-    """Lists of metrics and loggers by name."""
-    evaluate = properties["evaluate"]
-    kinds: list[tuple[Schema, str, Kind]] = [
-        (evaluate["properties"], "metrics", "metric"),
-        (properties, "loggers", "logger"),
-    ]
-    for holder, key, kind in kinds:
-        names = [part.name for part in catalog().of_kind(kind)]
-        holder[key] = {"type": "array", "items": {"enum": names}, "uniqueItems": True}
+def _names(kind: Kind) -> Schema:
+    """A list of parts by name."""
+    return {"type": "array", "items": {"enum": [part.name for part in catalog().of_kind(kind)]}, "uniqueItems": True}

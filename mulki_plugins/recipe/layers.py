@@ -1,153 +1,175 @@
-"""Layers of values: a tree laid over another, and single values set by their path; each keeps its origin."""
+"""Layers of values: one tree laid over another, and single values set by their path. Each value keeps its origin."""
 
 from __future__ import annotations
 
+import copy
 import re
 import shlex
+from collections.abc import Iterator
 from typing import Any
 
-from mulki_plugins.characters import mistakable, simplified
-from mulki_plugins.errors import Mistakes
-from mulki_plugins.options import Path
-from mulki_plugins.recipe.source import Origin, Tree, dotted, located, parse_value
+from mulki_plugins.characters import name_lookalikes, simplify
+from mulki_plugins.errors import Location, Mistakes
+from mulki_plugins.recipe.yaml import Origin, Tree, format_path, locate, parse_value
 
-EITHER = {("train", "iterations"): ("train", "epochs"), ("train", "epochs"): ("train", "iterations")}
-"""Values of which a layer's own replaces the other one of the layers below."""
+EXCLUSIVE: dict[Location, Location] = {
+    ("train", "iterations"): ("train", "epochs"),
+    ("train", "epochs"): ("train", "iterations"),
+}
+"""Mutually exclusive keys: setting one in a layer removes the other from the layers below."""
 
 
 def overlay(lower: Tree, upper: Tree) -> Tree:
-    """Mappings are merged, everything else is replaced by the upper layer's."""
-    result = Tree(_copied(lower.value), dict(lower.origins))
+    """Both trees as one: mappings are merged, everything else is replaced by the upper layer's value."""
+    result = Tree(copy.deepcopy(lower.value), dict(lower.origins))
     _lay(result, upper, (), upper.value)
     result.origins.update(upper.origins)
     return result
 
 
-def _lay(into: Tree, upper: Tree, path: Path, value: Any) -> None:
+def _lay(into: Tree, upper: Tree, path: Location, value: Any) -> None:
     if isinstance(value, dict) and isinstance(get(into.value, path), dict):
         for key, item in value.items():
             _lay(into, upper, (*path, key), item)
         return
-    other = EITHER.get(path)  # type: ignore[arg-type]
+    other = EXCLUSIVE.get(path)
     if other and get(upper.value, other) is None and get(into.value, other) is not None:
         remove(into, other)
-    put(into, path, _copied(value), upper.origin(path))
+    put(into, path, copy.deepcopy(value), upper.origin(path))
 
 
-def get(value: Any, path: Path) -> Any:
-    """The value at a path; None where there is none."""
+def get(value: Any, path: Location) -> Any:
+    """The value at a path; None if there is none."""
     for part in path:
-        inside = part in value if isinstance(value, dict) else isinstance(value, list) and _indexes(part, value)
-        if inside:
+        if isinstance(value, dict):
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
             value = value[part]
         else:
             return None
     return value
 
 
-def _indexes(part: str | int, value: list[Any]) -> bool:
-    return isinstance(part, int) and part < len(value)
-
-
-def put(tree: Tree, path: Path, value: Any, origin: Origin) -> None:
-    """Set the value at a path, with the mappings that lead to it."""
+def put(tree: Tree, path: Location, value: Any, origin: Origin) -> None:
+    """Set the value at a path, creating the mappings that lead to it."""
     if isinstance(get(tree.value, path), (dict, list)):
-        for inner in [p for p in tree.origins if p[: len(path)] == path]:
-            del tree.origins[inner]
+        _forget_origins(tree, path)
     tree.origins[path] = origin
     if not path:
         tree.value = value
         return
     at = tree.value
     for i, part in enumerate(path[:-1]):
-        step = get(at, (part,))
-        if not isinstance(step, (dict, list)):
-            step = at[part] = {}
+        inner = get(at, (part,))
+        if not isinstance(inner, (dict, list)):
+            inner = at[part] = {}
             tree.origins[path[: i + 1]] = origin
-        at = step
+        at = inner
     at[path[-1]] = value
 
 
-def remove(tree: Tree, path: Path) -> None:
-    at = get(tree.value, path[:-1])
-    del at[path[-1]]
+def remove(tree: Tree, path: Location) -> None:
+    """Remove the value at a path, which must exist."""
+    del get(tree.value, path[:-1])[path[-1]]
+    _forget_origins(tree, path)
+
+
+def _forget_origins(tree: Tree, path: Location) -> None:
     for inner in [p for p in tree.origins if p[: len(path)] == path]:
         del tree.origins[inner]
 
 
-def _copied(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, list) else value
+def leaves(value: Any, path: Location = ()) -> Iterator[tuple[Location, Any]]:
+    """The path and value of everything that is neither a mapping nor a list of mappings."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from leaves(item, (*path, key))
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for i, item in enumerate(value):
+            yield from leaves(item, (*path, i))
+    else:
+        yield path, value
+
+
+def write_out_short_forms(tree: Tree) -> None:
+    """Expand a recipe's short forms: `stream: name`, `model: name`, `optimizer: name`, `- plugin`."""
+    for path in (("stream",), ("reference",), ("model",), ("train", "optimizer"), ("train", "schedule")):
+        if isinstance(name := get(tree.value, path), str):
+            origin = tree.origin(path)
+            put(tree, path, {}, origin)
+            put(tree, (*path, "name"), name, origin)
+    write_out_plugins(tree, ("strategy", "plugins"))
+
+
+def write_out_plugins(tree: Tree, path: Location) -> None:
+    """Expand the short form of a stack's entries: `- name` becomes `- name: {}`."""
+    plugins = get(tree.value, path)
+    for i, entry in enumerate(plugins if isinstance(plugins, list) else ()):
+        if isinstance(entry, str):
+            put(tree, (*path, i), {entry: {}}, tree.origin((*path, i)))
+        elif isinstance(entry, dict) and list(entry.values()) == [None]:
+            entry[next(iter(entry))] = {}
 
 
 def set_value(tree: Tree, assignment: str) -> None:
     """Apply one `--set key.path=value`; the value is YAML. Raises Mistakes.
 
-    A path is written as in an error, with or without `$.`: `strategy.plugins[1].adding.weight`. In a stack a plugin's
-    name stands for its entry: `strategy.plugins.adding.weight`, or shorter `strategy.adding.weight`.
+    The path is written as in an error, with or without `$.`: `strategy.plugins[1].adding.weight`. A plugin's name may
+    stand for its entry in the stack: `strategy.plugins.adding.weight`, or shorter `strategy.adding.weight`.
     """
     origin = Origin(f"--set {assignment}")
-    written, equals, text = assignment.partition("=")
-    parts = _parts(written.strip().removeprefix("$").removeprefix("."))
+    key, equals, text = assignment.partition("=")
+    parts = _split(key.strip().removeprefix("$").removeprefix("."))
     if not equals or not parts:
-        raise Mistakes([located(origin, (), _not_a_setting(written, equals))])
-    path, problem = _followed(tree.value, parts)
+        raise Mistakes([locate(origin, (), _explain_no_assignment(key, equals))])
+    path, problem = _resolve_path(tree.value, parts)
     if problem:
-        raise Mistakes([located(origin, path, problem)])
-    value = value_of(text, origin, path)
-    other = EITHER.get(path)  # type: ignore[arg-type]
+        raise Mistakes([locate(origin, path, problem)])
+    value = parse_setting(text, origin, path)
+    other = EXCLUSIVE.get(path)
     if other and value is not None and get(tree.value, other) is not None:
         remove(tree, other)
     put(tree, path, value, origin)
 
 
-def _not_a_setting(written: str, equals: str) -> str:
-    """Why a `--set` is none, with what was probably meant."""
+def _explain_no_assignment(key: str, equals: str) -> str:
     what = "expected key.path=value, such as train.iterations=50"
-    meant = re.fullmatch(r"\s*([^=:]*[^=:\s])\s*[=:]\s*(\S.*)", simplified(written))
-    if not equals and meant and _parts(meant[1]):
+    meant = re.fullmatch(r"\s*([^=:]*[^=:\s])\s*[=:]\s*(\S.*)", simplify(key))
+    if not equals and meant and _split(meant[1]):
         return f"{what}; type --set {shlex.quote(f'{meant[1]}={meant[2]}')}"
-    odd = mistakable(written)
-    return f"{what}; it holds {odd}" if odd else what
+    odd = name_lookalikes(key)
+    return f"{what}; it contains {odd}" if odd else what
 
 
-def value_of(text: str, origin: Origin, path: Path) -> Any:
-    """The YAML value of a `--set`. Raises Mistakes, which name the option."""
+def parse_setting(text: str, origin: Origin, path: Location) -> Any:
+    """The YAML value of a `--set`. Raises Mistakes that name the option."""
     if not text.strip():
-        key = dotted(path).removeprefix("$.")
-        what = "expected a value behind the ="
-        raise Mistakes([located(origin, path, f"{what}; type {key}=null for none, \"{key}=''\" for an empty text")])
+        key = format_path(path).removeprefix("$.")
+        message = f"expected a value after the =; type {key}=null for none, \"{key}=''\" for an empty text"
+        raise Mistakes([locate(origin, path, message)])
     try:
         text.encode()
         return parse_value(text, "").value
     except UnicodeEncodeError:
-        raise Mistakes([located(origin, path, "this is no UTF-8 text")]) from None
+        raise Mistakes([locate(origin, path, "this is no UTF-8 text")]) from None
     except Mistakes as mistakes:
-        said = [line.split(": ", 2)[-1] for line in mistakes.lines()]
-        advice = f"; with spaces in it, put all of it in quotes: --set '{_example(origin)}'" if _cut(text) else ""
-        raise Mistakes([located(origin, path, message + advice) for message in said]) from None
+        messages = [line.split(": ", 2)[-1] for line in mistakes.lines()]
+        advice = ""
+        if any(text.count(opening) > text.count(closing) for opening, closing in ("[]", "{}")):  # the shell split it
+            key = origin.source.removeprefix("--set ").partition("=")[0]
+            advice = f"; put a value with spaces in quotes: --set '{key}=[a, b]'"
+        raise Mistakes([locate(origin, path, message + advice) for message in messages]) from None
 
 
-def _cut(text: str) -> bool:
-    """Whether a list or a mapping ends too early, as where a shell has split it at a space."""
-    return any(text.count(opening) > text.count(closing) for opening, closing in ("[]", "{}"))
-
-
-def _example(origin: Origin) -> str:
-    key = origin.source.removeprefix("--set ").partition("=")[0]
-    return f"{key}=[a, b]"
-
-
-def _parts(written: str) -> list[str | int]:
-    """`a.b[1].c` in parts; an empty list where it is not of that form."""
-    if not re.fullmatch(r"[^.\[\]]+(\.[^.\[\]]+|\[[0-9]{1,6}\])*", written):
+def _split(key: str) -> list[str | int]:
+    """`a.b[1].c` in parts; an empty list if it does not have this form."""
+    if not re.fullmatch(r"[^.\[\]]+(\.[^.\[\]]+|\[[0-9]{1,6}\])*", key):
         return []
-    return [int(i) if i else name for name, i in re.findall(r"([^.\[\]]+)|\[([0-9]+)\]", written) if name or i]
+    return [int(i) if i else name for name, i in re.findall(r"([^.\[\]]+)|\[([0-9]+)\]", key) if name or i]
 
 
-def _followed(value: Any, parts: list[str | int]) -> tuple[Path, str]:
-    """The path that the parts lead to, and what is wrong with it, if anything."""
+def _resolve_path(value: Any, parts: list[str | int]) -> tuple[Location, str]:
+    """The path that the parts of a key lead to, and what is wrong with it, if anything."""
     if parts[0] == "strategy" and len(parts) > 1 and parts[1] not in ("name", "base", "plugins"):
         parts = ["strategy", "plugins", *parts[1:]]
     path: list[str | int] = []
@@ -155,25 +177,25 @@ def _followed(value: Any, parts: list[str | int]) -> tuple[Path, str]:
     while rest:
         part, at = rest.pop(0), get(value, tuple(path))
         if isinstance(at, list):
-            index, used = _place(at, part, rest)
+            index, name = _find_entry(at, part, rest)
             if index is None:
                 names = ", ".join(str(next(iter(e))) for e in at if isinstance(e, dict) and e)
                 among = f" among {names}" if names else ""
-                such = "; an option is written strategy.PLUGIN.OPTION" if names and not rest else ""
-                return tuple(path), f"there is no entry {part!r}{among}{such}"
+                form = "; write an option as strategy.PLUGIN.OPTION" if names and not rest else ""
+                return tuple(path), f"there is no entry {part!r}{among}{form}"
             path.append(index)
-            if used:
-                path.append(used)
-                del rest[: used.count(".")]
+            if name:
+                path.append(name)
+                del rest[: name.count(".")]
         elif isinstance(part, int) and not isinstance(at, dict):
-            return tuple(path), f"this is no list, so that it has no entry [{part}]"
+            return tuple(path), f"this is not a list, so it has no entry [{part}]"
         else:
             path.append(part if isinstance(at, dict) and not isinstance(part, int) else str(part))
     return tuple(path), ""
 
 
-def _place(entries: list[Any], part: str | int, rest: list[str | int]) -> tuple[int | None, str]:
-    """Which entry of a list is meant: by number, or a stack's by its plugin's name (which may have dots)."""
+def _find_entry(entries: list[Any], part: str | int, rest: list[str | int]) -> tuple[int | None, str]:
+    """The index of a list's entry, by number or by its plugin's name (which may contain dots), and that name."""
     if isinstance(part, int) or re.fullmatch("[0-9]{1,6}", part):
         return (int(part), "") if int(part) < len(entries) else (None, "")
     for length in range(len(rest), -1, -1):

@@ -1,7 +1,7 @@
-"""From a recipe's name to a checked experiment: find, load, merge, validate. All mistakes are collected, then raised.
+"""From a recipe's name to a checked experiment: find, load, merge, check. All mistakes are collected, then raised.
 
 Layers, each over the one before: the strategy's defaults, the recipe, the command line (`--strategy`, `--with`,
-`--without`, then `--set` in the order given). What nobody says has the default of the schema or of the part's signature.
+`--without`, then `--set` in the order given). Anything else has the default of the schema or of the part's signature.
 """
 
 from __future__ import annotations
@@ -9,24 +9,38 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
-from mulki_plugins.errors import Mistakes, did_you_mean
-from mulki_plugins.options import Path, shown
-from mulki_plugins.recipe.answers import answered, check_is_recipe
-from mulki_plugins.recipe.check import checked_recipe
-from mulki_plugins.recipe.find import available, find, instead, registered_as
-from mulki_plugins.recipe.layers import get, overlay, put, remove, set_value, value_of
+from mulki_plugins.errors import Location, Mistakes, did_you_mean, format_value
+from mulki_plugins.recipe.check import check_recipe
+from mulki_plugins.recipe.files import (
+    YamlFile,
+    find,
+    list_registered,
+    read_strategy,
+    registered_name,
+    suggest_file,
+    warn_of_borrowed_name,
+)
+from mulki_plugins.recipe.layers import get, overlay, parse_setting, put, remove, set_value, write_out_short_forms
 from mulki_plugins.recipe.schema import Recipe, as_data
-from mulki_plugins.recipe.source import Origin, Tree, in_order, located, read_yaml
-from mulki_plugins.recipe.strategies import borrowed_name, read_strategy, write_out_plugins
+from mulki_plugins.recipe.suggest import report
+from mulki_plugins.recipe.yaml import Origin, Tree, locate, read_yaml, sort_by_line
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.open_clip_names import twin
+
+_STRATEGY: Location = ("strategy",)
+_STACK: Location = ("strategy", "plugins")
+_SETS_STRATEGY = re.compile(r"\s*(?:\$\.?)?strategy(?:\.name)?\s*=(.*)", re.DOTALL)
+"""`--set strategy=...` or `--set strategy.name=...`, which decides what is loaded."""
+_SETS_IN_STRATEGY = re.compile(r"\s*(?:\$\.?)?strategy\b")
+_WEIGHT_FACTS = ("quickgelu", "mean", "std", "interpolation", "resize_mode")
+"""The options of a model that describe its weights."""
 
 
 @frozen(kw_only=True)
 class Changes:
-    """What the command line changes of a recipe."""
+    """What the command line changes in a recipe."""
 
     strategy: str | None = None
     with_plugins: tuple[str, ...] = ()
@@ -36,251 +50,238 @@ class Changes:
 
 
 @frozen(kw_only=True)
-class Resolved:
-    """A checked recipe, the same as plain data with the origin of every value, and what to tell the user."""
+class Resolution:
+    """A checked recipe, the same as plain data with the origin of every value, and notices for the user."""
 
     recipe: Recipe
     tree: Tree
     notices: list[str] = field(factory=list)
 
 
-def resolve(name: str, changes: Changes | None = None) -> Resolved:
+@define
+class _Draft:
+    """A recipe on its way through the layers."""
+
+    tree: Tree
+    defaults: Tree = field(factory=lambda: Tree({}))
+    """The strategy's layer below the recipe."""
+    notices: list[str] = field(factory=list)
+    wrong: list[str] = field(factory=list)
+
+
+def resolve(name: str, changes: Changes | None = None) -> Resolution:
     """The recipe of that path or name as an experiment that can be built. Raises Mistakes."""
     changes = changes or Changes()
-    found = find("recipes", name)
-    tree = read_yaml(found.path, found.shown)
-    check_is_recipe(tree, found)
-    notices = [found.notice] if found.notice else []
-    wrong: list[str] = []
-    own, name = registered_as("recipes", found.path), tree.value.get("name")
-    if own is not None and name != own and name in available("recipes"):
-        whose = f"the recipe {name!r} of {available('recipes')[name][1]} has this name, and results are kept under it"
-        wrong.append(located(tree.origin(("name",)), ("name",), f"{whose}; expected {own!r}, as the file is called"))
-    _normalise(tree)
-    defaults = Tree({}, {})
-    choices = {assignment: match[1] for assignment in changes.settings if (match := _CHOOSES.match(assignment))}
-    settings = [assignment for assignment in changes.settings if assignment not in choices]
+    file = find("recipes", name)
+    draft = _Draft(read_yaml(file.path, file.shown), notices=[file.notice] if file.notice else [])
+    _refuse_strategy_file(draft.tree, file)
+    _check_name_is_free(draft, file)
+    write_out_short_forms(draft.tree)
+    strategy_settings = [setting for setting in changes.settings if chooses_strategy(setting)]
+    settings = [setting for setting in changes.settings if setting not in strategy_settings]
     try:
-        tree, defaults = _with_strategy(tree, changes, choices, notices)
-        wrong += _edit_stack(tree, changes)
-    except Mistakes as mistakes:  # the rest of the recipe is checked all the same
-        wrong += mistakes.lines()
-        put(tree, ("strategy",), {"name": "unknown", "plugins": []}, tree.origin(("strategy",)))
-        settings = [assignment for assignment in settings if not _OF_STRATEGY.match(assignment)]
-    written = get(tree.value, ("model", "name"))
-    for assignment in settings:
+        _choose_strategy(draft.tree, changes.strategy, strategy_settings)
+        _load_strategy(draft)
+        _edit_stack(draft, changes)
+    except Mistakes as mistakes:  # still check the rest of the recipe
+        draft.wrong += mistakes.lines()
+        put(draft.tree, _STRATEGY, {"name": "unknown", "plugins": []}, draft.tree.origin(_STRATEGY))
+        settings = [setting for setting in settings if not _SETS_IN_STRATEGY.match(setting)]
+    model = get(draft.tree.value, ("model", "name"))
+    for setting in settings:
         try:
-            set_value(tree, assignment)
+            set_value(draft.tree, setting)
         except Mistakes as mistakes:
-            wrong += mistakes.lines()
-    _normalise(tree)
-    notices += _tasks_as_written(tree)
-    notices += _weights_of_another_model(tree, written)
-    _which_towers(tree, defaults)
+            draft.wrong += mistakes.lines()
+    write_out_short_forms(draft.tree)
+    _drop_contradicted_order(draft)
+    _drop_weights_of_another_model(draft, model)
+    _keep_default_towers(draft)
     if changes.seeds:
-        put(tree, ("seeds",), list(changes.seeds), Origin("--seed"))
-    recipe, problems = checked_recipe(tree.value)
-    wrong += in_order(answered(tree, problems))
-    if wrong or recipe is None:
-        raise Mistakes(dict.fromkeys(wrong))
-    notices += _warmups(recipe)
-    if notice := borrowed_name(recipe.strategy.name, [entry.name for entry in recipe.strategy.plugins]):
-        notices.append(notice)
-    return Resolved(recipe=recipe, tree=_with_defaults(tree, recipe), notices=notices)
+        put(draft.tree, ("seeds",), list(changes.seeds), Origin("--seed"))
+    recipe, mistakes_in_values = check_recipe(draft.tree.value)
+    draft.wrong += sort_by_line(report(draft.tree, mistakes_in_values))
+    if draft.wrong or recipe is None:
+        raise Mistakes(dict.fromkeys(draft.wrong))
+    draft.notices += _list_short_warmups(recipe)
+    if notice := warn_of_borrowed_name(recipe.strategy.name, [entry.name for entry in recipe.strategy.plugins]):
+        draft.notices.append(notice)
+    return Resolution(recipe=recipe, tree=Tree(as_data(recipe), dict(draft.tree.origins)), notices=draft.notices)
 
 
-_CHOOSES = re.compile(r"\s*(?:\$\.?)?strategy(?:\.name)?\s*=(.*)", re.DOTALL)
-"""`--set strategy=...` or `--set strategy.name=...`, which decides what is loaded."""
-
-
-def chooses_strategy(assignment: str) -> bool:
+def chooses_strategy(setting: str) -> bool:
     """Whether a `--set` names the strategy itself."""
-    return bool(_CHOOSES.match(assignment))
+    return bool(_SETS_STRATEGY.match(setting))
 
 
-_OF_STRATEGY = re.compile(r"\s*(?:\$\.?)?strategy\b")
+def _refuse_strategy_file(tree: Tree, file: YamlFile) -> None:
+    keys = set(tree.value)
+    if "plugins" in keys and not keys & {"stream", "model", "strategy", "train"}:
+        what = f"this is a strategy, not a recipe; use it with --strategy, such as mtil --strategy {file.shown}"
+        raise Mistakes([locate(Origin(file.shown, 1), (), what)])
 
 
-def _with_strategy(tree: Tree, changes: Changes, choices: dict[str, str], notices: list[str]) -> tuple[Tree, Tree]:
-    """The tree with its strategy written out as `{name, base, plugins}`, over the strategy's defaults; and these."""
-    defaults = Tree({}, {})
-    if changes.strategy is not None:
-        put(tree, ("strategy",), changes.strategy, Origin("--strategy"))
-    for assignment, text in choices.items():
-        origin = Origin(f"--set {assignment}")
-        put(tree, ("strategy",), value_of(text, origin, ("strategy",)), origin)
-    said = tree.value.get("strategy")
-    if isinstance(said, str):
-        put(tree, ("strategy",), {"name": said}, tree.origin(("strategy",)))
-    elif "strategy" not in tree.value:
-        return tree, defaults  # reported by the schema
-    elif not isinstance(said, dict):
-        path = ("strategy",)
-        message = f"expected a strategy's name or a mapping, got {shown(said)}"
-        raise Mistakes([located(tree.origin(path), path, message)])
-    said = tree.value["strategy"]
-    if "plugins" not in said and isinstance(said.get("name"), str):
-        tree, defaults = _loaded(tree, said["name"], notices)
-    elif "plugins" in said:
-        said.setdefault("name", "custom")
-    _normalise(tree)
-    return tree, defaults
+def _check_name_is_free(draft: _Draft, file: YamlFile) -> None:
+    """A registered recipe must not have the name of another one: results are stored under it."""
+    registered, name = registered_name("recipes", file.path), draft.tree.value.get("name")
+    if registered is not None and name != registered and name in list_registered("recipes"):
+        owner = list_registered("recipes")[name][1]
+        message = f"the recipe {name!r} of {owner} has this name, and results are stored under it"
+        expected = f"expected {registered!r}, the name of the file"
+        draft.wrong.append(locate(draft.tree.origin(("name",)), ("name",), f"{message}; {expected}"))
 
 
-def _tasks_as_written(tree: Tree) -> list[str]:
-    """Where `--set stream.tasks=...` contradicts the recipe's order, the order gives way."""
-    tasks, order = (get(tree.value, ("stream", key)) for key in ("tasks", "order"))
-    said, written = (tree.origin(("stream", key)) for key in ("tasks", "order"))
-    if not isinstance(tasks, list) or order is None or said.line is not None or written.line is None:
-        return []
-    known = catalog().parts.get(("stream", str(get(tree.value, ("stream", "name")))))
-    names = order if isinstance(order, list) else known.tasks if known and order == "I" else ()
-    if tasks == [name for name in names if name in tasks]:
-        return []
-    remove(tree, ("stream", "order"))
-    return [f"the tasks come in the sequence of {said}; the recipe's order {shown(order)} gives way"]
+def _choose_strategy(tree: Tree, name: str | None, settings: list[str]) -> None:
+    """Apply `--strategy` and `--set strategy=...`. Raises Mistakes."""
+    if name is not None:
+        put(tree, _STRATEGY, name, Origin("--strategy"))
+    for setting in settings:
+        origin, text = Origin(f"--set {setting}"), setting.partition("=")[2]
+        put(tree, _STRATEGY, parse_setting(text, origin, _STRATEGY), origin)
 
 
-def _weights_of_another_model(tree: Tree, written: Any) -> list[str]:
-    """Where `--set model.name=...` names another model than the recipe, what the recipe says of weights is left out."""
-    name = get(tree.value, ("model", "name"))
-    if name == written or (isinstance(written, str) and name == twin(written)):  # which has the same weights
-        return []
-    pretrained = get(tree.value, ("model", "pretrained"))
-    left_out = []
-    for key in ("pretrained", *_OF_WEIGHTS):
-        path = ("model", key)
-        if path in tree.origins and tree.origin(path).line is not None and get(tree.value, path) != "random":
-            remove(tree, path)
-            left_out.append(key)
-    if "pretrained" not in left_out or pretrained is None:
-        return []
-    said = f"the recipe's `pretrained: {pretrained}` is for {written} and is left out"
-    return [f"model {name}: {said}; --set model.pretrained=... names others"]
+def _load_strategy(draft: _Draft) -> None:
+    """Write the strategy out as `{name, base, plugins}`, over the defaults of its file. Raises Mistakes."""
+    if "strategy" not in draft.tree.value:
+        return  # reported by the schema
+    strategy, origin = draft.tree.value["strategy"], draft.tree.origin(_STRATEGY)
+    if isinstance(strategy, str):
+        strategy = {"name": strategy}
+        put(draft.tree, _STRATEGY, strategy, origin)
+    elif not isinstance(strategy, dict):
+        message = f"expected a strategy's name or a mapping, got {format_value(strategy)}"
+        raise Mistakes([locate(origin, _STRATEGY, message)])
+    if "plugins" in strategy:
+        strategy.setdefault("name", "custom")
+    elif isinstance(strategy.get("name"), str):
+        _lay_over_strategy_file(draft, strategy["name"])
+    write_out_short_forms(draft.tree)
 
 
-def _warmups(recipe: Recipe) -> list[str]:
-    """Where the iterations of a task leave no room for the warm-up. How many steps epochs make shows only in the run."""
-    if recipe.strategy.base in ("none", "joint"):
-        return []
-    train = recipe.train
-    said = [f"$.train: {text}"] if train.iterations and (text := train.schedule.shortened(train.iterations)) else []
-    for name, budget in train.per_task.items():
-        if budget.iterations and (text := train.schedule.shortened(budget.iterations)):
-            said.append(f"$.train.per_task.{name}: {text}")
-    return said
-
-
-_OF_WEIGHTS = ("quickgelu", "mean", "std", "interpolation", "resize_mode")
-
-
-def _which_towers(tree: Tree, defaults: Tree) -> None:
-    """The strategy's default, also under a model that `--set model=...` put in the recipe's place."""
-    path = ("model", "train")
-    towers = get(defaults.value, path)
-    if towers is not None and isinstance(model := tree.value.get("model"), dict) and "train" not in model:
-        put(tree, path, towers, defaults.origin(path))
-
-
-def _loaded(tree: Tree, name: str, notices: list[str]) -> tuple[Tree, Tree]:
-    """The strategy file's stack under the recipe's own words on it, and its defaults under the recipe; and these."""
-    path = ("strategy", "name") if ("strategy", "name") in tree.origins else ("strategy",)
+def _lay_over_strategy_file(draft: _Draft, name: str) -> None:
+    """The recipe over the strategy file's stack and defaults. Raises Mistakes."""
     try:
-        found = find("strategies", name)
+        file = find("strategies", name)
     except Mistakes:
-        message = (
-            f"no strategy is named {shown(name)} ({instead('strategies', name)}); `mulki list strategies` shows all"
-        )
-        raise Mistakes([located(tree.origin(path), path, message)]) from None
-    if found.notice and "/" in name:
-        notices.append(found.notice)
-    strategy, source = read_strategy(found)
-    lower = Tree({}, {})
+        path = ("strategy", "name") if ("strategy", "name") in draft.tree.origins else _STRATEGY
+        hint = suggest_file("strategies", name)
+        message = f"no strategy is named {format_value(name)} ({hint}); `mulki list strategies` shows all"
+        raise Mistakes([locate(draft.tree.origin(path), path, message)]) from None
+    if file.notice and "/" in name:
+        draft.notices.append(file.notice)
+    strategy, source = read_strategy(file)
+    lower = Tree({})
     for key, value in strategy.defaults.items():
         put(lower, (key,), value, source.origin(("defaults", key)))
         lower.origins.update({p[1:]: o for p, o in source.origins.items() if p[:2] == ("defaults", key)})
     stack: dict[str, Any] = {"name": strategy.name, "base": strategy.base, "plugins": source.value.get("plugins", [])}
-    put(lower, ("strategy",), stack, source.origin(()))
+    put(lower, _STRATEGY, stack, source.origin(()))
     lower.origins.update({("strategy", *p): o for p, o in source.origins.items() if p[:1] == ("plugins",)})
     lower.origins["strategy", "base"] = source.origin(("base",))
-    result = overlay(lower, tree)
-    result.value["strategy"]["name"] = strategy.name
-    return result, lower
+    draft.tree, draft.defaults = overlay(lower, draft.tree), lower
+    draft.tree.value["strategy"]["name"] = strategy.name
 
 
-def _normalise(tree: Tree) -> None:
-    """Short forms written out: `stream: name`, `model: name`, `- plugin`."""
-    for key in ("stream", "reference", "model"):
-        if isinstance(value := tree.value.get(key), str):
-            _put_name(tree, (key,), value)
-    for key in ("optimizer", "schedule"):
-        if isinstance(value := get(tree.value, ("train", key)), str):
-            _put_name(tree, ("train", key), value)
-    write_out_plugins(tree, ("strategy", "plugins"))
+def _edit_stack(draft: _Draft, changes: Changes) -> None:
+    """Apply --without and --with, and name the changed stack accordingly, so that no two stacks share a folder.
 
-
-def _put_name(tree: Tree, path: Path, name: str) -> None:
-    """`name` written out as `{name: ...}`, where it stood."""
-    origin = tree.origin(path)
-    put(tree, path, {}, origin)
-    put(tree, (*path, "name"), name, origin)
-
-
-def _edit_stack(tree: Tree, changes: Changes) -> list[str]:
-    """Apply --without and --with, and give the changed stack a name of its own, so that no two share a folder.
-
-    Returns what cannot be applied; whether the plugins are known at all is not asked here.
+    Whether the plugins exist at all is checked with the rest of the stack.
     """
-    plugins = get(tree.value, ("strategy", "plugins"))
+    tree, plugins = draft.tree, get(draft.tree.value, _STACK)
     if not isinstance(plugins, list) or not (changes.with_plugins or changes.without_plugins):
-        return []
+        return
     names = [next(iter(entry)) if isinstance(entry, dict) and entry else None for entry in plugins]
-    wrong: list[str] = []
-    added: list[str] = []
-    label = ""
-    path = ("strategy", "plugins")
+    label = "".join(f"-without-{name}" for name in dict.fromkeys(changes.without_plugins))
     for name in dict.fromkeys(changes.without_plugins):
         if name not in names:
-            there = did_you_mean(name, [n for n in names if n]) or "it is empty"
+            hint = did_you_mean(name, [n for n in names if n]) or "it is empty"
             if "," in name:
-                there = f"type {' '.join(f'--without {part.strip()}' for part in name.split(',') if part.strip())}"
-            wrong.append(located(Origin(f"--without {name}"), path, f"the stack has no plugin {name!r} ({there})"))
-        label += f"-without-{name}"
-    for name in changes.with_plugins:
-        if problem := _no_single_plugin(name):
-            wrong.append(located(Origin(f"--with {name}"), path, problem))
-            continue
-        if name in names or name in added:
-            wrong.append(located(Origin(f"--with {name}"), path, f"the stack has the plugin {name!r} already"))
-        else:
-            added.append(name)
-        label += f"-with-{name}"
+                hint = f"type {_one_flag_each('--without', name)}"
+            message = f"the stack has no plugin {name!r} ({hint})"
+            draft.wrong.append(locate(Origin(f"--without {name}"), _STACK, message))
     kept = [i for i, name in enumerate(names) if name not in changes.without_plugins]
-    origins = {p: o for p, o in tree.origins.items() if p[:2] == path and len(p) > 2}
-    put(tree, path, [plugins[i] for i in kept], tree.origin(path))
+    origins = {p: o for p, o in tree.origins.items() if p[:2] == _STACK and len(p) > 2}
+    put(tree, _STACK, [plugins[i] for i in kept], tree.origin(_STACK))
     for new, old in enumerate(kept):
-        tree.origins.update({(*path, new, *p[3:]): o for p, o in origins.items() if p[2] == old})
-    for name in added:
-        place = len(tree.value["strategy"]["plugins"])
-        tree.value["strategy"]["plugins"].append({name: {}})
-        tree.origins[path + (place,)] = Origin(f"--with {name}")
-    if isinstance(named := tree.value["strategy"]["name"], str):
-        tree.value["strategy"]["name"] = named + label
-    return wrong
+        tree.origins.update({(*_STACK, new, *p[3:]): o for p, o in origins.items() if p[2] == old})
+    stack = get(tree.value, _STACK)
+    for name in changes.with_plugins:
+        problem = _explain_no_plugin(name)
+        if not problem:
+            label += f"-with-{name}"
+            if name in names or {name: {}} in stack:
+                problem = f"the stack has the plugin {name!r} already"
+        if problem:
+            draft.wrong.append(locate(Origin(f"--with {name}"), _STACK, problem))
+        else:
+            tree.origins[_STACK + (len(stack),)] = Origin(f"--with {name}")
+            stack.append({name: {}})
+    if isinstance(strategy := tree.value["strategy"]["name"], str):
+        tree.value["strategy"]["name"] = strategy + label
 
 
-def _no_single_plugin(name: str) -> str:
-    """What to type where `--with` names several plugins, or a strategy."""
-    names = [part.strip() for part in name.split(",") if part.strip()]
-    if len(names) > 1:
-        return f"expected one plugin; type {' '.join(f'--with {name}' for name in names)}"
-    if name in available("strategies") and ("plugin", name) not in catalog().parts:
+def _one_flag_each(flag: str, names: str) -> str:
+    return " ".join(f"{flag} {name.strip()}" for name in names.split(",") if name.strip())
+
+
+def _explain_no_plugin(name: str) -> str:
+    """What to type if `--with` names several plugins, or a strategy; else empty."""
+    flags = _one_flag_each("--with", name)
+    if flags.count("--with ") > 1:
+        return f"expected one plugin; type {flags}"
+    if name in list_registered("strategies") and ("plugin", name) not in catalog().parts:
         plugins = [part.name for part in catalog().of_kind("plugin") if part.name.rpartition(".")[2] == name]
         also = f", or --with {plugins[0]} for the plugin" if plugins else ""
         return f"{name!r} is a strategy; type --strategy {name}{also}"
     return ""
 
 
-def _with_defaults(tree: Tree, recipe: Recipe) -> Tree:
-    """The whole recipe as data; values that nobody wrote have the origin `default`."""
-    return Tree(as_data(recipe), dict(tree.origins))
+def _drop_contradicted_order(draft: _Draft) -> None:
+    """Drop the recipe's order of tasks if `--set stream.tasks=...` lists them in another one."""
+    tree = draft.tree
+    tasks, order = (get(tree.value, ("stream", key)) for key in ("tasks", "order"))
+    tasks_origin, order_origin = (tree.origin(("stream", key)) for key in ("tasks", "order"))
+    if not isinstance(tasks, list) or order is None or tasks_origin.line is not None or order_origin.line is None:
+        return
+    stream = catalog().parts.get(("stream", str(get(tree.value, ("stream", "name")))))
+    names = order if isinstance(order, list) else stream.tasks if stream and order == "I" else ()
+    if tasks != [name for name in names if name in tasks]:
+        remove(tree, ("stream", "order"))
+        draft.notices.append(
+            f"the tasks come in the order of {tasks_origin}, not in the recipe's order {format_value(order)}"
+        )
+
+
+def _drop_weights_of_another_model(draft: _Draft, model: Any) -> None:
+    """Drop what the recipe says about weights if `--set model.name=...` names another model than the recipe's (`model`)."""
+    tree, name = draft.tree, get(draft.tree.value, ("model", "name"))
+    if name == model or (isinstance(model, str) and name == twin(model)):  # which has the same weights
+        return
+    pretrained, dropped = get(tree.value, ("model", "pretrained")), []
+    for key in ("pretrained", *_WEIGHT_FACTS):
+        path = ("model", key)
+        if path in tree.origins and tree.origin(path).line is not None and get(tree.value, path) != "random":
+            remove(tree, path)
+            dropped.append(key)
+    if "pretrained" in dropped and pretrained is not None:
+        what = f"ignoring the recipe's `pretrained: {pretrained}`, which is for {model}"
+        draft.notices.append(f"model {name}: {what}; set others with --set model.pretrained=...")
+
+
+def _keep_default_towers(draft: _Draft) -> None:
+    """Apply the strategy's default of `model.train` also to a model from `--set model=...`."""
+    path, model = ("model", "train"), draft.tree.value.get("model")
+    towers = get(draft.defaults.value, path)
+    if towers is not None and isinstance(model, dict) and "train" not in model:
+        put(draft.tree, path, towers, draft.defaults.origin(path))
+
+
+def _list_short_warmups(recipe: Recipe) -> list[str]:
+    """A notice for each task whose iterations leave no room for the warm-up. For epochs the number of steps is not known."""
+    if recipe.strategy.base in ("none", "joint"):
+        return []
+    train = recipe.train
+    budgets = {"$.train": train.iterations}
+    budgets |= {f"$.train.per_task.{name}": budget.iterations for name, budget in train.per_task.items()}
+    notices = {where: train.schedule.shortened(steps) for where, steps in budgets.items() if steps}
+    return [f"{where}: {notice}" for where, notice in notices.items() if notice]

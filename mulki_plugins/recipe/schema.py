@@ -1,4 +1,4 @@
-"""What a recipe and a strategy may say: frozen classes, one for each mapping of the YAML file."""
+"""The keys of a recipe and of a strategy file: frozen classes, one for each mapping in the YAML."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
-from mulki_plugins.options import CONVERTER, BelowOne, Count, Natural, OptionError, Positive, Weight, convert
+from mulki_plugins.errors import OptionError, format_value
+from mulki_plugins.types import CONVERTER, BelowOne, Count, Natural, Positive, Weight, convert
 
 
 @frozen
@@ -27,7 +28,7 @@ class Entry:
 
 @frozen(kw_only=True)
 class Optimizer:
-    """An optimizer of torch, made anew for each task."""
+    """An optimizer of torch, created anew for each task."""
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Positive
@@ -38,17 +39,17 @@ class Optimizer:
 
 @frozen(kw_only=True)
 class Schedule:
-    """How the learning rate changes over a task: `warmup` steps up from 0, then along a curve to 0, or flat."""
+    """The learning rate over a task: `warmup` steps up from 0, then along a curve down to 0, or constant."""
 
     name: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: Natural = 0
 
     def warmup_within(self, steps: int) -> int:
-        """The warm-up of a task of so many steps: a tenth of them where it would otherwise take all."""
+        """The warm-up for a task of `steps` steps: a tenth of them if it would otherwise take them all."""
         return self.warmup if self.warmup < steps else steps // 10
 
     def shortened(self, steps: int) -> str:
-        """What to tell the user where a task of so many steps has no room for the warm-up; empty where it has."""
+        """The notice if a task of `steps` steps has no room for the warm-up, else empty."""
         if self.warmup < steps:
             return ""
         short = self.warmup_within(steps)
@@ -58,7 +59,7 @@ class Schedule:
 
 @frozen(kw_only=True)
 class TaskBudget:
-    """What differs for one task."""
+    """Settings that differ for one task."""
 
     lr: Positive | None = None
     iterations: Count | None = None
@@ -67,7 +68,7 @@ class TaskBudget:
 
 @frozen(kw_only=True)
 class Checkpointing:
-    """A checkpoint after each task and every `every` steps within it (null: none within); the last `keep` stay (0: none)."""
+    """A checkpoint after each task, and every `every` steps within it (null: none); the last `keep` are kept (0: none)."""
 
     every: Count | None = 200
     keep: Natural = 2
@@ -75,7 +76,7 @@ class Checkpointing:
 
 @frozen(kw_only=True)
 class Train:
-    """The training of one task; exactly one of `iterations` and `epochs`."""
+    """The training of one task. Exactly one of `iterations` and `epochs` is given."""
 
     iterations: Count | None = None
     epochs: Count | None = None
@@ -88,13 +89,13 @@ class Train:
     workers: Natural = 0
     per_task: dict[str, TaskBudget] = field(factory=dict)
     unreadable: Literal["stop", "skip"] = "stop"
-    """What to do where an image cannot be read: end with an error, or go on without it and count it."""
+    """What to do about an unreadable image: end with an error, or skip and count it."""
     checkpoint: Checkpointing = field(factory=Checkpointing)
 
 
 @frozen(kw_only=True)
 class Evaluate:
-    """`classes`: what a test image is told from: its own task's classes, all seen so far, or all there are."""
+    """`classes`: the classes a test image is classified among: its task's own, all learned so far, or all of the stream."""
 
     classes: Literal["task", "seen", "all"] = "task"
     metrics: list[str] = field(factory=lambda: ["transfer", "average", "last", "forgetting"])
@@ -102,13 +103,13 @@ class Evaluate:
 
 
 Base = Literal["naive", "cumulative", "joint", "none"]
-"""What a task's training sees: its own images (naive), those of all tasks so far (cumulative), of all tasks of the stream
-at once (joint), or no training at all (none)."""
+"""What a task trains on: its own images (naive), those of all tasks so far (cumulative), those of all tasks at once (joint),
+or nothing (none)."""
 
 
 @frozen(kw_only=True)
 class Strategy:
-    """A method: its stack of plugins, and over which of Avalanche's strategies it lies."""
+    """A method: its stack of plugins, and the base that decides what each task trains on."""
 
     name: str
     base: Base = "naive"
@@ -123,7 +124,7 @@ class Recipe:
     summary: str = ""
     stream: Choice
     reference: Choice | None = None
-    """A stream of other images and class names, for methods that need reference data; built only for those."""
+    """A stream of other images and class names; built only for methods that need reference data."""
     model: Choice
     strategy: Strategy
     train: Train
@@ -135,7 +136,7 @@ class Recipe:
 
 @frozen(kw_only=True)
 class StrategyFile:
-    """strategies/*.yaml: one method. `defaults` lie under the recipe's own values."""
+    """strategies/*.yaml: one method. The recipe's own values override `defaults`."""
 
     name: str
     summary: str = ""
@@ -147,27 +148,21 @@ class StrategyFile:
 
 def _structure_choice(value: Any, _: Any) -> Choice:
     if not isinstance(value, dict):
-        raise OptionError(f"expected a name or a mapping with a name, got {_shown(value)}")
+        raise OptionError(f"expected a name or a mapping with a name, got {format_value(value)}")
     if "name" not in value:
         raise OptionError("missing; it has no default", ("name",))
     if not isinstance(value["name"], str):
-        raise OptionError(f"expected a text, got {_shown(value['name'])}", ("name",))
+        raise OptionError(f"expected a text, got {format_value(value['name'])}", ("name",))
     return Choice(value["name"], {key: item for key, item in value.items() if key != "name"})
 
 
 def _structure_entry(value: Any, _: Any) -> Entry:
     if not isinstance(value, dict) or len(value) != 1:
-        raise OptionError(f"expected a plugin as `name` or `name: {{options}}`, got {_shown(value)}")
+        raise OptionError(f"expected a plugin as `name` or `name: {{options}}`, got {format_value(value)}")
     [(name, options)] = value.items()
     if not isinstance(options, dict):
-        raise OptionError(f"expected a mapping of options, got {_shown(options)}", (name,))
+        raise OptionError(f"expected a mapping of options, got {format_value(options)}", (name,))
     return Entry(name, dict(options))
-
-
-def _shown(value: Any) -> str:
-    from mulki_plugins.options import shown
-
-    return shown(value)
 
 
 CONVERTER.register_structure_hook(Choice, _structure_choice)
@@ -177,13 +172,22 @@ CONVERTER.register_unstructure_hook(Entry, lambda entry: {entry.name: dict(entry
 
 
 def as_recipe(value: Any) -> Recipe:
-    """The plain data of a whole recipe as a Recipe; raises what `mistakes_of` takes apart."""
+    """The plain data of a whole recipe as a Recipe. Raises an error for `collect_mistakes`."""
     recipe: Recipe = convert(value, Recipe)
     return recipe
 
 
 def as_data(recipe: Recipe) -> dict[str, Any]:
-    """A Recipe as plain data, which `as_recipe` reads again."""
+    """A Recipe as plain data; the inverse of `as_recipe`."""
     data: dict[str, Any] = CONVERTER.unstructure(recipe)
     data["train"] = {key: value for key, value in data["train"].items() if value is not None}
     return data
+
+
+def is_yaml_value(value: Any) -> bool:
+    """Whether a YAML file can hold the value."""
+    if isinstance(value, (list, tuple)):
+        return all(map(is_yaml_value, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and is_yaml_value(item) for key, item in value.items())
+    return value is None or isinstance(value, (bool, int, float, str))

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from mulki_plugins.losses import RELATIONS, Relation, TextRelation, relation_distillation, relation_logits
 from mulki_plugins.models.classifier import Features
-from mulki_plugins.options import Count, Positive, Weight, checked
 from mulki_plugins.stages.prototypes import tasks_of
 from mulki_plugins.stages.stage import Stage, autocast_of, by_task, classifier_of, features_of
 from mulki_plugins.stages.teachers import Teachers, View
+from mulki_plugins.types import Count, Positive, Weight, checked
 
 
 class Adding(Stage):

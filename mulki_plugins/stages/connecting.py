@@ -9,8 +9,8 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
 from mulki_plugins.models.classifier import ClipClassifier
-from mulki_plugins.options import Count, Fraction, checked
 from mulki_plugins.stages.importance import RunningMean, interpolation_shares, rescaled, sensitivity, squared_gradient
+from mulki_plugins.types import Count, Fraction, checked
 
 
 class Connecting(SupervisedPlugin):

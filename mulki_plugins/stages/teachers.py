@@ -12,9 +12,9 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
 from mulki_plugins.models.classifier import ClipClassifier, Features
-from mulki_plugins.options import checked
 from mulki_plugins.stages.prototypes import tasks_of, visual_prototypes
 from mulki_plugins.stages.stage import classifier_of
+from mulki_plugins.types import checked
 
 Rows = Literal["samples", "classes"]
 Weigh = Callable[[list[Tensor], Tensor, Rows], Tensor]

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mulki_plugins.errors import MulkiError, did_you_mean
-from mulki_plugins.options import Count, Natural
 from mulki_plugins.streams import ArrayImages, Task, TaskStream
+from mulki_plugins.types import Count, Natural
 
 SIZE = 48
 _SCALE = 4

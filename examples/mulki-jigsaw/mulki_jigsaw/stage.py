@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.options import Count, Weight, checked
 from mulki_plugins.stages import Teachers
 from mulki_plugins.stages.stage import Stage, autocast_of, classifier_of
+from mulki_plugins.types import Count, Weight, checked
 
 
 class Jigsaw(Stage):
