@@ -1,12 +1,14 @@
 """Runs of several strategies and settings: where each goes, what it is called, and what `mulki results` says of it."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mulki_plugins.errors import MulkiError
+from mulki_plugins.models import tiny
 from mulki_plugins.recipe.emit import dump_yaml
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.recipe.schema import Schedule, as_data
@@ -118,10 +120,14 @@ def test_a_folder_is_named_by_what_changes_the_numbers(settings, expected):
     assert named(*settings) == expected
 
 
-def test_a_name_of_many_settings_is_bounded_safe_and_stable():
-    many = ("train.per_task={flags: {lr: 0.1}, food: {lr: 0.2}, digits: {iterations: 3}}", "model.pretrained=/a b/c.pt")
+def test_a_name_of_many_settings_is_bounded_safe_and_stable(tmp_path):
+    bundled = Path(tiny.__file__).with_name("mulki-tiny.safetensors")
+    spaced, colon = tmp_path / "a b.safetensors", tmp_path / "a:b.safetensors"
+    for path in (spaced, colon):
+        path.symlink_to(bundled)
+    many = ("train.per_task={flags: {lr: 0.1}, food: {lr: 0.2}, digits: {iterations: 3}}", f"model.pretrained={spaced}")
     one, again = named(*many), named(*many[::-1])
-    other = named(many[0], "model.pretrained=/a:b/c.pt")
+    other = named(many[0], f"model.pretrained={colon}")
     assert one == again != other
     assert len(one) <= MAX_LABEL
     assert not set(one) & set("/ :")
