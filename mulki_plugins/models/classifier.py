@@ -12,7 +12,7 @@ from attrs import frozen
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
-from mulki_plugins.models.prompts import HasPrompts, Union, as_prompts, sentences, union_of
+from mulki_plugins.models.text import HasPrompts, Union, as_prompts, sentences, union_of
 
 MASKED = -1e4
 """The logit of a class that a sample's task has not: no probability in any dtype, and finite in each."""
