@@ -95,7 +95,8 @@ def test_the_curves_have_stable_tags(run):
     events.Reload()
     scalars = set(events.Tags()["scalars"])
     assert scalars == {
-        "train/loss/cross_entropy", "train/loss/eliciting", "train/loss/adding", "train/loss/recalling", "train/loss/total", "train/accuracy",
+        "train/loss/cross_entropy", "train/loss/eliciting", "train/loss/adding",
+        "train/loss/recalling", "train/loss/total", "train/accuracy",
         "train/lr", "train/share/initial", "train/share/initial_of_classes", "eval/accuracy/digits",
         "eval/accuracy/scans", "eval/accuracy/shapes", "metrics/transfer", "metrics/average", "metrics/last",
         "metrics/forgetting",
