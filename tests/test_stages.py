@@ -17,6 +17,7 @@ from mulki_plugins.models import ClipClassifier
 from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, Recalling, Teachers
 from mulki_plugins.stages.importance import RunningMean, interpolation_shares, rescaled, sensitivity
 from mulki_plugins.stages.prototypes import visual_prototypes
+from mulki_plugins.stages.stage import Stage
 from tests.conftest import Quiet, every_stage, naive, same, small_clip, small_tokenizer, weights
 
 
@@ -475,3 +476,29 @@ def test_mistakes_are_told(classifier, benchmark):
 def test_options_are_checked(stage, options, why):
     with pytest.raises(ValueError, match=why):
         stage(**options)
+
+
+def test_a_stages_loss_is_weighed_by_its_share_of_the_batch_and_logged_once(classifier, benchmark):
+    parts = []
+
+    class Constant(Stage):
+        def __init__(self):
+            super().__init__()
+            self.weight = 2.0
+
+        def loss(self, part):
+            assert part.z.shape == (len(part.y), 16)
+            assert len(part.rows) == len(part.y)
+            parts.append((part.task, part.share))
+            return part.z.new_tensor(10.0**part.task)
+
+    logger = Quiet()
+    strategy = naive(classifier, [Constant(), ReplayPlugin(mem_size=8)], logger)
+    for experience in list(benchmark.train_stream)[:2]:
+        strategy.train(experience)
+    logged = [value for name, value in logger.values if name == "train/loss/constant"]
+    first, second = parts[-2:]
+    assert {first[0], second[0]} == {0, 1}
+    assert first[1] + second[1] == pytest.approx(1)
+    assert logged[-1] == pytest.approx(2.0 * (first[1] * 10.0 ** first[0] + second[1] * 10.0 ** second[0]))
+    assert logged[0] == pytest.approx(2.0), "one task: its share is 1"

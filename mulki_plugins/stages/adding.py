@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from mulki_plugins.losses import RELATIONS, Relation, relation_distillation, relation_logits
 from mulki_plugins.options import Positive, Weight, checked
 from mulki_plugins.stages.stage import Part, Stage, Strategy, tasks_of
-from mulki_plugins.stages.teachers import Teachers
+from mulki_plugins.stages.teachers import Rows, Teachers, View
 
 
 class Adding(Stage):
@@ -60,11 +61,23 @@ class Adding(Stage):
     def loss(self, part: Part) -> Tensor:
         views = part.teachers.views(part, seen=self.classes == "seen", visual=self._visual)
         weights = part.teachers.weights([part.s * view.image @ view.text.T for view in views], part.y)
-        total = part.z.new_zeros(())
-        for view, w in zip(views, weights, strict=True):
-            student, teacher = (
-                {r: relation_logits(r, z, t, view.prototypes, view.anchors, part.s) for r in self.relations}
-                for z, t in ((part.z, part.t), (view.image, view.text))
-            )
-            total = total + relation_distillation(student, teacher, self.relations, w, self.temperature)
-        return total
+        return distil_relations(self.relations, part.z, part.t, views, weights, part.s, self.temperature)
+
+
+def distil_relations(
+    relations: Mapping[Relation, float], z: Tensor, t: Tensor, views: Sequence[View], weights: Tensor, s: Tensor,
+    temperature: float, *, rows: Rows = "samples",
+) -> Tensor:  # fmt: skip
+    """Σ_m L^m, the sum of `relation_distillation` over the teachers m, a scalar.
+
+    z, t: the student's features; views and weights [M, N]: of the M teachers. rows: what the N weights belong to.
+    """
+    total = t.new_zeros(())
+    for view, w in zip(views, weights, strict=True):
+        student, teacher = (
+            {r: relation_logits(r, images, texts, view.prototypes, view.anchors, s) for r in relations}
+            for images, texts in ((z, t), (view.image, view.text))
+        )
+        class_weights = w if rows == "classes" else None
+        total = total + relation_distillation(student, teacher, relations, w, temperature, class_weights)
+    return total

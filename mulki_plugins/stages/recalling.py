@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mulki_plugins.losses import Relation, TextRelation, relation_distillation, relation_logits
+from mulki_plugins.losses import Relation, TextRelation
 from mulki_plugins.options import Count, Positive, Weight, checked
+from mulki_plugins.stages.adding import distil_relations
 from mulki_plugins.stages.stage import Stage, Strategy, autocast_of, classifier_of, features_of, tasks_of
 from mulki_plugins.stages.teachers import Teachers
 
@@ -73,11 +74,5 @@ class Recalling(Stage):
         drawn = drawn.to(t.device)
         views = teachers.class_views(strategy, [*earlier, *features.text], drawn)
         weights = teachers.weights([s * view.text @ view.prototypes.T for view in views], drawn, "classes")
-        total = t.new_zeros(())
-        for view, w in zip(views, weights, strict=True):
-            student, teacher = (
-                {r: relation_logits(r, view.image, text, view.prototypes, view.anchors, s) for r in self.relations}
-                for text in (t, view.text)
-            )
-            total = total + relation_distillation(student, teacher, self.relations, w, self.temperature, w)
-        return total
+        no_images = t.new_zeros(0)
+        return distil_relations(self.relations, no_images, t, views, weights, s, self.temperature, rows="classes")
