@@ -24,7 +24,7 @@ class Adding(Stage):
     Args:
         weight: Factor of the loss.
         temperature: T of the softened relations; the divergence is multiplied by T².
-        relations: Factor λ of each relation; null for all four with 1. A relation that is not named has 0.
+        relations: Factor λ of each relation; null for all four with 1. A relation that is not listed has 0.
         classes: Prototypes of the sample's own `task`, or of all classes `seen` so far: the previous teacher then also
             teaches how these images differ from the classes of earlier tasks, without an image of those.
     """

@@ -26,7 +26,7 @@ class Recalling(Stage):
     Args:
         weight: Factor of the loss.
         temperature: T of the softened relations; the divergence is multiplied by T².
-        relations: Factor λ of each relation; null for text_to_image alone. A relation that is not named has 0.
+        relations: Factor λ of each relation; null for text_to_image alone. A relation that is not listed has 0.
         count: Classes drawn from all earlier tasks in each step.
     """
 

@@ -168,10 +168,10 @@ class Teachers(SupervisedPlugin):
             )
         return views
 
-    def class_views(self, strategy: Strategy, tasks: list[int], places: Tensor) -> list[View]:
+    def class_views(self, strategy: Strategy, tasks: list[int], indices: Tensor) -> list[View]:
         """Each active teacher's view of single classes, without images.
 
-        places: indices among the concatenated classes of `tasks`. All teachers are compared with the previous teacher's
+        indices: [N], among the concatenated classes of `tasks`. All teachers are compared with the previous teacher's
         prototypes, so that they answer the same question.
         """
         assert self.previous is not None
@@ -179,7 +179,7 @@ class Teachers(SupervisedPlugin):
         views = []
         for teacher in self.active:
             anchors = torch.cat([teacher.text(task).to(prototypes) for task in tasks])
-            views.append(View(anchors.new_zeros(0), text=anchors[places], anchors=anchors, prototypes=prototypes))
+            views.append(View(anchors.new_zeros(0), text=anchors[indices], anchors=anchors, prototypes=prototypes))
         return views
 
     def prototypes(self, strategy: Strategy, teacher: Teacher, task: int) -> Tensor:

@@ -49,9 +49,9 @@ def mulki_tiny(*, pretrained: str | None = None) -> LoadedClip:
 
 def _load(clip: CLIP, pretrained: str | None) -> list[str]:
     """Load the weights, by default its own. Returns notices for the user."""
-    own = _HERE / "mulki-tiny.safetensors"
+    bundled = _HERE / "mulki-tiny.safetensors"
     if not pretrained:
-        load_state(clip, load_file(own), own, TINY)
+        load_state(clip, load_file(bundled), bundled, TINY)
         return []
     file = weight_file(pretrained)
     refuse_another(file, TINY)
