@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from mulki_plugins.characters import mistakable, simplified
+from mulki_plugins.characters import name_lookalikes, simplify
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 
@@ -98,9 +98,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     from difflib import get_close_matches
 
     options = sorted(known)
-    odd = mistakable(word)
+    odd = name_lookalikes(word)
     note = f" the name holds {odd}" if odd else ""
-    plain_word = simplified(word).strip().lower()
+    plain_word = simplify(word).strip().lower()
     close = get_close_matches(plain_word, [option.lower() for option in options], n=1, cutoff=0.6)
     close = close or [option.lower() for option in options if plain_word and plain_word == _last(option)]
     if close:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 
-from mulki_plugins.errors import in_one_line
+from mulki_plugins.errors import describe_error
 
 _FEWER_WORKERS = "fewer with train.workers, or 0"
 _LESS_MEMORY = (
@@ -111,12 +111,12 @@ def machine_failure(error: BaseException) -> tuple[str, str] | None:
         return "out of memory", _LESS_MEMORY
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{_file_of(error)}no room is left", "make room"
-    return _first(_MACHINE, in_one_line(error))
+    return _first(_MACHINE, describe_error(error))
 
 
 def known_failure(error: BaseException) -> tuple[str, str] | None:
     """What an error means and what to do about it; None where it is not known."""
-    line = in_one_line(error)
+    line = describe_error(error)
     network = isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _NETWORKS
     found = _missing_module(line) or machine_failure(error) or _misfit(line) or _first(_FILES, line)
     if found is None and network:

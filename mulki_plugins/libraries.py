@@ -23,7 +23,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mulki_plugins.errors import MulkiError, in_one_line, plain
+from mulki_plugins.characters import printable
+from mulki_plugins.errors import MulkiError, describe_error
 
 PACKAGES = {
     "torch": "torch",
@@ -54,7 +55,7 @@ def import_library(name: str) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a library may also end the program
-        raise MulkiError(f"{name} cannot be imported: {in_one_line(error)}", hint_for(name, error)) from error
+        raise MulkiError(f"{name} cannot be imported: {describe_error(error)}", hint_for(name, error)) from error
 
 
 def hint_for(name: str, error: BaseException) -> str:
@@ -261,4 +262,4 @@ def _hiding_file(error: BaseException) -> Path | None:
 
 
 def _is_named(value: str, text: str) -> bool:
-    return f"'{value}'" in text or f'"{value}"' in text or (os.sep in value and value in plain(text))
+    return f"'{value}'" in text or f'"{value}"' in text or (os.sep in value and value in printable(text))

@@ -7,7 +7,7 @@ import types
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from mulki_plugins.characters import simplified
+from mulki_plugins.characters import simplify
 
 _TRUTHS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
@@ -39,7 +39,7 @@ def meant(kind: Any, value: Any) -> str:
     arms = _arms(kind)
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 and int in arms:
         return str(int(value))
-    text = simplified(value).strip() if isinstance(value, str) else ""
+    text = simplify(value).strip() if isinstance(value, str) else ""
     if text and bool in arms:
         return _TRUTHS.get(text.lower(), "")
     if text and (int in arms or float in arms):

@@ -17,7 +17,7 @@ import cattrs
 from attrs import frozen
 from cattrs.gen import make_dict_structure_fn
 
-from mulki_plugins.characters import mistakable
+from mulki_plugins.characters import name_lookalikes
 from mulki_plugins.errors import did_you_mean
 from mulki_plugins.meant import advice, meant
 
@@ -123,7 +123,7 @@ def shown(value: Any) -> str:
     if value is None:
         return "nothing"
     text = repr(value).lower() if isinstance(value, bool) else repr(value)
-    odd = mistakable(value) if isinstance(value, str) else ""
+    odd = name_lookalikes(value) if isinstance(value, str) else ""
     return (text if len(text) <= 60 else text[:57] + "...") + (f" with {odd}" if odd else "")
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from mulki_plugins.recipe.yaml import parse_yaml
 
 from mulki_plugins.cli import main
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.recipe import source
+from mulki_plugins.recipe import yaml
 from mulki_plugins.recipe.resolve import Changes, resolve
-from mulki_plugins.recipe.source import parse_yaml
 from mulki_plugins.report.result import Result
 
 MINE = (
@@ -269,7 +269,7 @@ NOT_YAML = {
 def test_what_is_not_yaml_is_explained_in_words_of_our_own(text, loader, monkeypatch):
     if not hasattr(yaml, loader):
         pytest.skip("PyYAML was built without it")
-    monkeypatch.setattr(source, "_Loader", getattr(yaml, loader))
+    monkeypatch.setattr(yaml, "_Loader", getattr(yaml, loader))
     line, reason = NOT_YAML[text]
     with pytest.raises(MulkiError) as caught:
         parse_yaml(text, "x.yaml")
@@ -287,7 +287,7 @@ def test_no_word_of_the_library_is_passed_on(kind, monkeypatch):
         mark = yaml.Mark("f", 0, 1, 0, "", 0)
         raise error("words of theirs", mark, "more words", mark) if module else error("words of theirs")
 
-    monkeypatch.setattr(source.yaml, "parse", fail)
+    monkeypatch.setattr(yaml.yaml, "parse", fail)
     with pytest.raises(MulkiError, match=r"this is not YAML: ") as caught:
         parse_yaml("a: b\n c\n", "x.yaml")
     assert "words" not in str(caught.value)

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 from click.testing import CliRunner
+from mulki_plugins.recipe.yaml import MAX_BYTES
 
 from mulki_plugins.cli import main
 from mulki_plugins.errors import Mistakes
 from mulki_plugins.recipe.resolve import Changes, resolve
-from mulki_plugins.recipe.source import MAX_BYTES
 
 GOOD = """\
 name: good

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-
-from mulki_plugins.recipe.source import read_yaml
+from mulki_plugins.recipe.yaml import read_yaml
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "write-a-plugin.md").read_text("utf-8")
@@ -133,7 +132,7 @@ def test_the_schema_admits_what_a_recipe_may_say():
     schema = json.loads((ROOT / "recipes" / "recipe.schema.json").read_text("utf-8"))
     validator = jsonschema.Draft202012Validator(schema)
     for text in re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.S | re.M):
-        from mulki_plugins.recipe.source import parse_yaml
+        from mulki_plugins.recipe.yaml import parse_yaml
 
         value = parse_yaml(text, "README").value
         wrong = [error.message for error in validator.iter_errors(value)]

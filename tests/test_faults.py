@@ -13,7 +13,7 @@ import pytest
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 
-from mulki_plugins.errors import MulkiError, Unforeseen
+from mulki_plugins.errors import MulkiError, UnexpectedError
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.parts import Catalog, Provenance
@@ -151,7 +151,7 @@ def test_an_error_that_nobody_foresaw_keeps_its_whole_last_line(tmp_path, monkey
         raise RuntimeError("mat1 and mat2:\n\t3 and 4")
 
     monkeypatch.setattr(experiment._Run, "count_left_out", fails)
-    with pytest.raises(Unforeseen) as caught:
+    with pytest.raises(UnexpectedError) as caught:
         run_experiment(resolved(), 0, tmp_path)
     assert caught.value.status == 1
     [line] = caught.value.lines()

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.recipe.emit import annotated_yaml
+from mulki_plugins.recipe.emit import dump_annotated
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.report.compare import comparison_data, comparison_text
 from mulki_plugins.report.result import Result, find_results, read_result
@@ -71,7 +71,7 @@ def test_a_valid_recipe_is_the_same_when_what_is_shown_is_read_again(tmp_path_fa
     folder = tmp_path_factory.mktemp("recipes")
     (folder / "one.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True))
     first = resolve(str(folder / "one.yaml"), Changes())
-    (folder / "two.yaml").write_text(annotated_yaml(first.tree))
+    (folder / "two.yaml").write_text(dump_annotated(first.tree))
     assert resolve(str(folder / "two.yaml"), Changes()).recipe == first.recipe
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mulki_plugins.errors import in_one_line
+from mulki_plugins.errors import describe_error
 from mulki_plugins.known import known_failure
 
 
@@ -33,12 +33,12 @@ class Bad(Dataset):
 def test_a_workers_error_is_the_one_it_had(error, line):
     with pytest.raises(Exception) as caught:  # noqa: PT011 (torch chooses the type)
         next(iter(DataLoader(Bad(error), num_workers=1)))
-    assert in_one_line(caught.value).startswith(line)
-    assert "Traceback" not in in_one_line(caught.value)
+    assert describe_error(caught.value).startswith(line)
+    assert "Traceback" not in describe_error(caught.value)
 
 
 def test_a_text_of_several_lines_is_not_cut():
-    assert in_one_line(RuntimeError("Error(s) in x:\n\tMissing: a\n\tUnexpected: b")) == (
+    assert describe_error(RuntimeError("Error(s) in x:\n\tMissing: a\n\tUnexpected: b")) == (
         "RuntimeError: Error(s) in x: Missing: a Unexpected: b"
     )
 

@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mulki_plugins.recipe.files import check_strategy, find, list_registered
+from mulki_plugins.recipe.yaml import parse_value, parse_yaml
 
 from mulki_plugins.errors import Mistakes
-from mulki_plugins.recipe.emit import annotated_yaml, plain_yaml
-from mulki_plugins.recipe.find import available, find
+from mulki_plugins.recipe.emit import dump_annotated, dump_yaml
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.recipe.schema import as_data
-from mulki_plugins.recipe.source import parse_value, parse_yaml
-from mulki_plugins.recipe.strategies import check_strategy
 
 ROOT = Path(__file__).parents[1]
 RECIPES, STRATEGIES = sorted((ROOT / "recipes").glob("*.yaml")), sorted((ROOT / "strategies").glob("*.yaml"))
@@ -38,7 +37,7 @@ def test_what_is_shown_is_a_recipe_again(tmp_path):
         strategy="mulki", without_plugins=("distinguishing",), with_plugins=("avalanche.ewc",), settings=("train.epochs=2",), seeds=(3, 4)
     )  # fmt: skip
     first = resolve("mtil", changes)
-    for name, text in (("a", annotated_yaml(first.tree)), ("b", plain_yaml(as_data(first.recipe)))):
+    for name, text in (("a", dump_annotated(first.tree)), ("b", dump_yaml(as_data(first.recipe)))):
         path = tmp_path / f"{name}.yaml"
         path.write_text(text)
         again = resolve(str(path))
@@ -173,7 +172,7 @@ def test_with_and_without_name_the_stack():
 
 
 def test_names_and_paths(tmp_path, monkeypatch):
-    assert "mtil" in available("recipes")
+    assert "mtil" in list_registered("recipes")
     monkeypatch.chdir(tmp_path)
     for name in ("mtil", "mtil.yaml", "recipes/mtil.yaml"):
         assert "using the recipe 'mtil' of mulki" in find("recipes", name).notice
@@ -204,8 +203,8 @@ def test_anchors_are_followed():
 
 def test_what_is_written_can_be_read_by_any_yaml_reader():
     data = {"a": "no", "b": "1e-4", "c": 1e-4, "d": 5e20, "e": "x: y", "f": "", "g": "ünï", "h": [None, True], "i": {}}
-    assert yaml.safe_load(plain_yaml(data)) == data
-    assert parse_yaml(plain_yaml(data), "x").value == data
+    assert yaml.safe_load(dump_yaml(data)) == data
+    assert parse_yaml(dump_yaml(data), "x").value == data
 
 
 def test_a_broken_strategy_is_told_by_its_own_lines(tmp_path):
@@ -251,7 +250,7 @@ def test_a_strategy_is_checked_whole(tmp_path):
 
 
 def test_what_is_shown_stays_a_recipe_whatever_was_typed(tmp_path):
-    shown = annotated_yaml(resolve("mtil", Changes(settings=('summary="a\n  b"',))).tree)
+    shown = dump_annotated(resolve("mtil", Changes(settings=('summary="a\n  b"',))).tree)
     (tmp_path / "s.yaml").write_text(shown)
     assert resolve(str(tmp_path / "s.yaml")).recipe.summary == "a b"
 

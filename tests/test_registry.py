@@ -6,10 +6,10 @@ from importlib.metadata import EntryPoint
 from typing import Literal
 
 import pytest
+from mulki_plugins.types import Weight
 
 from mulki_plugins import hookimpl
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.options import Weight
 from mulki_plugins.registry import discovery, installed
 from mulki_plugins.registry.parts import Catalog, Part, Provenance
 from mulki_plugins.registry.register import Register
@@ -155,9 +155,9 @@ def test_a_third_party_registers_like_the_built_in(packages, tmp_path):
     catalog = packages(good=module(mulki_register=mulki_register))
     assert catalog.problems == []
     assert catalog.find("plugin", "theirs").requires == ("teachers",)
-    from mulki_plugins.recipe.find import available
+    from mulki_plugins.recipe.files import list_registered
 
-    assert "theirs" in available("strategies")
+    assert "theirs" in list_registered("strategies")
 
 
 def test_broken_packages_are_reported_and_harm_nobody(packages):
@@ -202,7 +202,7 @@ def test_annotations_that_cannot_be_evaluated_are_not_checked_and_the_others_are
     (tmp_path / "late_names.py").write_text(
         "from __future__ import annotations\n"
         "from typing import TYPE_CHECKING\n"
-        "from mulki_plugins.options import Weight, checked\n"
+        "from mulki_plugins.types import Weight, checked\n"
         "if TYPE_CHECKING:\n"
         "    from nowhere import Tensor\n"
         "class Other: ...\n"

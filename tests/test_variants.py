@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.recipe.emit import plain_yaml
+from mulki_plugins.recipe.emit import dump_yaml
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.recipe.schema import Schedule, as_data
-from mulki_plugins.recipe.settings import LONGEST, variant
+from mulki_plugins.recipe.settings import MAX_LABEL, variant
 from mulki_plugins.report.compare import comparison_data, comparison_text
 from mulki_plugins.report.folder import choose_folder
 from mulki_plugins.streams import mtil_mini
@@ -123,13 +123,13 @@ def test_a_name_of_many_settings_is_bounded_safe_and_stable():
     one, again = named(*many), named(*many[::-1])
     other = named(many[0], "model.pretrained=/a:b/c.pt")
     assert one == again != other
-    assert len(one) <= LONGEST
+    assert len(one) <= MAX_LABEL
     assert not set(one) & set("/ :")
 
 
 def written(folder, recipe):
     folder.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(plain_yaml(as_data(recipe)))
+    (folder / "recipe.yaml").write_text(dump_yaml(as_data(recipe)))
     return folder
 
 

@@ -219,11 +219,11 @@ def test_weights_of_another_architecture_are_left_out_and_those_of_the_twin_stay
 
 
 def test_a_resolved_recipe_takes_another_model(tmp_path):
-    from mulki_plugins.recipe.emit import plain_yaml
+    from mulki_plugins.recipe.emit import dump_yaml
     from mulki_plugins.recipe.schema import as_data
 
     changes = Changes(settings=("model={name: ViT-B-16, pretrained: openai, quickgelu: true}",))
-    (tmp_path / "r.yaml").write_text(plain_yaml(as_data(resolve("mtil", changes).recipe)))
+    (tmp_path / "r.yaml").write_text(dump_yaml(as_data(resolve("mtil", changes).recipe)))
     again = resolve(str(tmp_path / "r.yaml"), Changes(settings=("model.name=mulki-tiny",)))
     assert set(again.recipe.model.options) == {"train", "pretrained"}
 

@@ -20,9 +20,9 @@ from typing import Any, get_type_hints
 
 import click
 from attrs import fields
+from mulki_plugins.types import describe
 
 from mulki_plugins.cli import main as mulki
-from mulki_plugins.options import describe
 from mulki_plugins.recipe.json_schema import recipe_schema, strategy_schema
 from mulki_plugins.registry import builtin, events, hookspecs
 from mulki_plugins.registry.open_clip_names import open_clip_part

@@ -8,9 +8,9 @@ from avalanche.training.plugins import ReplayPlugin
 
 from mulki_plugins.baselines.exemplars import HerdedExemplars
 from mulki_plugins.losses import distillation
-from mulki_plugins.options import Count, Positive, Weight, checked
 from mulki_plugins.stages.stage import Stage, Strategy, classifier_of, features_of, tasks_of
 from mulki_plugins.stages.teachers import Teachers
+from mulki_plugins.types import Count, Positive, Weight, checked
 
 
 class ICarl(Stage):

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from mulki_plugins.losses import squared_distance
-from mulki_plugins.options import Weight, checked
 from mulki_plugins.stages.stage import Stage, Strategy, learning_weights
+from mulki_plugins.types import Weight, checked
 
 
 class WeightConstraint(Stage):

@@ -10,9 +10,9 @@ from torch import Tensor
 from mulki_plugins.baselines.reference import encode_tokens
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.losses import contrastive_distillation
-from mulki_plugins.options import Count, Positive, Weight, checked
 from mulki_plugins.stages.stage import Part, Stage, Strategy, classifier_of
 from mulki_plugins.stages.teachers import Teachers
+from mulki_plugins.types import Count, Positive, Weight, checked
 
 
 class LearningWithoutForgetting(Stage):

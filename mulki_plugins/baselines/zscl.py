@@ -8,10 +8,10 @@ from torch import Tensor
 
 from mulki_plugins.baselines.reference import OnReference, encode_tokens
 from mulki_plugins.losses import contrastive_distillation
-from mulki_plugins.options import Count, Positive, Weight, checked
 from mulki_plugins.stages.stage import Strategy, classifier_of
 from mulki_plugins.stages.teachers import Teacher, Teachers
 from mulki_plugins.streams.reference import Reference
+from mulki_plugins.types import Count, Positive, Weight, checked
 
 
 class ReferenceDistillation(OnReference):

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from click.exceptions import Exit
 
-from mulki_plugins.errors import Mistakes, MulkiError, in_one_line, plain
+from mulki_plugins.characters import printable
+from mulki_plugins.errors import Mistakes, MulkiError, describe_error
 from mulki_plugins.known import known_failure
 
 if TYPE_CHECKING:
-    from mulki_plugins.recipe.resolve import Changes, Resolved
+    from mulki_plugins.recipe.resolve import Changes, Resolution
 
 
 PRINTED = 100
@@ -36,7 +37,7 @@ def reports_mistakes(function: Callable[..., Any]) -> Callable[..., Any]:
         except MulkiError as error:
             lines = error.lines()
             for line in lines[:PRINTED]:
-                click.echo(f"error: {plain(line)}", err=True)
+                click.echo(f"error: {printable(line)}", err=True)
             if len(lines) > PRINTED:
                 click.echo(f"error: and {len(lines) - PRINTED} more", err=True)
             raise SystemExit(error.status) from None
@@ -51,9 +52,9 @@ def reports_mistakes(function: Callable[..., Any]) -> Callable[..., Any]:
 def _report_unforeseen(error: Exception) -> NoReturn:
     """One line, and the traceback in a file of its own."""
     if (known := known_failure(error)) is not None:
-        click.echo(f"error: {plain(known[0])}; {known[1]}", err=True)
+        click.echo(f"error: {printable(known[0])}; {known[1]}", err=True)
         raise SystemExit(2) from None
-    click.echo(f"error: {in_one_line(error)}; this was not expected, and {traceback_kept(error)}", err=True)
+    click.echo(f"error: {describe_error(error)}; this was not expected, and {traceback_kept(error)}", err=True)
     raise SystemExit(1) from None
 
 
@@ -112,12 +113,12 @@ def variants_from(options: dict[str, Any]) -> list[Changes]:
     return [Changes(strategy=strategy, **given) for strategy in strategies or (None,)]
 
 
-def resolved(recipe: str, changes: Changes) -> Resolved:
+def resolved(recipe: str, changes: Changes) -> Resolution:
     """The checked recipe, after its notices have been printed."""
     return all_resolved(recipe, [changes])[0]
 
 
-def all_resolved(recipe: str, variants: Sequence[Changes]) -> list[Resolved]:
+def all_resolved(recipe: str, variants: Sequence[Changes]) -> list[Resolution]:
     """The checked recipe with each of these changes, after their notices have been printed. All mistakes at once."""
     from mulki_plugins.recipe.resolve import resolve
 
@@ -132,7 +133,7 @@ def all_resolved(recipe: str, variants: Sequence[Changes]) -> list[Resolved]:
     if wrong:
         raise Mistakes(dict.fromkeys(line for error in wrong for line in error.lines()))
     for notice in dict.fromkeys(notice for result in results for notice in result.notices):
-        click.echo(plain(notice), err=True)
+        click.echo(printable(notice), err=True)
     return results
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
+from mulki_plugins.characters import printable
 from mulki_plugins.cli.common import changes_from, echo_json, recipe_options, reports_mistakes, resolved
-from mulki_plugins.errors import Mistakes, plain
+from mulki_plugins.errors import Mistakes
 
 STREAM = "mtil"
 """The stream whose data sets can be downloaded."""
@@ -42,7 +43,7 @@ def check(recipe: str, decode: bool, as_json: bool, **options: Any) -> None:
 
         report = checked_folders(stream.options["tasks"], decode=decode)
         for note in report["notes"]:
-            click.echo(plain(note), err=True)
+            click.echo(printable(note), err=True)
     else:
         report = checked(stream.options, decode=decode)
     if as_json:
@@ -69,14 +70,14 @@ def fetch(recipe: str, **options: Any) -> None:
         return _nothing_to_do(recipe, False)
     from mulki_plugins.streams.mtil.fetch import fetch_missing
 
-    wrong = fetch_missing(stream.options, lambda text: click.echo(plain(text), err=True))
+    wrong = fetch_missing(stream.options, lambda text: click.echo(printable(text), err=True))
     if wrong:
         raise Mistakes(wrong)
     return None
 
 
 def plain_lines(text: str) -> str:
-    return "\n".join(plain(line) for line in text.splitlines())
+    return "\n".join(printable(line) for line in text.splitlines())
 
 
 def _nothing_to_do(recipe: str, as_json: bool) -> None:
@@ -84,7 +85,7 @@ def _nothing_to_do(recipe: str, as_json: bool) -> None:
         echo_json({"ok": True, "datasets": []})
     else:
         click.echo(
-            plain(
+            printable(
                 f"{recipe}: data are checked for the streams `{STREAM}` and `{OWN}`, and downloaded for `{STREAM}`: "
                 "there is nothing to do"
             )

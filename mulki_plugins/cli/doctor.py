@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
+from mulki_plugins.characters import printable
 from mulki_plugins.cli.common import echo_json, reports_mistakes
-from mulki_plugins.errors import plain
 
 
 @click.command()
@@ -26,6 +26,6 @@ def doctor(as_json: bool) -> None:
         width = max(len(check["name"]) for check in checks)
         for check in checks:
             hint = f"; {check['hint']}" if check["hint"] else ""
-            click.echo(plain(f"{check['state']:<7}  {check['name']:<{width}}  {check['found']}{hint}"))
+            click.echo(printable(f"{check['state']:<7}  {check['name']:<{width}}  {check['found']}{hint}"))
     if not well:
         raise SystemExit(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mulki_plugins.errors import Mistakes, MulkiError
-from mulki_plugins.recipe.find import SINGULAR, Found
+from mulki_plugins.recipe.files import SINGULAR, YamlFile
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.methods import callback_mistakes
 from mulki_plugins.registry.parts import Package, Part, Provenance
@@ -25,7 +25,7 @@ def inventory() -> list[dict[str, Any]]:
     ]
     for kind, files in found.files.items():
         for name, (path, provenance) in files.items():
-            rows.append(_file(SINGULAR[kind], name, Found(path, f"{kind}/{path.name}"), provenance))
+            rows.append(_file(SINGULAR[kind], name, YamlFile(path, f"{kind}/{path.name}"), provenance))
     return sorted(
         rows, key=lambda row: (row["distribution"] != OURS, row["distribution"].lower(), _ORDER.index(row["kind"]))
     )
@@ -65,11 +65,11 @@ def _part(part: Part) -> dict[str, Any]:
     return _row(part.kind, part.name, part.provenance, part.summary, "broken" if cause else "ok", cause)
 
 
-def _file(kind: str, name: str, found: Found, provenance: Provenance) -> dict[str, Any]:
+def _file(kind: str, name: str, found: YamlFile, provenance: Provenance) -> dict[str, Any]:
     """A recipe or strategy; another package's is checked as `mulki validate` would."""
+    from mulki_plugins.recipe.files import check_strategy
     from mulki_plugins.recipe.resolve import resolve
-    from mulki_plugins.recipe.source import read_yaml
-    from mulki_plugins.recipe.strategies import check_strategy
+    from mulki_plugins.recipe.yaml import read_yaml
 
     summary, cause = "", ""
     try:

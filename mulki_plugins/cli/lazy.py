@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
+from mulki_plugins.characters import printable
 from mulki_plugins.cli.common import reports_mistakes, traceback_kept
 from mulki_plugins.cli.output import surviving_output
 from mulki_plugins.cli.stdout import given_to_command, kept_for_results
-from mulki_plugins.errors import plain
 from mulki_plugins.registry.parts import Part
 
 _CLICKS = (click.ClickException, click.Abort, click.exceptions.Exit)
@@ -97,7 +97,7 @@ def _name_slow_packages() -> None:
                 name = package.provenance.distribution
                 hint = f"leave it out with `mulki --no-plugin {name} ...`"
                 with contextlib.suppress(OSError):  # of a closed stderr
-                    click.echo(plain(f"warning: {package.provenance} {package.slow}; {hint}"), err=True)
+                    click.echo(printable(f"warning: {package.provenance} {package.slow}; {hint}"), err=True)
 
 
 def _theirs() -> list[Part]:

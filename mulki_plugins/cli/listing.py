@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from mulki_plugins.characters import padded, width
+from mulki_plugins.characters import pad, printable, width
 from mulki_plugins.cli.common import echo_json, reports_mistakes
-from mulki_plugins.errors import did_you_mean, plain
+from mulki_plugins.errors import did_you_mean
 
 NOTES = {"keeps_images": "past images", "needs_reference": "reference data"}
 """What somebody who compares methods must know of a strategy: what it keeps, and what it needs."""
@@ -67,13 +67,13 @@ def list_command(kind: str | None, text: str | None, as_json: bool) -> None:
             brought = "" if ours else f" (from {entry['distribution']})"
             marks = "".join(f"{'yes' if entry.get(key) else 'no':<{len(words)}}  " for key, words in notes.items())
             click.echo(
-                plain(f"  {padded(entry['name'], columns)}  {marks}{entry['summary']}{source}{brought}").rstrip()
+                printable(f"  {pad(entry['name'], columns)}  {marks}{entry['summary']}{source}{brought}").rstrip()
             )
         if k == "models" and not text:
             _more_models(listed=kind is not None)
         click.echo()
     for problem in catalog().problems:
-        click.echo(plain(f"warning: {problem}"), err=True)
+        click.echo(printable(f"warning: {problem}"), err=True)
 
 
 OPEN_CLIP = "open_clip_torch"
@@ -153,11 +153,11 @@ def _of_stack(strategy: Any) -> dict[str, bool]:
 def _files(kind: str) -> list[dict[str, Any]]:
     """Recipes and strategies; one that cannot be read is listed with what is wrong with it."""
     from mulki_plugins.errors import Mistakes
-    from mulki_plugins.recipe.find import available
-    from mulki_plugins.recipe.source import read_yaml
+    from mulki_plugins.recipe.files import list_registered
+    from mulki_plugins.recipe.yaml import read_yaml
 
     entries = []
-    for name, (path, provenance) in available(kind).items():
+    for name, (path, provenance) in list_registered(kind).items():
         entry: dict[str, Any] = {"name": name, "summary": "", "source": ""}
         try:
             value = read_yaml(path, f"{kind}/{path.name}").value

@@ -14,8 +14,9 @@ from string import Template
 
 import click
 
+from mulki_plugins.characters import printable
 from mulki_plugins.cli.common import reports_mistakes
-from mulki_plugins.errors import MulkiError, plain
+from mulki_plugins.errors import MulkiError
 
 FILES = {
     "pyproject.toml": "pyproject.toml",
@@ -54,9 +55,9 @@ def new_plugin(name: str, into: Path) -> None:
     if not into.is_dir():
         raise MulkiError(f"{into}: there is no such folder", "make it first")
     write_package(name, target)
-    click.echo(f"{plain(str(target))} is written. Next:\n")
-    click.echo(plain(f"  pip install -e '{target}[test]'"))
-    click.echo(plain(f"  pytest {target}"))
+    click.echo(f"{printable(str(target))} is written. Next:\n")
+    click.echo(printable(f"  pip install -e '{target}[test]'"))
+    click.echo(printable(f"  pytest {target}"))
     click.echo(f"  mulki run mtil --with {name}")
 
 

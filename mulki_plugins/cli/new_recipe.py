@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
+from mulki_plugins.characters import printable
 from mulki_plugins.cli.common import echo_recipe, reports_mistakes
-from mulki_plugins.errors import MulkiError, plain
+from mulki_plugins.errors import MulkiError
 
 
 @click.command("recipe")
@@ -34,15 +35,15 @@ def new_recipe(folders: tuple[str, ...], from_folders: bool, out: str | None, na
         raise MulkiError("expected the folders of the tasks", "type: mulki new recipe DIR...")
     drafted = draft(folders, name)
     for notice in drafted.notices:
-        click.echo(plain(f"note: {notice}"), err=True)
+        click.echo(printable(f"note: {notice}"), err=True)
     if out == "-":
         echo_recipe(drafted.text(f"{drafted.name}.yaml"))
         return
     path = Path(out or f"{drafted.name}.yaml")
     _write(path, drafted.text(str(path)))
     for note in _too_long(path):
-        click.echo(plain(f"note: {note}"), err=True)
-    click.echo(plain(f"{path}: written; check the class names in it, then: mulki run {shlex.quote(str(path))}"))
+        click.echo(printable(f"note: {note}"), err=True)
+    click.echo(printable(f"{path}: written; check the class names in it, then: mulki run {shlex.quote(str(path))}"))
 
 
 def _too_long(path: Path) -> list[str]:

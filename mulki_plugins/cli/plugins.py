@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 
-from mulki_plugins.characters import padded, width
+from mulki_plugins.characters import pad, printable, width
 from mulki_plugins.cli.common import echo_json, reports_mistakes
-from mulki_plugins.errors import plain
 
 
 @click.command()
@@ -28,11 +27,11 @@ def plugins(as_json: bool) -> None:
         echo_json(rows)
         return
     for (distribution, version), group in groupby(rows, key=lambda row: (row["distribution"], row["version"])):
-        click.echo(plain(f"{distribution} {version}".rstrip() + ":"))
+        click.echo(printable(f"{distribution} {version}".rstrip() + ":"))
         _table(list(group))
         click.echo()
     for line in loose_ends():
-        click.echo(plain(f"warning: {line}"), err=True)
+        click.echo(printable(f"warning: {line}"), err=True)
 
 
 def _table(rows: list[dict[str, Any]]) -> None:
@@ -40,6 +39,6 @@ def _table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         state = row["state"] + (f": {row['cause']}" if row["cause"] else "")
         summary = f"  {row['summary']}" if row["summary"] else ""
-        click.echo(plain(f"  {row['kind']:<{kinds}}  {padded(row['name'], names)}  {state}{summary}"))
+        click.echo(printable(f"  {row['kind']:<{kinds}}  {pad(row['name'], names)}  {state}{summary}"))
         for note in row["notes"]:
-            click.echo(plain(f"  {'':<{kinds}}  {'':<{names}}  note: {note}"))
+            click.echo(printable(f"  {'':<{kinds}}  {'':<{names}}  note: {note}"))

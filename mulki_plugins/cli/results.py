@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
+from mulki_plugins.characters import printable
 from mulki_plugins.cli.common import echo_json, reports_mistakes
-from mulki_plugins.errors import MulkiError, plain
+from mulki_plugins.errors import MulkiError
 
 NAMED = 5
 """So many of the folders that are left out are named."""
@@ -41,11 +42,11 @@ def results(folders: tuple[Path, ...], against: str | None, order: str | None, a
         raise MulkiError("--order goes with --against", "type: mulki results DIR --against published --order II")
     found, wrong = find_results(folders)
     for line in wrong:
-        click.echo(plain(f"warning: left out: {line}"), err=True)
+        click.echo(printable(f"warning: left out: {line}"), err=True)
     if aside := moved_aside(folders):
         names = ", ".join(map(str, aside[:NAMED])) + (f" and {len(aside) - NAMED} more" if len(aside) > NAMED else "")
         what = "runs that later ones took the place of; name their folders to see them"
-        click.echo(plain(f"note: left out: {names}: {what}"), err=True)
+        click.echo(printable(f"note: left out: {names}: {what}"), err=True)
     if against and as_json:
         echo_json(beside_data(found, order))
     elif against:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import click
 
+from mulki_plugins.characters import printable
 from mulki_plugins.cli.common import echo_json, reports_mistakes, resolved
-from mulki_plugins.errors import Mistakes, MulkiError, plain
+from mulki_plugins.errors import Mistakes, MulkiError
 
 RECIPE = "recipe.yaml"
 NAMED = 10
@@ -74,7 +75,7 @@ def _run_in(folder: Path) -> Path:
         raise Mistakes([f"{folder}: {many} {what}; type one of:", *f"  {named}{more}".split("\n")])
     run = unfinished[0] if unfinished else below[0]
     click.echo(
-        plain(f"{folder}: going on with {run}, the only {'unfinished ' if len(below) > 1 else ''}run below it"),
+        printable(f"{folder}: going on with {run}, the only {'unfinished ' if len(below) > 1 else ''}run below it"),
         err=True,
     )
     return run
@@ -99,5 +100,5 @@ def _of_other_settings(folder: Path) -> Path:
         names = ", ".join(map(str, found))
         raise MulkiError(f"{folder}: no run is there, but runs of other settings are beside it", f"give one of {names}")
     if found:
-        click.echo(plain(f"{folder}: no run is there; going on with the one beside it, {found[0]}"), err=True)
+        click.echo(printable(f"{folder}: no run is there; going on with the one beside it, {found[0]}"), err=True)
     return found[0] if found else folder

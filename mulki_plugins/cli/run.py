@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mulki_plugins.characters import printable
 from mulki_plugins.cli.common import all_resolved, echo_json, recipe_options, reports_mistakes, variants_from
-from mulki_plugins.errors import MulkiError, plain
+from mulki_plugins.errors import MulkiError
 
 if TYPE_CHECKING:
-    from mulki_plugins.recipe.resolve import Changes, Resolved
+    from mulki_plugins.recipe.resolve import Changes, Resolution
     from mulki_plugins.recipe.schema import Choice, Recipe
 
 
@@ -76,16 +77,16 @@ def run(
 
 
 def _planned(
-    recipe: str, variants: list[Changes], results: list[Resolved], out: Path, name: str | None, resuming: bool
-) -> list[tuple[Resolved, dict[int, Path]]]:
+    recipe: str, variants: list[Changes], results: list[Resolution], out: Path, name: str | None, resuming: bool
+) -> list[tuple[Resolution, dict[int, Path]]]:
     """The folder of each strategy's runs, by seed. MulkiError where two would share one."""
-    from mulki_plugins.recipe.check import name_problem
+    from mulki_plugins.recipe.check import check_name
     from mulki_plugins.recipe.settings import variant
     from mulki_plugins.report.folder import choose_folder
 
-    if name is not None and (problem := name_problem(name)):
+    if name is not None and (problem := check_name(name)):
         raise MulkiError(f"--name: {problem}")
-    planned: list[tuple[Resolved, dict[int, Path]]] = []
+    planned: list[tuple[Resolution, dict[int, Path]]] = []
     taken: set[Path] = set()
     for changes, result in zip(variants, results, strict=True):
         label = variant(recipe, changes, result.recipe)
@@ -101,7 +102,7 @@ def _planned(
     return planned
 
 
-def _say_what_would_be_done(planned: list[tuple[Resolved, dict[int, Path]]], as_json: bool) -> None:
+def _say_what_would_be_done(planned: list[tuple[Resolution, dict[int, Path]]], as_json: bool) -> None:
     if as_json:
         said = [
             {"recipe": result.tree.value, "folders": [str(folder) for folder in folders.values()]}
@@ -120,19 +121,19 @@ def _say_what_one_would_do(recipe: Recipe, folders: dict[int, Path]) -> None:
     if recipe.strategy.base == "none":
         budget = "no training"
     stack = ", ".join(entry.name for entry in recipe.strategy.plugins) or "no plugins"
-    click.echo(f"recipe    {recipe.name}{': ' if recipe.summary else ''}{plain(recipe.summary)}")
+    click.echo(f"recipe    {recipe.name}{': ' if recipe.summary else ''}{printable(recipe.summary)}")
     click.echo(f"stream    {_said(recipe.stream)}")
     click.echo(f"model     {_said(recipe.model)}")
     click.echo(f"strategy  {recipe.strategy.name}: {stack}")
     click.echo(f"training  {budget} of {recipe.train.batch_size} images a task, lr {recipe.train.optimizer.lr:g}")
     for folder in folders.values():
-        click.echo(f"folder    {plain(str(folder))}")
+        click.echo(f"folder    {printable(str(folder))}")
 
 
 def _said(choice: Choice) -> str:
     """A stream or model with the options that are set."""
     options = [f"{key}: {_short(value)}" for key, value in choice.options.items() if value is not None]
-    return plain(f"{choice.name} ({', '.join(options)})" if options else choice.name)
+    return printable(f"{choice.name} ({', '.join(options)})" if options else choice.name)
 
 
 def _short(value: Any) -> Any:

@@ -18,10 +18,10 @@ def show(recipe: str, as_json: bool, **options: Any) -> None:
 
     What is printed is itself a recipe: `mulki show mtil > mine.yaml`.
     """
-    from mulki_plugins.recipe.emit import annotated_yaml, origins_by_path
+    from mulki_plugins.recipe.emit import dump_annotated, list_origins
 
     result = resolved(recipe, changes_from(options))
     if as_json:
-        echo_json({"recipe": result.tree.value, "origins": origins_by_path(result.tree)})
+        echo_json({"recipe": result.tree.value, "origins": list_origins(result.tree)})
     else:
-        echo_recipe(annotated_yaml(result.tree))
+        echo_recipe(dump_annotated(result.tree))

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from mulki_plugins.characters import mistakable, simplified
+from mulki_plugins.characters import name_lookalikes, simplify
 from mulki_plugins.cli.common import reports_mistakes
 from mulki_plugins.cli.lazy import CommandsByName
 from mulki_plugins.errors import MulkiError, did_you_mean
@@ -70,7 +70,7 @@ def _no_such_option(name: str) -> None:
 
 
 def _no_such_command(group: click.Group, ctx: click.Context, words: Sequence[str]) -> None:
-    from mulki_plugins.recipe.find import available
+    from mulki_plugins.recipe.files import list_registered
 
     word = words[0]
     line = ""
@@ -78,9 +78,9 @@ def _no_such_command(group: click.Group, ctx: click.Context, words: Sequence[str
         line = f"mulki {_ALSO_CALLED[word]}" + (f" {shlex.join(words[1:])}" if words[1:] else "")
     elif word.rstrip("s") in _KINDS:
         line = f"mulki list {word}"
-    elif word.removesuffix(".yaml") in available("recipes") or os.path.isfile(word):
+    elif word.removesuffix(".yaml") in list_registered("recipes") or os.path.isfile(word):
         line = f"mulki run {shlex.join(words)}"
-    elif word in available("strategies"):
+    elif word in list_registered("strategies"):
         line = f"mulki run mtil --strategy {word}"
     elif os.path.isdir(word):
         line = f"mulki results {shlex.quote(word)}"
@@ -129,9 +129,9 @@ def _for_option(name: str, command: click.Command, words: Sequence[str]) -> str:
     value = _value_behind(name, words)
     if _OPTIONS.get(name) in own:
         return f"type {_OPTIONS[name]} {shlex.quote(value)}".rstrip(" '")
-    from mulki_plugins.recipe.keys import keys_like
+    from mulki_plugins.recipe.suggest import suggest_keys
 
-    keys = keys_like(name.lstrip("-").split("."), _recipe_data(words)) if _takes_settings(command) else []
+    keys = suggest_keys(name.lstrip("-").split("."), _recipe_data(words)) if _takes_settings(command) else []
     close = get_close_matches(name, own, n=1, cutoff=0.75)
     if close and not any(key.rpartition(".")[2] == name.lstrip("-").replace("-", "_") for key in keys):
         return f"did you mean {close[0]}?"
@@ -172,7 +172,8 @@ def _of_value(
     name = param.opts[-1] if param.param_type_name == "option" else str(param.name).upper()
     values = [v for option in param.opts for v in _values(option, words)]
     if isinstance(param.type, click.IntRange):
-        from mulki_plugins.options import Natural, OptionError, convert
+        from mulki_plugins.errors import OptionError
+        from mulki_plugins.types import Natural, convert
 
         for value in values:
             try:
@@ -201,23 +202,23 @@ def _of_extra(extra: Sequence[str], command: click.Command, words: Sequence[str]
     """A word too many."""
     word = extra[0] if extra else ""
     what = f"{word!r} is one word too many"
-    odd = mistakable(word[:2])
-    if odd and simplified(word).startswith("-"):
-        return f"{word!r} begins with {odd}", f"type --{simplified(word).lstrip('-')}"
+    odd = name_lookalikes(word[:2])
+    if odd and simplify(word).startswith("-"):
+        return f"{word!r} begins with {odd}", f"type --{simplify(word).lstrip('-')}"
     if not _takes_settings(command):
         return what, shows
-    from mulki_plugins.recipe.find import available
+    from mulki_plugins.recipe.files import list_registered
     from mulki_plugins.registry.discovery import catalog
 
     if "=" in word:
         return what, f"type --set {shlex.quote(word)}"
     if word.isdecimal() and any(w.startswith("--seed") for w in words):
         return what, f"an option for each seed: type --seed {word}"
-    if word in available("strategies"):
+    if word in list_registered("strategies"):
         return what, f"type --strategy {word}"
     if ("plugin", word) in catalog().parts:
         return what, f"type --with {word}"
-    if word.removesuffix(".yaml") in available("recipes") or os.path.isfile(word):
+    if word.removesuffix(".yaml") in list_registered("recipes") or os.path.isfile(word):
         return what, "a command takes one recipe; call it once for each"
     return what, shows
 

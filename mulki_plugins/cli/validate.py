@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
+from mulki_plugins.characters import printable
 from mulki_plugins.cli.common import all_resolved, echo_json, recipe_options, reports_mistakes, variants_from
-from mulki_plugins.errors import MulkiError, plain
+from mulki_plugins.errors import MulkiError
 
 
 @click.command()
@@ -32,7 +33,7 @@ def validate(recipe: str, as_json: bool, **options: Any) -> None:
     if as_json:
         echo_json({"valid": True, "errors": []})
     else:
-        click.echo(plain(f"{recipe}: valid; {said}"))
+        click.echo(printable(f"{recipe}: valid; {said}"))
 
 
 def _recipe(name: str, options: dict[str, Any]) -> str:
@@ -44,9 +45,9 @@ def _recipe(name: str, options: dict[str, Any]) -> str:
             from mulki_plugins.streams.folders.declared import passed_over
 
             for line in passed_over(choice.options["tasks"]):
-                click.echo(plain(f"note: {line}"), err=True)
+                click.echo(printable(f"note: {line}"), err=True)
     for warning in check_class_names(recipes[0]):
-        click.echo(plain(warning), err=True)
+        click.echo(printable(warning), err=True)
     methods = []
     for recipe in recipes:
         stack = ", ".join(entry.name for entry in recipe.strategy.plugins)
@@ -62,8 +63,7 @@ def _is_strategy(name: str) -> bool:
 def _strategy(name: str, options: dict[str, Any]) -> str:
     if any(options.values()):
         raise MulkiError(f"{name}: a strategy is checked on its own", "the options that change a recipe go with one")
-    from mulki_plugins.recipe.find import find
-    from mulki_plugins.recipe.strategies import check_strategy
+    from mulki_plugins.recipe.files import check_strategy, find
 
     strategy = check_strategy(find("strategies", name))
     return f"strategy {strategy.name} ({', '.join(entry.name for entry in strategy.plugins) or 'no plugins'})"

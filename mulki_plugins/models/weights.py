@@ -16,7 +16,7 @@ from typing import Any, Literal
 from attrs import asdict, evolve, fields_dict, frozen
 
 from mulki_plugins.errors import MissingData, MulkiError
-from mulki_plugins.options import convert
+from mulki_plugins.types import convert
 
 Numbers = tuple[float, float, float]
 Interpolation = Literal["bicubic", "bilinear"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
-from mulki_plugins.errors import Mistakes
+from mulki_plugins.errors import Mistakes, OptionError
 from mulki_plugins.meant import IN_QUOTES
-from mulki_plugins.options import UNKNOWN, OptionError, Path
-from mulki_plugins.recipe.find import Found
-from mulki_plugins.recipe.keys import keys_like
+from mulki_plugins.recipe.files import YamlFile
 from mulki_plugins.recipe.layers import get
-from mulki_plugins.recipe.source import Origin, Tree, located
+from mulki_plugins.recipe.suggest import suggest_keys
+from mulki_plugins.recipe.yaml import Origin, Tree, locate
+from mulki_plugins.types import UNKNOWN, Path
 
 LOOKED_UP = 50
 """For how many unknown keys the right one is looked for."""
@@ -27,7 +27,7 @@ def answered(tree: Tree, problems: Iterable[OptionError]) -> list[str]:
             message = _of_key(tree, problem) if unknown <= LOOKED_UP else message
         elif setting := _set_alone(tree, problem.path):
             message = _of_setting(setting, problem)
-        lines.append(located(tree.origin(problem.path), problem.path, message))
+        lines.append(locate(tree.origin(problem.path), problem.path, message))
     return lines
 
 
@@ -38,7 +38,7 @@ def _of_key(tree: Tree, problem: OptionError) -> str:
         [(key, inner)] = inner.items()
         path.append(key)
     written = [part for part in path if isinstance(part, str)]
-    likely = [key for key in keys_like(written, tree.value) if key != ".".join(written)][:3]
+    likely = [key for key in suggest_keys(written, tree.value) if key != ".".join(written)][:3]
     if "did you mean" in problem.message and len(path) == len(problem.path):  # a neighbour of almost the same name
         likely = [key for key in likely if _last(key) == written[-1]]
     if not likely:
@@ -70,9 +70,9 @@ def _of_setting(origin: Origin, problem: OptionError) -> str:
     return line
 
 
-def check_is_recipe(tree: Tree, found: Found) -> None:
+def check_is_recipe(tree: Tree, found: YamlFile) -> None:
     """Mistakes where a file is a strategy's, or the settings of a plugin's package, and not a recipe's."""
     keys = set(tree.value)
     if "plugins" in keys and not keys & {"stream", "model", "strategy", "train"}:
         what = f"this is a strategy, not a recipe; a recipe takes it with --strategy, such as mtil --strategy {found.shown}"
-        raise Mistakes([located(Origin(found.shown, 1), (), what)])
+        raise Mistakes([locate(Origin(found.shown, 1), (), what)])

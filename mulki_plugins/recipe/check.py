@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from mulki_plugins.errors import MulkiError, did_you_mean
-from mulki_plugins.options import MOST, OptionError, Path, mistakes_of, shown
-from mulki_plugins.recipe.composition import check_composition
+from mulki_plugins.errors import MulkiError, OptionError, did_you_mean, format_value
+from mulki_plugins.recipe.check import check_composition, check_options, check_plugins, repeated
 from mulki_plugins.recipe.layers import get
 from mulki_plugins.recipe.schema import Recipe, as_data, as_recipe
-from mulki_plugins.recipe.stack import check_options, check_plugins, repeated
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.open_clip_names import open_clip_models, open_clip_part
 from mulki_plugins.registry.parts import Kind, Part
+from mulki_plugins.types import MOST, Path, collect_mistakes
 
 _CHOICES: dict[str, Kind] = {"stream": "stream", "reference": "stream", "model": "model"}
 """The parts of a recipe that a registered part stands in, and of which kind."""
@@ -26,7 +25,7 @@ def checked_recipe(data: dict[str, Any]) -> tuple[Recipe | None, list[OptionErro
     try:
         recipe = as_recipe(data)
     except Exception as error:
-        wrong += mistakes_of(error)
+        wrong += collect_mistakes(error)
     filled: dict[str, Any] = {}
     for key, kind in _CHOICES.items():
         value = data.get(key)
@@ -70,7 +69,9 @@ def _checked_choice(
     if kind == "model":
         result = {"train": train, **result}
         if train not in ("all", "image", "text"):
-            wrong.append(OptionError(f"expected 'all' or 'image' or 'text', got {shown(train)}", (*path, "train")))
+            wrong.append(
+                OptionError(f"expected 'all' or 'image' or 'text', got {format_value(train)}", (*path, "train"))
+            )
     return result, wrong
 
 
@@ -120,7 +121,7 @@ def name_problem(name: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", name):
         return ""
     what = "expected up to 200 letters, digits, '.', '_' and '-', the first a letter or digit"
-    return f"{shown(name)} names a folder: {what}"
+    return f"{format_value(name)} names a folder: {what}"
 
 
 def _optimizer(optimizer: Any) -> list[OptionError]:

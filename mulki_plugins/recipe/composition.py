@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from mulki_plugins.options import OptionError, Path
+from mulki_plugins.errors import OptionError
 from mulki_plugins.recipe.layers import get
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.parts import Part
+from mulki_plugins.types import Path
 
 _ALL_IMAGES = {
     "cumulative": "trains on the images of all tasks so far",

@@ -7,10 +7,9 @@ from typing import Any
 
 import yaml
 
-from mulki_plugins.characters import padded, width
-from mulki_plugins.errors import plain
-from mulki_plugins.options import Path
-from mulki_plugins.recipe.source import Tree, dotted
+from mulki_plugins.characters import pad, printable, width
+from mulki_plugins.recipe.yaml import Tree, format_path
+from mulki_plugins.types import Path
 
 
 class _Dumper(yaml.SafeDumper):
@@ -18,13 +17,13 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
-    from mulki_plugins.recipe.source import parse_value
+    from mulki_plugins.recipe.yaml import parse_value
 
     try:
-        plain = parse_value(value, "").value == value
+        printable = parse_value(value, "").value == value
     except Exception:  # not a scalar on its own
-        plain = False
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
+        printable = False
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if printable else '"')
 
 
 def _number(dumper: _Dumper, value: float) -> yaml.ScalarNode:
@@ -51,7 +50,9 @@ def annotated_yaml(tree: Tree) -> str:
     """The recipe, a value a line, each followed by `# where it comes from`."""
     lines = list(_lines(tree, tree.value, (), 0))
     columns = min(64, max((width(text) for text, _ in lines), default=0))
-    return "".join(f"{padded(text, columns)}  # {plain(origin)}\n" if origin else f"{text}\n" for text, origin in lines)
+    return "".join(
+        f"{pad(text, columns)}  # {printable(origin)}\n" if origin else f"{text}\n" for text, origin in lines
+    )
 
 
 def _lines(tree: Tree, value: dict[str, Any], path: Path, indent: int) -> Iterator[tuple[str, str]]:
@@ -96,7 +97,7 @@ def flow_yaml(value: Any) -> str:
 
 def origins_by_path(tree: Tree) -> dict[str, str]:
     """`$.train.iterations` -> `recipes/mtil.yaml:12`, for every value that is no mapping."""
-    return {dotted(path): _origin(tree, path) for path in _leaves(tree.value, ())}
+    return {format_path(path): _origin(tree, path) for path in _leaves(tree.value, ())}
 
 
 def _leaves(value: Any, path: Path) -> Iterator[Path]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from attrs import frozen
 
-from mulki_plugins.characters import simplified
+from mulki_plugins.characters import simplify
 from mulki_plugins.errors import Mistakes, did_you_mean
-from mulki_plugins.recipe.source import Origin, located
+from mulki_plugins.recipe.yaml import Origin, locate
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.parts import Provenance
 
@@ -46,10 +46,10 @@ def find(kind: str, name: str) -> Found:
         found, provenance = known[stem]
         return Found(found, f"{kind}/{found.name}", f"{name}: using the {SINGULAR[kind]} {stem!r} of {provenance}")
     if name and kind == "recipes" and os.path.isdir(path):
-        raise Mistakes([located(Origin(name, 1), (), f"this is a folder, expected a YAML file{_in_folder(path)}")])
+        raise Mistakes([locate(Origin(name, 1), (), f"this is a folder, expected a YAML file{_in_folder(path)}")])
     there = f"`mulki list {kind}` shows all{catalog().hint_at_packages()}"
     message = f"no such file, and no {SINGULAR[kind]} of that name ({instead(kind, name)}); {there}"
-    raise Mistakes([located(Origin(name, 1), (), message)])
+    raise Mistakes([locate(Origin(name, 1), (), message)])
 
 
 def instead(kind: str, name: str) -> str:
@@ -77,7 +77,7 @@ def _beside(path: Path) -> list[str]:
     stems = {Path(file).stem.lower(): file for file in sorted(files, reverse=True)}
     word = (path.stem if path.suffix in SUFFIXES else path.name).lower()
     cutoff = 0.7 if path.suffix in SUFFIXES or len(path.parts) > 1 else 1.0
-    close = get_close_matches(simplified(word), stems, n=1, cutoff=cutoff)
+    close = get_close_matches(simplify(word), stems, n=1, cutoff=cutoff)
     return [str(path.parent / stems[stem]) for stem in close]
 
 

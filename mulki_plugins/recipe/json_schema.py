@@ -13,14 +13,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from attrs import NOTHING, Factory, fields
 
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.options import Range
+from mulki_plugins.recipe.files import DEFAULTABLE
 from mulki_plugins.recipe.schema import Choice, Entry, Recipe, Strategy, StrategyFile
-from mulki_plugins.recipe.stack import is_plain
-from mulki_plugins.recipe.strategies import DEFAULTABLE
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.open_clip_names import open_clip_part
 from mulki_plugins.registry.parts import Kind, Part
 from mulki_plugins.registry.signature import REQUIRED, UNKNOWN, signature_of
+from mulki_plugins.types import Range, is_yaml_value
 
 Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -77,7 +76,7 @@ def _of_class(kind: Any) -> Schema:
         if default is NOTHING:
             if attribute.name not in _MAY_COME_FROM_A_STRATEGY:
                 required.append(attribute.name)
-        elif not isinstance(default, Factory) and is_plain(default):  # type: ignore[arg-type]
+        elif not isinstance(default, Factory) and is_yaml_value(default):  # type: ignore[arg-type]
             properties[attribute.name] = {**properties[attribute.name], "default": default}
     schema = {"type": "object", "description": _one_line(kind.__doc__), "properties": properties}
     return {**schema, "required": required, "additionalProperties": False}
@@ -94,7 +93,7 @@ _WORDS: dict[Any, Schema] = {
 
 
 def of_type(kind: Any) -> Schema:
-    """A type as `mulki_plugins.options` reads it; an empty schema, which admits anything, for one that it does not."""
+    """A type as `mulki_plugins.types` reads it; an empty schema, which admits anything, for one that it does not."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return of_type(args[0]) | {
@@ -140,7 +139,7 @@ def _options(part: Part, more: Mapping[str, Schema] | None = None) -> Schema:
     for name, option in signature.options.items():
         said = part.defaults.get(name, option.default)
         schema = of_type(option.kind)
-        if said is not REQUIRED and said is not UNKNOWN and is_plain(said):
+        if said is not REQUIRED and said is not UNKNOWN and is_yaml_value(said):
             schema = {**schema, "default": list(said) if isinstance(said, tuple) else said}
         if line := part.options.get(name):
             schema = {**schema, "description": line}

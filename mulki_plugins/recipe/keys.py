@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args, get_origin, get_type_hints
 
-from mulki_plugins.characters import simplified
+from mulki_plugins.characters import simplify
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.layers import get
 from mulki_plugins.recipe.schema import Choice, Recipe
@@ -31,7 +31,7 @@ def keys_like(written: Sequence[str], recipe: Any) -> list[str]:
 
     recipe: the data of a recipe, whose stream, model and stack say which options there are.
     """
-    parts = [simplified(part).strip().lower().replace("-", "_") for part in written]
+    parts = [simplify(part).strip().lower().replace("-", "_") for part in written]
     parts = [inner for part in parts for inner in part.split("/") if inner] or [""]
     parts[-1] = _MEANT.get(parts[-1], parts[-1])
     known = list(dict.fromkeys(_known(recipe)))

@@ -6,10 +6,10 @@ import re
 import shlex
 from typing import Any
 
-from mulki_plugins.characters import mistakable, simplified
+from mulki_plugins.characters import name_lookalikes, simplify
 from mulki_plugins.errors import Mistakes
-from mulki_plugins.options import Path
-from mulki_plugins.recipe.source import Origin, Tree, dotted, located, parse_value
+from mulki_plugins.recipe.yaml import Origin, Tree, format_path, locate, parse_value
+from mulki_plugins.types import Path
 
 EITHER = {("train", "iterations"): ("train", "epochs"), ("train", "epochs"): ("train", "iterations")}
 """Values of which a layer's own replaces the other one of the layers below."""
@@ -91,10 +91,10 @@ def set_value(tree: Tree, assignment: str) -> None:
     written, equals, text = assignment.partition("=")
     parts = _parts(written.strip().removeprefix("$").removeprefix("."))
     if not equals or not parts:
-        raise Mistakes([located(origin, (), _not_a_setting(written, equals))])
+        raise Mistakes([locate(origin, (), _not_a_setting(written, equals))])
     path, problem = _followed(tree.value, parts)
     if problem:
-        raise Mistakes([located(origin, path, problem)])
+        raise Mistakes([locate(origin, path, problem)])
     value = value_of(text, origin, path)
     other = EITHER.get(path)  # type: ignore[arg-type]
     if other and value is not None and get(tree.value, other) is not None:
@@ -105,28 +105,28 @@ def set_value(tree: Tree, assignment: str) -> None:
 def _not_a_setting(written: str, equals: str) -> str:
     """Why a `--set` is none, with what was probably meant."""
     what = "expected key.path=value, such as train.iterations=50"
-    meant = re.fullmatch(r"\s*([^=:]*[^=:\s])\s*[=:]\s*(\S.*)", simplified(written))
+    meant = re.fullmatch(r"\s*([^=:]*[^=:\s])\s*[=:]\s*(\S.*)", simplify(written))
     if not equals and meant and _parts(meant[1]):
         return f"{what}; type --set {shlex.quote(f'{meant[1]}={meant[2]}')}"
-    odd = mistakable(written)
+    odd = name_lookalikes(written)
     return f"{what}; it holds {odd}" if odd else what
 
 
 def value_of(text: str, origin: Origin, path: Path) -> Any:
     """The YAML value of a `--set`. Raises Mistakes, which name the option."""
     if not text.strip():
-        key = dotted(path).removeprefix("$.")
+        key = format_path(path).removeprefix("$.")
         what = "expected a value behind the ="
-        raise Mistakes([located(origin, path, f"{what}; type {key}=null for none, \"{key}=''\" for an empty text")])
+        raise Mistakes([locate(origin, path, f"{what}; type {key}=null for none, \"{key}=''\" for an empty text")])
     try:
         text.encode()
         return parse_value(text, "").value
     except UnicodeEncodeError:
-        raise Mistakes([located(origin, path, "this is no UTF-8 text")]) from None
+        raise Mistakes([locate(origin, path, "this is no UTF-8 text")]) from None
     except Mistakes as mistakes:
         said = [line.split(": ", 2)[-1] for line in mistakes.lines()]
         advice = f"; with spaces in it, put all of it in quotes: --set '{_example(origin)}'" if _cut(text) else ""
-        raise Mistakes([located(origin, path, message + advice) for message in said]) from None
+        raise Mistakes([locate(origin, path, message + advice) for message in said]) from None
 
 
 def _cut(text: str) -> bool:

@@ -11,17 +11,23 @@ from typing import Any
 
 from attrs import field, frozen
 
-from mulki_plugins.errors import Mistakes, did_you_mean
-from mulki_plugins.options import Path, shown
-from mulki_plugins.recipe.answers import answered, check_is_recipe
-from mulki_plugins.recipe.check import checked_recipe
-from mulki_plugins.recipe.find import available, find, instead, registered_as
-from mulki_plugins.recipe.layers import get, overlay, put, remove, set_value, value_of
+from mulki_plugins.errors import Mistakes, did_you_mean, format_value
+from mulki_plugins.recipe.check import check_recipe
+from mulki_plugins.recipe.files import (
+    find,
+    list_registered,
+    read_strategy,
+    registered_name,
+    suggest_file,
+    warn_of_borrowed_name,
+)
+from mulki_plugins.recipe.layers import get, overlay, parse_setting, put, remove, set_value, write_out_plugins
 from mulki_plugins.recipe.schema import Recipe, as_data
-from mulki_plugins.recipe.source import Origin, Tree, in_order, located, read_yaml
-from mulki_plugins.recipe.strategies import borrowed_name, read_strategy, write_out_plugins
+from mulki_plugins.recipe.suggest import check_is_recipe, report
+from mulki_plugins.recipe.yaml import Origin, Tree, locate, read_yaml, sort_by_line
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.open_clip_names import twin
+from mulki_plugins.types import Path
 
 
 @frozen(kw_only=True)
@@ -52,10 +58,12 @@ def resolve(name: str, changes: Changes | None = None) -> Resolved:
     check_is_recipe(tree, found)
     notices = [found.notice] if found.notice else []
     wrong: list[str] = []
-    own, name = registered_as("recipes", found.path), tree.value.get("name")
-    if own is not None and name != own and name in available("recipes"):
-        whose = f"the recipe {name!r} of {available('recipes')[name][1]} has this name, and results are kept under it"
-        wrong.append(located(tree.origin(("name",)), ("name",), f"{whose}; expected {own!r}, as the file is called"))
+    own, name = registered_name("recipes", found.path), tree.value.get("name")
+    if own is not None and name != own and name in list_registered("recipes"):
+        whose = (
+            f"the recipe {name!r} of {list_registered('recipes')[name][1]} has this name, and results are kept under it"
+        )
+        wrong.append(locate(tree.origin(("name",)), ("name",), f"{whose}; expected {own!r}, as the file is called"))
     _normalise(tree)
     defaults = Tree({}, {})
     choices = {assignment: match[1] for assignment in changes.settings if (match := _CHOOSES.match(assignment))}
@@ -79,12 +87,12 @@ def resolve(name: str, changes: Changes | None = None) -> Resolved:
     _which_towers(tree, defaults)
     if changes.seeds:
         put(tree, ("seeds",), list(changes.seeds), Origin("--seed"))
-    recipe, problems = checked_recipe(tree.value)
-    wrong += in_order(answered(tree, problems))
+    recipe, problems = check_recipe(tree.value)
+    wrong += sort_by_line(report(tree, problems))
     if wrong or recipe is None:
         raise Mistakes(dict.fromkeys(wrong))
     notices += _warmups(recipe)
-    if notice := borrowed_name(recipe.strategy.name, [entry.name for entry in recipe.strategy.plugins]):
+    if notice := warn_of_borrowed_name(recipe.strategy.name, [entry.name for entry in recipe.strategy.plugins]):
         notices.append(notice)
     return Resolved(recipe=recipe, tree=_with_defaults(tree, recipe), notices=notices)
 
@@ -108,7 +116,7 @@ def _with_strategy(tree: Tree, changes: Changes, choices: dict[str, str], notice
         put(tree, ("strategy",), changes.strategy, Origin("--strategy"))
     for assignment, text in choices.items():
         origin = Origin(f"--set {assignment}")
-        put(tree, ("strategy",), value_of(text, origin, ("strategy",)), origin)
+        put(tree, ("strategy",), parse_setting(text, origin, ("strategy",)), origin)
     said = tree.value.get("strategy")
     if isinstance(said, str):
         put(tree, ("strategy",), {"name": said}, tree.origin(("strategy",)))
@@ -116,8 +124,8 @@ def _with_strategy(tree: Tree, changes: Changes, choices: dict[str, str], notice
         return tree, defaults  # reported by the schema
     elif not isinstance(said, dict):
         path = ("strategy",)
-        message = f"expected a strategy's name or a mapping, got {shown(said)}"
-        raise Mistakes([located(tree.origin(path), path, message)])
+        message = f"expected a strategy's name or a mapping, got {format_value(said)}"
+        raise Mistakes([locate(tree.origin(path), path, message)])
     said = tree.value["strategy"]
     if "plugins" not in said and isinstance(said.get("name"), str):
         tree, defaults = _loaded(tree, said["name"], notices)
@@ -138,7 +146,7 @@ def _tasks_as_written(tree: Tree) -> list[str]:
     if tasks == [name for name in names if name in tasks]:
         return []
     remove(tree, ("stream", "order"))
-    return [f"the tasks come in the sequence of {said}; the recipe's order {shown(order)} gives way"]
+    return [f"the tasks come in the sequence of {said}; the recipe's order {format_value(order)} gives way"]
 
 
 def _weights_of_another_model(tree: Tree, written: Any) -> list[str]:
@@ -188,10 +196,8 @@ def _loaded(tree: Tree, name: str, notices: list[str]) -> tuple[Tree, Tree]:
     try:
         found = find("strategies", name)
     except Mistakes:
-        message = (
-            f"no strategy is named {shown(name)} ({instead('strategies', name)}); `mulki list strategies` shows all"
-        )
-        raise Mistakes([located(tree.origin(path), path, message)]) from None
+        message = f"no strategy is named {format_value(name)} ({suggest_file('strategies', name)}); `mulki list strategies` shows all"
+        raise Mistakes([locate(tree.origin(path), path, message)]) from None
     if found.notice and "/" in name:
         notices.append(found.notice)
     strategy, source = read_strategy(found)
@@ -244,14 +250,14 @@ def _edit_stack(tree: Tree, changes: Changes) -> list[str]:
             there = did_you_mean(name, [n for n in names if n]) or "it is empty"
             if "," in name:
                 there = f"type {' '.join(f'--without {part.strip()}' for part in name.split(',') if part.strip())}"
-            wrong.append(located(Origin(f"--without {name}"), path, f"the stack has no plugin {name!r} ({there})"))
+            wrong.append(locate(Origin(f"--without {name}"), path, f"the stack has no plugin {name!r} ({there})"))
         label += f"-without-{name}"
     for name in changes.with_plugins:
         if problem := _no_single_plugin(name):
-            wrong.append(located(Origin(f"--with {name}"), path, problem))
+            wrong.append(locate(Origin(f"--with {name}"), path, problem))
             continue
         if name in names or name in added:
-            wrong.append(located(Origin(f"--with {name}"), path, f"the stack has the plugin {name!r} already"))
+            wrong.append(locate(Origin(f"--with {name}"), path, f"the stack has the plugin {name!r} already"))
         else:
             added.append(name)
         label += f"-with-{name}"
@@ -274,7 +280,7 @@ def _no_single_plugin(name: str) -> str:
     names = [part.strip() for part in name.split(",") if part.strip()]
     if len(names) > 1:
         return f"expected one plugin; type {' '.join(f'--with {name}' for name in names)}"
-    if name in available("strategies") and ("plugin", name) not in catalog().parts:
+    if name in list_registered("strategies") and ("plugin", name) not in catalog().parts:
         plugins = [part.name for part in catalog().of_kind("plugin") if part.name.rpartition(".")[2] == name]
         also = f", or --with {plugins[0]} for the plugin" if plugins else ""
         return f"{name!r} is a strategy; type --strategy {name}{also}"

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
-from mulki_plugins.options import CONVERTER, BelowOne, Count, Natural, OptionError, Positive, Weight, convert
+from mulki_plugins.errors import OptionError
+from mulki_plugins.types import CONVERTER, BelowOne, Count, Natural, Positive, Weight, convert
 
 
 @frozen
@@ -165,9 +166,9 @@ def _structure_entry(value: Any, _: Any) -> Entry:
 
 
 def _shown(value: Any) -> str:
-    from mulki_plugins.options import shown
+    from mulki_plugins.errors import format_value
 
-    return shown(value)
+    return format_value(value)
 
 
 CONVERTER.register_structure_hook(Choice, _structure_choice)

@@ -15,10 +15,10 @@ from typing import Any
 import yaml
 from attrs import define, field, frozen
 
-from mulki_plugins.characters import CLOSING, OPENING, is_invisible, mistakable, name_of
+from mulki_plugins.characters import CLOSING, OPENING, is_invisible, name_character, name_lookalikes
 from mulki_plugins.errors import Mistakes
-from mulki_plugins.options import Path
-from mulki_plugins.recipe.unreadable import explain
+from mulki_plugins.recipe.yaml_errors import explain
+from mulki_plugins.types import Path
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 40
@@ -289,10 +289,10 @@ def _plain(text: str) -> Any:
 def _mistaken(text: str) -> str:
     """What is wrong with the ends of an unquoted text: a character that looks like a space, like nothing or like a quote."""
     if len(text) > 1 and text[0] in OPENING and text[-1] in CLOSING:
-        return f"{mistakable(text[0] + text[-1])} stand around a text; type \" or ' instead"
+        return f"{name_lookalikes(text[0] + text[-1])} stand around a text; type \" or ' instead"
     for character in (text[:1], text[-1:]):
         if character and is_invisible(character):
-            return f"{name_of(character)} stands at an end of {text!r}; remove it, or put the text in quotes"
+            return f"{name_character(character)} stands at an end of {text!r}; remove it, or put the text in quotes"
     return ""
 
 

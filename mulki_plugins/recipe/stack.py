@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from mulki_plugins.errors import MulkiError, did_you_mean
-from mulki_plugins.options import OptionError, Path, convert, mistakes_of
+from mulki_plugins.errors import MulkiError, OptionError, did_you_mean
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.methods import callback_mistakes
 from mulki_plugins.registry.parts import Part
 from mulki_plugins.registry.signature import REQUIRED, UNKNOWN, Signature, signature_of
+from mulki_plugins.types import Path, collect_mistakes, convert
 
 
 def check_options(part: Part, options: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[OptionError]]:
@@ -34,7 +34,7 @@ def check_options(part: Part, options: dict[str, Any], path: Path) -> tuple[dict
         try:
             result[name] = _plain(convert(value, option.kind))
         except Exception as error:
-            wrong += mistakes_of(error, (*path, name))
+            wrong += collect_mistakes(error, (*path, name))
     for name, option in signature.options.items():
         if option.default is REQUIRED and name not in result:
             wrong.append(OptionError("missing; it has no default", (*path, name)))

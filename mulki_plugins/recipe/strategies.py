@@ -5,21 +5,20 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-from mulki_plugins.errors import Mistakes
-from mulki_plugins.options import CONVERTER, OptionError, Path, mistakes_of, shown
-from mulki_plugins.recipe.check import checked_recipe, name_problem
-from mulki_plugins.recipe.find import Found, available, registered_as
+from mulki_plugins.errors import Mistakes, OptionError, format_value
+from mulki_plugins.recipe.check import check_name, check_plugins, check_recipe
+from mulki_plugins.recipe.files import YamlFile, list_registered, registered_name
 from mulki_plugins.recipe.layers import get, overlay, put
 from mulki_plugins.recipe.schema import StrategyFile
-from mulki_plugins.recipe.source import Tree, in_order, located, read_yaml
-from mulki_plugins.recipe.stack import check_plugins
+from mulki_plugins.recipe.yaml import Tree, locate, read_yaml, sort_by_line
 from mulki_plugins.registry.parts import Provenance
+from mulki_plugins.types import CONVERTER, Path, collect_mistakes
 
 DEFAULTABLE = ("train", "evaluate", "model")
 """The parts of a recipe for which a strategy may bring defaults."""
 
 
-def read_strategy(found: Found) -> tuple[StrategyFile, Tree]:
+def read_strategy(found: YamlFile) -> tuple[StrategyFile, Tree]:
     """The strategy in a file, and its values with their lines. Raises Mistakes; stack and defaults are not checked yet."""
     tree = read_yaml(found.path, found.shown)
     strategy, wrong = _structured(tree)
@@ -31,7 +30,7 @@ def read_strategy(found: Found) -> tuple[StrategyFile, Tree]:
 
 def strategy_provenance(name: str) -> Provenance | None:
     """The package of a strategy, also after `--with` and `--without`; None for one that is not registered."""
-    registered = available("strategies")
+    registered = list_registered("strategies")
     for known in sorted(registered, key=len, reverse=True):
         if name == known or name.startswith((f"{known}-with-", f"{known}-without-")):
             return registered[known][1]
@@ -40,10 +39,10 @@ def strategy_provenance(name: str) -> Provenance | None:
 
 def borrowed_name(name: str, plugins: list[str]) -> str:
     """A notice if a stack has the name of a registered strategy and other plugins; empty if not."""
-    if name not in (registered := available("strategies")):
+    if name not in (registered := list_registered("strategies")):
         return ""
     try:
-        strategy, _ = read_strategy(Found(registered[name][0], name))
+        strategy, _ = read_strategy(YamlFile(registered[name][0], name))
     except Mistakes:
         return ""
     if [entry.name for entry in strategy.plugins] == plugins:
@@ -52,12 +51,12 @@ def borrowed_name(name: str, plugins: list[str]) -> str:
     return f"strategy.name: this stack is not that of {whose}, and its results stand under that name; choose another"
 
 
-def _wrong_name(found: Found, name: Any) -> list[OptionError]:
+def _wrong_name(found: YamlFile, name: Any) -> list[OptionError]:
     """A registered strategy's name belongs to its file: results are kept under it."""
-    registered = available("strategies")
+    registered = list_registered("strategies")
     if not isinstance(name, str):
         return []
-    own = registered_as("strategies", found.path)
+    own = registered_name("strategies", found.path)
     if own is not None and name != own:
         return [OptionError(f"expected {own!r}, the name that its file registers, got {name!r}", ("name",))]
     taken = next((known for known in registered if known.casefold() == name.casefold()), None)
@@ -75,7 +74,7 @@ def _same_text(one: pathlib.Path, other: pathlib.Path) -> bool:
         return False
 
 
-def check_strategy(found: Found) -> StrategyFile:
+def check_strategy(found: YamlFile) -> StrategyFile:
     """The strategy in a file, with its stack and its defaults checked too. Raises Mistakes."""
     tree = read_yaml(found.path, found.shown)
     strategy, wrong = _structured(tree)
@@ -98,15 +97,15 @@ def _structured(tree: Tree) -> tuple[StrategyFile | None, list[OptionError]]:
     try:
         strategy = CONVERTER.structure(tree.value, StrategyFile)
     except Exception as error:
-        wrong += mistakes_of(error)
+        wrong += collect_mistakes(error)
     name, defaults = tree.value.get("name"), tree.value.get("defaults")
-    if isinstance(name, str) and (problem := name_problem(name)):
+    if isinstance(name, str) and (problem := check_name(name)):
         wrong.append(OptionError(problem, ("name",)))
     for key, value in defaults.items() if isinstance(defaults, dict) else ():
         if key not in DEFAULTABLE:
             wrong.append(OptionError(f"expected one of {', '.join(DEFAULTABLE)}", ("defaults", key)))
         elif not isinstance(value, dict):
-            wrong.append(OptionError(f"expected a mapping, got {shown(value)}", ("defaults", key)))
+            wrong.append(OptionError(f"expected a mapping, got {format_value(value)}", ("defaults", key)))
         elif key == "model":
             where = "a strategy says only which towers learn; the model is the recipe's"
             wrong += [OptionError(where, ("defaults", key, name)) for name in value if name != "train"]
@@ -121,12 +120,12 @@ def _wrong_defaults(defaults: dict[str, Any]) -> list[OptionError]:
     }  # fmt: skip
     towers = {"train": defaults["model"]["train"]} if "train" in defaults.get("model", {}) else {}
     said = {**defaults, "model": towers}
-    _, wrong = checked_recipe(overlay(Tree(smallest, {}), Tree(said, {})).value)
+    _, wrong = check_recipe(overlay(Tree(smallest, {}), Tree(said, {})).value)
     return [error.below(("defaults",)) for error in wrong]
 
 
 def _lines(tree: Tree, wrong: list[OptionError]) -> list[str]:
-    return in_order(dict.fromkeys(located(tree.origin(e.path), e.path, str(e)) for e in wrong))
+    return sort_by_line(dict.fromkeys(locate(tree.origin(e.path), e.path, str(e)) for e in wrong))
 
 
 def write_out_plugins(tree: Tree, path: Path) -> None:

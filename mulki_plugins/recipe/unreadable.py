@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from mulki_plugins.characters import mistakable, name_of
+from mulki_plugins.characters import name_character, name_lookalikes
 
 _BREAK = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
 _NOT_ALLOWED = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -19,7 +19,7 @@ def explain(text: str, error: Exception, max_depth: int) -> tuple[int, str]:
     """The line to look at, counted from 1, and what is wrong there."""
     if isinstance(error, (UnicodeError, yaml.reader.ReaderError)) and (odd := _NOT_ALLOWED.search(text)):
         line = len(_BREAK.findall(text, 0, odd.start())) + 1
-        return line, f"this is not YAML: {name_of(odd[0])} stands on this line; remove it"
+        return line, f"this is not YAML: {name_character(odd[0])} stands on this line; remove it"
     rows = [*_BREAK.split(text), ""]
     at, context = _place(error, "problem_mark"), _place(error, "context_mark")
     at = at or context or (0, 0)
@@ -27,7 +27,7 @@ def explain(text: str, error: Exception, max_depth: int) -> tuple[int, str]:
         return at[0] + 1, f"nested more than {max_depth} deep"
     line, what = _reason(rows, at, context)
     row = rows[min(line, len(rows) - 1)]
-    if odd_names := mistakable(row):
+    if odd_names := name_lookalikes(row):
         what += f"; the line holds {odd_names}, where YAML wants ordinary spaces, quotes, hyphens and colons"
     return line + 1, f"this is not YAML: {what}"
 

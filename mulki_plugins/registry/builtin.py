@@ -7,12 +7,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from mulki_plugins.options import Count, Fraction, Positive, Weight
 from mulki_plugins.registry.described import describe_options
 from mulki_plugins.registry.hookspecs import hookimpl
 from mulki_plugins.registry.parts import Provenance
 from mulki_plugins.registry.register import Register
 from mulki_plugins.registry.unfit import UNFIT
+from mulki_plugins.types import Count, Fraction, Positive, Weight
 
 MULKI = "arXiv 2411.06764"
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from attrs import frozen
 
-from mulki_plugins.errors import MulkiError, plain
+from mulki_plugins.characters import printable
+from mulki_plugins.errors import MulkiError
 
 _OURS = Path(__file__).parents[1]
 
@@ -93,12 +94,12 @@ def _contained() -> Iterator[list[int]]:
 def cause_of(error: BaseException, package: str = "") -> str:
     """An error on one line: its type, its text, and the line of code that raised it, in that top-level package if named."""
     if isinstance(error, MulkiError):
-        return plain(error.lines()[0]) if error.lines() else "MulkiError"
+        return printable(error.lines()[0]) if error.lines() else "MulkiError"
     place = f" ({where})" if (where := place_of(error, package)) else ""
     if isinstance(error, SystemExit):
-        return plain(f"it ends the program: sys.exit({_text(error.code, repr)}){place}")
-    said = plain(" ".join(_text(error, str).split())[:500])
-    return plain(f"{type(error).__name__}{': ' if said else ''}{said}{place}")
+        return printable(f"it ends the program: sys.exit({_text(error.code, repr)}){place}")
+    said = printable(" ".join(_text(error, str).split())[:500])
+    return printable(f"{type(error).__name__}{': ' if said else ''}{said}{place}")
 
 
 def _text(value: object, render: Callable[[Any], str]) -> str:
@@ -136,7 +137,7 @@ def _is_file(frame: FrameType) -> bool:
 
 def _first_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return plain(lines[0][:200]) if lines else ""
+    return printable(lines[0][:200]) if lines else ""
 
 
 def _folder() -> str:

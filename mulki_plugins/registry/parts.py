@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 from attrs import define, field, frozen
 
-from mulki_plugins.errors import MulkiError, did_you_mean
+from mulki_plugins.errors import MulkiError, OptionError, did_you_mean
 from mulki_plugins.libraries import import_libraries
-from mulki_plugins.options import OptionError
 from mulki_plugins.registry.guard import called
 
 Kind = Literal["plugin", "stream", "model", "metric", "logger", "command"]

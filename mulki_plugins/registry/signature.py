@@ -14,9 +14,9 @@ from typing import Any, Literal, Union
 from attrs import evolve, frozen
 
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.options import NAMES, hints_of
 from mulki_plugins.registry.parts import Part
 from mulki_plugins.registry.syntax import Definition, definition, imports, lineage, parsed, statements
+from mulki_plugins.types import OPTION_TYPES, read_hints
 
 REQUIRED = inspect.Parameter.empty
 
@@ -63,7 +63,7 @@ def signature_of(part: Part) -> Signature:
 
 def _inspected(target: Any) -> Signature:
     function = target.__init__ if inspect.isclass(target) else target
-    hints = hints_of(function)
+    hints = read_hints(function)
     options, is_open = {}, False
     for name, parameter in list(inspect.signature(function).parameters.items())[1 if inspect.isclass(target) else 0 :]:
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
@@ -127,7 +127,15 @@ def _default(node: ast.expr | None) -> Any:
         return UNKNOWN
 
 
-_PLAIN: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "None": None, "Any": Any, **NAMES}
+_PLAIN: dict[str, Any] = {
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "str": str,
+    "None": None,
+    "Any": Any,
+    **OPTION_TYPES,
+}
 
 
 def _kind(node: ast.expr | None, module: str) -> Any:

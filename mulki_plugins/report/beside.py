@@ -9,7 +9,7 @@ from typing import Any
 from attrs import asdict, frozen
 
 from mulki_plugins import metrics
-from mulki_plugins.errors import plain
+from mulki_plugins.characters import printable
 from mulki_plugins.report import published
 from mulki_plugins.report.compare import Group, groups
 from mulki_plugins.report.published import BACKBONES, METRICS, NOT_STATED, WEIGHTS, Row
@@ -32,7 +32,7 @@ class Placed:
     def name(self) -> str:
         seeds = self.group.seeds
         said = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
-        return plain(f"{self.group.recipe} / {self.group.name} / {said}")
+        return printable(f"{self.group.recipe} / {self.group.name} / {said}")
 
 
 @frozen(kw_only=True)
@@ -70,11 +70,11 @@ def _beside(found: list[Group], asked: str | None) -> Beside:
     shared = []
     if not on_mtil:
         what = "the published numbers are of MTIL's eleven data sets"
-        shared.append(f"nothing here is comparable: the stream is {plain(str(said.get('stream')))}, and {what}")
+        shared.append(f"nothing here is comparable: the stream is {printable(str(said.get('stream')))}, and {what}")
     else:
         shared += _differences(found[0], order, own, rows)
         if not rows:
-            what = f"order {order}, classes {plain(classes)}, {shots_in_words(shots)}"
+            what = f"order {order}, classes {printable(classes)}, {shots_in_words(shots)}"
             shared.append(f"nothing is published for {what}; shown is order {order}, classes task, all training images")
     if not rows:
         classes, shots = "task", "full"
@@ -92,12 +92,12 @@ def _differences(group: Group, order: str, own: str | None, rows: Sequence[Row])
     said = group.protocol
     model, weights = said.get("model"), said.get("pretrained")
     if model not in BACKBONES:
-        yield f"the backbone is {plain(str(model))}, and {BACKBONES[0]} in the published tables"
+        yield f"the backbone is {printable(str(model))}, and {BACKBONES[0]} in the published tables"
     if weights != WEIGHTS:
-        which = "random, or not recorded" if weights is None else plain(str(weights))
+        which = "random, or not recorded" if weights is None else printable(str(weights))
         yield f"the pre-trained weights are {which}, and {WEIGHTS} in the published tables"
     if said.get("images"):
-        yield f"the accuracies are those of {plain(str(said['images']))} images, and of test images in the published tables"
+        yield f"the accuracies are those of {printable(str(said['images']))} images, and of test images in the published tables"
     yield from _splits(said.get("split"), rows)
     if left := [name for name in published.expected("I", str(said.get("classes"))) if name not in group.tasks]:
         tasks = "1 task was" if len(group.tasks) == 1 else f"{len(group.tasks)} tasks were"
@@ -119,16 +119,16 @@ def _splits(split: Any, rows: Sequence[Row]) -> Iterator[str]:
     if split is None:
         yield "the runs do not say on which split they were measured"
     elif rows and not any(row.split == split for row in rows):
-        yield f"the split is {plain(str(split))}, and no published row of this protocol is known to be of it"
+        yield f"the split is {printable(str(split))}, and no published row of this protocol is known to be of it"
     elif others and split != "zscl":
-        yield f"the split is {plain(str(split))}: the rows of the split {others} are not comparable"
+        yield f"the split is {printable(str(split))}: the rows of the split {others} are not comparable"
 
 
 def _of_one(group: Group, classes: str, shots: str) -> Iterator[str]:
     """What sets one experiment apart from the published protocol."""
-    yield from dict.fromkeys(plain(text) for run in group.runs for text in run.incomparable)
+    yield from dict.fromkeys(printable(text) for run in group.runs for text in run.incomparable)
     if left_out := [part for run in group.runs for part in run.left_out]:
-        parts = plain(", ".join(dict.fromkeys(left_out)))
+        parts = printable(", ".join(dict.fromkeys(left_out)))
         yield f"images that could not be read were left out of {parts}: no number on them can be compared"
     budget, expected = group.runs[0].budget, ITERATIONS.get(shots)
     if group.runs[0].base == "joint":
@@ -140,7 +140,7 @@ def _of_one(group: Group, classes: str, shots: str) -> Iterator[str]:
         and (budget.get("iterations"), budget.get("batch_size")) != (expected, 64)
     ):
         own = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in budget.items())
-        yield plain(
+        yield printable(
             f"the budget of a task is {own}; in ZSCL's protocol iterations {expected}, batch size 64; others have their own"
         )
     if far := list(_far_from_zero_shot(group)):
@@ -183,12 +183,12 @@ def mean_of(group: Group, metric: str) -> tuple[float, float | None] | None:
 
 
 def shots_in_words(shots: str) -> str:
-    said: str = published.explanations()["shots"].get(shots, f"{plain(shots)} images a class")
+    said: str = published.explanations()["shots"].get(shots, f"{printable(shots)} images a class")
     return said
 
 
 def beside_data(results: Sequence[Result], order: str | None = None) -> dict[str, Any]:
-    """All of it as plain data: for each protocol the runs with their warnings and the published rows; what the words mean."""
+    """All of it as printable data: for each protocol the runs with their warnings and the published rows; what the words mean."""
     return {"comparisons": [_data(each) for each in beside(results, order)], **published.explanations()}
 
 

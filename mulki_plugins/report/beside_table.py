@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from mulki_plugins.errors import plain
+from mulki_plugins.characters import printable
 from mulki_plugins.report.beside import Beside, beside, by_dataset, mean_of, shots_in_words
 from mulki_plugins.report.compare import cell
 from mulki_plugins.report.published import METRICS, NOT_STATED, ORDERS, Row, explanations
@@ -26,7 +26,7 @@ def _lines(each: Beside) -> Iterator[str]:
         for run in each.runs:
             found = [(metric, mean_of(run.group, metric)) for metric in METRICS]
             values = "   ".join(f"{metric.capitalize()} {cell(*mean)}" for metric, mean in found if mean)
-            yield f"{run.name}, on {plain(str(run.group.protocol.get('stream')))}:   {values}"
+            yield f"{run.name}, on {printable(str(run.group.protocol.get('stream')))}:   {values}"
         yield ""
     protocol = f"{said['classes'][each.classes]}; {shots_in_words(each.shots)}; {said['backbone']}"
     yield f"Published on MTIL, order {each.order}: {protocol}"

@@ -9,8 +9,8 @@ from typing import Any
 
 from attrs import asdict, evolve, field, frozen
 
-from mulki_plugins.errors import plain
-from mulki_plugins.recipe.settings import in_words
+from mulki_plugins.characters import printable
+from mulki_plugins.recipe.settings import describe_settings
 from mulki_plugins.report.folder import settings_at
 from mulki_plugins.report.result import Result
 from mulki_plugins.report.table import heading, matrix_table
@@ -38,9 +38,9 @@ class Group:
     @property
     def name(self) -> str:
         """The strategy, with the settings that set the runs apart."""
-        said = in_words(self.settings)
+        said = describe_settings(self.settings)
         more = f" and {len(said) - SHOWN} more" if len(said) > SHOWN else ""
-        return plain(" ".join([self.strategy, *said[:SHOWN]]) + more)
+        return printable(" ".join([self.strategy, *said[:SHOWN]]) + more)
 
 
 def groups(results: Sequence[Result]) -> list[Group]:
@@ -93,7 +93,7 @@ def _group(runs: list[Result]) -> Group:
 
 
 def comparison_data(results: Sequence[Result]) -> dict[str, Any]:
-    """The runs whole, and their summary, as plain data."""
+    """The runs whole, and their summary, as printable data."""
     summary = [
         {
             "recipe": group.recipe, "strategy": group.strategy, "settings": group.settings, "seeds": group.seeds,
@@ -116,7 +116,7 @@ def _machines(results: Sequence[Result]) -> Iterator[str]:
         if len(values) > 1:
             found.append(f"{name} ({', '.join(values)})")
     if found:
-        yield plain(f"these runs differ in {', '.join(found)}: equal seeds need not give equal digits")
+        yield printable(f"these runs differ in {', '.join(found)}: equal seeds need not give equal digits")
 
 
 def _place(device: dict[str, Any]) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def comparison_text(results: Sequence[Result]) -> str:
     for result in results:
         if result.status != "complete":
             lines.append(
-                f"left out: {heading(result)}: {plain(result.status)}, {len(result.matrix)} of {len(result.tasks)} tasks"
+                f"left out: {heading(result)}: {printable(result.status)}, {len(result.matrix)} of {len(result.tasks)} tasks"
             )
     if len({str(sorted(group.protocol.items())) for group in found}) > 1:
         lines.append("note: these runs were evaluated by different protocols; their numbers are not comparable")
@@ -152,14 +152,14 @@ def comparison_text(results: Sequence[Result]) -> str:
 def _summary(found: list[Group]) -> list[str]:
     metrics = list(dict.fromkeys(name for group in found for name in group.metrics))
     label = max(len("strategy"), *(len(group.name) for group in found)) + 2
-    recipe = max(len("recipe"), *(len(plain(group.recipe)) for group in found)) + 2
+    recipe = max(len("recipe"), *(len(printable(group.recipe)) for group in found)) + 2
     lines = [
-        f"{'recipe':<{recipe}}{'strategy':<{label}}{'seeds':>5}" + "".join(f"{plain(name):>16}" for name in metrics)
+        f"{'recipe':<{recipe}}{'strategy':<{label}}{'seeds':>5}" + "".join(f"{printable(name):>16}" for name in metrics)
     ]
     lines.append("-" * len(lines[0]))
     for group in found:
         cells = [cell(*group.metrics[name]) if name in group.metrics else "-" for name in metrics]
-        head = f"{plain(group.recipe):<{recipe}}{group.name:<{label}}{len(group.seeds):>5}"
+        head = f"{printable(group.recipe):<{recipe}}{group.name:<{label}}{len(group.seeds):>5}"
         lines.append(head + "".join(f"{cell:>16}" for cell in cells))
     return lines
 

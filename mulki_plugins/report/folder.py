@@ -18,7 +18,7 @@ from typing import Any
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.resolve import resolve
 from mulki_plugins.recipe.schema import Recipe
-from mulki_plugins.recipe.settings import changed, fingerprint, folder_label, settings_of
+from mulki_plugins.recipe.settings import compare_settings, fingerprint, folder_label, list_settings
 
 try:
     import fcntl
@@ -39,13 +39,13 @@ def choose_folder(
     """Where a run goes from the command line: where its settings were run before, or where no others were.
 
     variant: what the command line changes, as part of a folder's name. name: the folder's name in the strategy's place.
-    resuming: a changed recipe is looked for where the recipe was run, so that the change can be told.
+    resuming: a compare_settings recipe is looked for where the recipe was run, so that the change can be told.
     """
     parent, last = out / recipe.name, f"seed-{seed}"
     if name:
         return parent / name / last
     first = parent / "+".join(filter(None, (recipe.strategy.name, variant)))
-    own, there = settings_of(recipe), _settings_at(first, last)
+    own, there = list_settings(recipe), _settings_at(first, last)
     if there == own or (there is None and not resuming):
         return first / last
     for place in sorted(parent.glob(f"{glob.escape(recipe.strategy.name)}+*")):
@@ -53,7 +53,7 @@ def choose_folder(
             return place / last
     if not there or resuming:
         return first / last
-    other = first.with_name(f"{first.name}+{folder_label(changed(there, own))}")
+    other = first.with_name(f"{first.name}+{folder_label(compare_settings(there, own))}")
     if _settings_at(other, last) is not None:  # others again, which the same words describe
         other = other.with_name(f"{other.name}+{fingerprint(recipe)[:6]}")
     return other / last
@@ -62,7 +62,7 @@ def choose_folder(
 def settings_at(folder: Path) -> dict[str, Any] | None:
     """The settings of the run in a folder; None where no recipe is there that can be read."""
     try:
-        return settings_of(resolve(str(folder / "recipe.yaml")).recipe)
+        return list_settings(resolve(str(folder / "recipe.yaml")).recipe)
     except MulkiError:
         return None
 

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mulki_plugins.errors import plain
+from mulki_plugins.characters import printable
 from mulki_plugins.report.fonts import drawable, families_for
 from mulki_plugins.report.result import Result
 from mulki_plugins.report.table import named_rows
@@ -52,7 +52,7 @@ def png(figure: Figure) -> bytes:
 
 def as_label(name: str) -> str:
     """A name on one line, and short enough; to be drawn with `parse_math=False`, since a `$` in it begins no formula."""
-    name = plain(name)
+    name = printable(name)
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
@@ -103,7 +103,7 @@ def _matrix_figure(result: Result) -> Figure:
     axes.set_xlim(-0.5, len(result.tasks) - 0.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("test set")
-    numbers = plain(
+    numbers = printable(
         ", ".join(f"{name.capitalize()} {value:.1f}" for name, value in result.metrics.items() if value is not None)
     )
     axes.set_title(drawable(title, families) + "\n" + drawable(numbers, families), fontsize=10, parse_math=False)

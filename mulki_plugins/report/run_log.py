@@ -7,7 +7,7 @@ import time
 import traceback
 from pathlib import Path
 
-from mulki_plugins.errors import plain
+from mulki_plugins.characters import printable
 
 FILE = "log.txt"
 
@@ -32,7 +32,7 @@ class RunLog:
         return self.line("the full traceback of what went wrong:") and self._append([f"    {line}" for line in lines])
 
     def _append(self, lines: list[str]) -> bool:
-        text = "".join(plain(line) + "\n" for line in lines)
+        text = "".join(printable(line) + "\n" for line in lines)
         try:
             # no link is followed, and each call opens the file anew, so that it may be moved or deleted while a run goes on
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)

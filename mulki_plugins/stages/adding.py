@@ -8,9 +8,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mulki_plugins.losses import RELATIONS, Relation, relation_distillation, relation_logits
-from mulki_plugins.options import Positive, Weight, checked
 from mulki_plugins.stages.stage import Part, Stage, Strategy, tasks_of
 from mulki_plugins.stages.teachers import Rows, Teachers, View
+from mulki_plugins.types import Positive, Weight, checked
 
 
 class Adding(Stage):

@@ -8,9 +8,9 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
-from mulki_plugins.options import Count, Fraction, checked
 from mulki_plugins.stages.importance import Importance, RunningMean
 from mulki_plugins.stages.protocols import Strategy, learning_weights
+from mulki_plugins.types import Count, Fraction, checked
 
 
 class Connecting(SupervisedPlugin):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mulki_plugins.losses import Score, teacher_scores, teacher_weights
-from mulki_plugins.options import Positive, checked
 from mulki_plugins.stages.stage import Stage, Strategy
 from mulki_plugins.stages.teachers import Rows, Teachers
+from mulki_plugins.types import Positive, checked
 
 
 class Distinguishing(Stage):

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mulki_plugins.losses import class_means, prototype_alignment
-from mulki_plugins.options import Fraction, Weight, checked
 from mulki_plugins.stages.stage import Part, Stage, Strategy, tasks_of
 from mulki_plugins.stages.teachers import Teacher, Teachers
+from mulki_plugins.types import Fraction, Weight, checked
 
 
 class Eliciting(Stage):

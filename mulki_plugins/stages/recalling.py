@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from mulki_plugins.losses import Relation, TextRelation
-from mulki_plugins.options import Count, Positive, Weight, checked
 from mulki_plugins.stages.adding import distil_relations
 from mulki_plugins.stages.stage import Stage, Strategy, autocast_of, classifier_of, features_of, tasks_of
 from mulki_plugins.stages.teachers import Teachers
+from mulki_plugins.types import Count, Positive, Weight, checked
 
 
 class Recalling(Stage):

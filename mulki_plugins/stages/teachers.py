@@ -12,9 +12,9 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
 from mulki_plugins.models.classifier import ClipClassifier
-from mulki_plugins.options import checked
 from mulki_plugins.stages.protocols import Strategy, classifier_of, tasks_of
 from mulki_plugins.stages.prototypes import visual_prototypes
+from mulki_plugins.types import checked
 
 if TYPE_CHECKING:
     from mulki_plugins.stages.stage import Part

@@ -11,8 +11,7 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
-from mulki_plugins.errors import Mistakes
-from mulki_plugins.options import shown
+from mulki_plugins.errors import Mistakes, format_value
 from mulki_plugins.registry.guard import cause_of
 from mulki_plugins.streams.folders.names import LONGEST, has_one_place, names_a_task, same_task, told_apart
 from mulki_plugins.streams.folders.stream import FolderImages
@@ -71,7 +70,7 @@ def _task_names(tasks: Sequence[Task]) -> Iterator[StreamFault]:
             yield StreamFault("names", f"a task is called {name!r}", "give every task a name")
             continue
         if not names_a_task(name):
-            what = f"a task is called {shown(name)}"
+            what = f"a task is called {format_value(name)}"
             mend = f"a task's name is one line of up to {LONGEST} characters without '/', '\\' or spaces around it"
             yield StreamFault("names", what, mend)
         same = same_task(name)
@@ -106,10 +105,10 @@ def _texts(task: Task, reference: bool) -> Iterator[StreamFault]:
         return
     for template in templates:
         if not isinstance(template, str) or "{}" not in template:
-            what = f"{task.name}: a template has no {{}} in the class name's place: {shown(template)}"
+            what = f"{task.name}: a template has no {{}} in the class name's place: {format_value(template)}"
             yield StreamFault("names", what, "write {} there, as in 'a photo of a {}.'")
         elif not has_one_place(template):
-            what = f"{task.name}: in a template only {{}} is replaced, and {shown(template)} has other braces"
+            what = f"{task.name}: in a template only {{}} is replaced, and {format_value(template)} has other braces"
             yield StreamFault("names", what, "write {} in the class name's place, as in 'a photo of a {}.'")
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from mulki_plugins.errors import MulkiError, UnreadableImage, plain
+from mulki_plugins.characters import printable
+from mulki_plugins.errors import MulkiError, UnreadableImage
 from mulki_plugins.registry.guard import place_of
 from mulki_plugins.streams.task import LabelledImages
 
@@ -45,7 +46,7 @@ class ReadableImages:
         """The images that could not be read so far: their files, or, of a stream whose images have no `path`, their places."""
         places: list[int] = self._left_out.nonzero()[:, 0].tolist()
         path = getattr(self.images, "path", None)
-        return [plain(str(path(place))) for place in places] if callable(path) else places
+        return [printable(str(path(place))) for place in places] if callable(path) else places
 
     def __len__(self) -> int:
         return len(self.images)

@@ -12,7 +12,7 @@ from avalanche.benchmarks.scenarios import CLScenario
 from avalanche.core import BasePlugin
 from torch import Tensor
 
-from mulki_plugins.errors import MulkiError, did_you_mean, in_one_line
+from mulki_plugins.errors import MulkiError, describe_error, did_you_mean
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.models.load import load_clip
 from mulki_plugins.models.text import check_sentences, reader_of
@@ -111,7 +111,7 @@ def _made(kind: Any, name: str, options: dict[str, Any], **given: Any) -> Any:
         try:
             found = factory(**options)
         except (TypeError, ValueError) as error:
-            raise MulkiError(f"{what}: {in_one_line(error)}") from error
+            raise MulkiError(f"{what}: {describe_error(error)}") from error
     else:
         found = called(what, factory, **options)
     if not isinstance(found, _SORTS[kind]):

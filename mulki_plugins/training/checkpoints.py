@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mulki_plugins.errors import MulkiError, in_one_line
+from mulki_plugins.errors import MulkiError, describe_error
 from mulki_plugins.models.weights import WEIGHTS
 from mulki_plugins.report.folder import write_text
 from mulki_plugins.training.packing import packed, unpacked
@@ -97,7 +97,7 @@ class Checkpoint:
             with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
                 yield file
         except (OSError, SafetensorError, ValueError) as error:
-            raise Damaged(f"{path}: cannot be read: {in_one_line(error)}") from error
+            raise Damaged(f"{path}: cannot be read: {describe_error(error)}") from error
 
     def _compare(self, name: str, found: str) -> None:
         if found != self.files[name]:

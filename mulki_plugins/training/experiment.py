@@ -13,11 +13,12 @@ from typing import Any
 from attrs import evolve
 from avalanche.training.plugins import EvaluationPlugin
 
-from mulki_plugins.errors import MulkiError, Unforeseen, in_one_line, plain
-from mulki_plugins.recipe.emit import plain_yaml
-from mulki_plugins.recipe.resolve import Resolved, resolve
+from mulki_plugins.characters import printable
+from mulki_plugins.errors import MulkiError, UnexpectedError, describe_error
+from mulki_plugins.recipe.emit import dump_yaml
+from mulki_plugins.recipe.resolve import Resolution, resolve
 from mulki_plugins.recipe.schema import Recipe, as_data
-from mulki_plugins.recipe.settings import moving
+from mulki_plugins.recipe.settings import select_decisive
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.report.folder import held, prepare_folder, refuse_links, run_folder, write_bytes, write_text
 from mulki_plugins.report.plots import matrix_figure, png
@@ -41,7 +42,7 @@ from mulki_plugins.training.snapshot import Named
 from mulki_plugins.training.stopping import Stopped, StopRequest
 
 
-def run_experiment(resolved: Resolved, seed: int, out: Path, *, folder: Path | None = None) -> Result:
+def run_experiment(resolved: Resolution, seed: int, out: Path, *, folder: Path | None = None) -> Result:
     """Run a recipe with one seed in its folder below `out`, or in another; returns what result.json holds."""
     recipe = evolve(resolved.recipe, seeds=[seed])
     return _anew(recipe, seed, folder or run_folder(out, recipe, seed))
@@ -57,7 +58,7 @@ def _anew(recipe: Recipe, seed: int, folder: Path) -> Result:
         return _Run(recipe, built, folder, seed, progress).carried_out()
 
 
-def resume_experiment(resolved: Resolved, seed: int, folder: Path, *, force: bool = False) -> Result:
+def resume_experiment(resolved: Resolution, seed: int, folder: Path, *, force: bool = False) -> Result:
     """Go on with a run in its folder, from its latest whole checkpoint; one that is complete is compared and read.
 
     MulkiError where recipe, data, code or versions have changed since, unless forced, and where a plugin cannot go on.
@@ -114,7 +115,7 @@ def _changed_since(found: Result, recipe: Recipe, seed: int, folder: Path, force
     except MulkiError:
         said.append(f"{folder}: its recipe cannot be read, and is not compared")
     else:
-        changed = differences({"recipe": moving(before)}, {"recipe": moving(recipe)})
+        changed = differences({"recipe": select_decisive(before)}, {"recipe": select_decisive(recipe)})
     known = found.identity or next((c.run["identity"] for c in checkpoints(folder)[0]), {})
     if known and not changed:
         try:
@@ -156,7 +157,7 @@ class _Run:
             *self.built.stream.notices,
             *self.built.notices,
         ):
-            self.progress.say(plain(notice))
+            self.progress.say(printable(notice))
         for line in unmet_of(self.recipe):
             self.warn(line)
         self.progress.say(f"{self.recipe.name} / {self.recipe.strategy.name} / seed {self.seed} -> {self.folder}")
@@ -171,7 +172,7 @@ class _Run:
             self.result.zero_shot, self.result.matrix = (checkpoint.run["result"][k] for k in ("zero_shot", "matrix"))
         try:
             with self.stop.listening(), quiet_writers():
-                write_text(self.folder / "recipe.yaml", plain_yaml(as_data(self.recipe)))
+                write_text(self.folder / "recipe.yaml", dump_yaml(as_data(self.recipe)))
                 tell_packages("mulki_run_started", self.recipe, self.result, self.folder, self.warn)
                 self.set_up(known)
                 if checkpoint is not None:
@@ -208,7 +209,7 @@ class _Run:
             evaluator=EvaluationPlugin(self.recorder, loggers=loggers, collect_all=False),
         )
         self.strategy.watch.names = {id(entry.plugin): entry.name for entry in self.plugins}
-        self.strategy.watch.warn = lambda text: self.progress.say(f"warning: {plain(text)}")
+        self.strategy.watch.warn = lambda text: self.progress.say(f"warning: {printable(text)}")
         self.strategy.say = self.progress.say
         self.saving = Saving(
             recipe, self.folder, self.strategy, self.plugins, self.loggers, self.result, known, self.stop
@@ -323,7 +324,7 @@ class _Run:
 
     def warn(self, text: str, error: BaseException | None = None) -> None:
         """A line that something went wrong which the run survives; the error's traceback goes into the log."""
-        self.progress.say(plain(f"warning: {text}"))
+        self.progress.say(printable(f"warning: {text}"))
         if error is not None:
             self.log.traceback(error)
 
@@ -333,7 +334,7 @@ class _Run:
         try:
             yield
         except Exception as error:
-            self.warn(f"{what}; the run goes on: {in_one_line(error)}", error)
+            self.warn(f"{what}; the run goes on: {describe_error(error)}", error)
 
     def place(self) -> str:
         """Where the run is, for an error."""
@@ -349,7 +350,7 @@ class _Run:
         if not isinstance(error, MulkiError) or error.__cause__ is not None:
             where = f"the full traceback is in {self.log.path}" if self.log.traceback(error) else ""
             if said is None and isinstance(error, Exception):
-                said = Unforeseen(f"{self.place()}: {in_one_line(error)}", where)
+                said = UnexpectedError(f"{self.place()}: {describe_error(error)}", where)
             elif said is not None and not said.hint:
                 said.hint = where
         for line in said.lines() if said else [type(error).__name__]:
@@ -359,7 +360,7 @@ class _Run:
     def write_down(self, error: BaseException) -> None:
         """Leave word of how the run ended, where that can still be done."""
         self.result.status = "stopped" if isinstance(error, Stopped) else "failed"
-        self.result.error = in_one_line(error)
+        self.result.error = describe_error(error)
         with contextlib.suppress(OSError):  # such as no room, which is what the error says already
             self.result.write(self.folder)
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from mulki_plugins.recipe.files import find_strategy_provenance, warn_of_borrowed_name
 from mulki_plugins.recipe.schema import Recipe
-from mulki_plugins.recipe.settings import fingerprint, flat, moving
-from mulki_plugins.recipe.strategies import borrowed_name, strategy_provenance
+from mulki_plugins.recipe.settings import fingerprint, flatten, select_decisive
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.open_clip_names import open_clip_models
 from mulki_plugins.registry.parts import OURS, Part, Provenance
@@ -78,8 +78,8 @@ def _brought(provenance: Provenance) -> dict[str, str]:
 
 def _strategy(recipe: Recipe) -> Provenance | None:
     """The package whose strategy the recipe uses."""
-    borrowed = borrowed_name(recipe.strategy.name, [entry.name for entry in recipe.strategy.plugins])
-    return None if borrowed else strategy_provenance(recipe.strategy.name)
+    borrowed = warn_of_borrowed_name(recipe.strategy.name, [entry.name for entry in recipe.strategy.plugins])
+    return None if borrowed else find_strategy_provenance(recipe.strategy.name)
 
 
 def unmet_of(recipe: Recipe) -> list[str]:
@@ -111,7 +111,7 @@ def identity(recipe: Recipe, built: Built, seed: int) -> dict[str, Any]:
     """Everything that a run must share with its first part to end as if it had never been stopped, as plain data."""
     weights = built.model.state_dict()
     return {
-        "recipe": {**moving(recipe), "workers": recipe.train.workers, "seed": seed},
+        "recipe": {**select_decisive(recipe), "workers": recipe.train.workers, "seed": seed},
         "data": _data(built.stream),
         "files": data_identity.marks_of(built.stream),
         "weights": digest(weights, weights.__getitem__),
@@ -125,7 +125,9 @@ def identity(recipe: Recipe, built: Built, seed: int) -> dict[str, Any]:
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What has changed, a line each: where, what it was, what it is. What was not noted before is no change."""
     apart = ("files", "threads")
-    old, new = (dict(flat({key: item for key, item in which.items() if key not in apart})) for which in (before, now))
+    old, new = (
+        dict(flatten({key: item for key, item in which.items() if key not in apart})) for which in (before, now)
+    )
     paths = [*old, *(path for path in new if path not in old and not path.startswith("versions."))]
     found = [
         f"{path} was {old.get(path, 'not there')}, is {new.get(path, 'not there')}"

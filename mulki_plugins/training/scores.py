@@ -7,7 +7,7 @@ import numbers
 from collections.abc import Callable
 from typing import Any
 
-from mulki_plugins.errors import plain
+from mulki_plugins.characters import printable
 from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.guard import cause_of, guarded
@@ -39,7 +39,7 @@ def _number(value: Any) -> float:
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        shown = plain(repr(value))
+        shown = printable(repr(value))
         raise TypeError(f"expected a number, got {shown if len(shown) < 60 else f'a {type(value).__name__}'}")
     if not math.isfinite(number := float(value)):
         raise ValueError(f"expected a finite number, got {number}")

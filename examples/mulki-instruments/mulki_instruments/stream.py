@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from mulki_plugins.types import Count, Natural
 from PIL import Image, ImageDraw
 
 from mulki_plugins.errors import MulkiError, did_you_mean
-from mulki_plugins.options import Count, Natural
 from mulki_plugins.streams import ArrayImages, Task, TaskStream
 
 SIZE = 48

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from mulki_plugins.types import Count, Weight, checked
 from torch import Tensor
 
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.options import Count, Weight, checked
 from mulki_plugins.stages import Teachers
 from mulki_plugins.stages.stage import Stage, autocast_of, classifier_of
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 from attrs import frozen
 
-from mulki_plugins.errors import MulkiError, did_you_mean, plain
-from mulki_plugins.options import Natural, OptionError, Range, convert, mistakes_of, shown
-from mulki_plugins.recipe.emit import flow_yaml
+from mulki_plugins.characters import printable
+from mulki_plugins.errors import MulkiError, OptionError, did_you_mean, format_value
+from mulki_plugins.recipe.emit import dump_inline
 from mulki_plugins.streams.entries import is_picture, is_system, kinds_of
 from mulki_plugins.streams.folders.names import (
     LONGEST,
@@ -31,6 +31,7 @@ from mulki_plugins.streams.folders.scan import (
     others_below,
     same_name,
 )
+from mulki_plugins.types import Natural, Range, collect_mistakes, convert
 
 Share = Annotated[float, Range(above=0, below=1)]
 
@@ -79,13 +80,13 @@ def check_tasks(tasks: Any) -> list[OptionError]:
     for i, said in enumerate(tasks):
         name = said.get("name") if isinstance(said, Mapping) else None
         if isinstance(name, str) and same_task(name) in seen:
-            wrong.append(OptionError(f"the task {shown(name)} is named twice", ("tasks", i, "name")))
+            wrong.append(OptionError(f"the task {format_value(name)} is named twice", ("tasks", i, "name")))
         if isinstance(name, str):
             seen.add(same_task(name))
         try:
             task: FolderTask = convert(said, FolderTask)
         except Exception as error:
-            spoilt = list(mistakes_of(error, ("tasks", i)))
+            spoilt = list(collect_mistakes(error, ("tasks", i)))
             problems = _of_the_rest(said, {e.path[2] for e in spoilt if len(e.path) > 2})
             wrong += [*spoilt, *(e.below(("tasks", i)) for e in problems)]
             continue
@@ -133,7 +134,7 @@ def _left_out(task: FolderTask) -> Iterator[OptionError]:
     for i, name in enumerate(task.leave_out or ()):
         if same_name(name) not in known:
             hint = did_you_mean(name, set(there))
-            yield OptionError(f"there is no folder {shown(name)} beside the classes ({hint})", ("leave_out", i))
+            yield OptionError(f"there is no folder {format_value(name)} beside the classes ({hint})", ("leave_out", i))
 
 
 def passed_over(tasks: Iterable[Any]) -> list[str]:
@@ -159,12 +160,14 @@ def _counted(files: Sequence[str], what: str) -> str:
 def _texts(task: FolderTask) -> Iterator[OptionError]:
     if not names_a_task(task.name):
         what = f"expected a text without '/', '\\', line ends or spaces around it, of up to {LONGEST} characters"
-        yield OptionError(f"{what}, got {shown(task.name)}", ("name",))
+        yield OptionError(f"{what}, got {format_value(task.name)}", ("name",))
     if task.templates == []:
         yield OptionError("expected at least one template, such as 'a photo of a {}.'", ("templates",))
     for i, template in enumerate(task.templates or ()):
         if not has_one_place(template):
-            message = f"expected '{{}}' in the class name's place, as in 'a photo of a {{}}.', got {shown(template)}"
+            message = (
+                f"expected '{{}}' in the class name's place, as in 'a photo of a {{}}.', got {format_value(template)}"
+            )
             yield OptionError(message, ("templates", i))
 
 
@@ -229,7 +232,7 @@ def _other_files(path: str, folders: Sequence[str]) -> str:
 
 def leaving_out(names: Sequence[str]) -> str:
     """What a task says in a recipe so that folders of these names are no classes of it."""
-    return plain(f"leave_out: {flow_yaml(list(dict.fromkeys(names)))}")
+    return printable(f"leave_out: {dump_inline(list(dict.fromkeys(names)))}")
 
 
 def _parts(path: str, classes: Sequence[str]) -> list[str]:
@@ -277,7 +280,7 @@ def named(
     for folder, name in zip(folders, names, strict=True):
         if not name.strip():
             wrong.append(OptionError(f"the name of the class folder {folder!r} is empty; {_advice([folder])}", path))
-        elif plain(name) != name:
+        elif printable(name) != name:
             what = "is no text; rename it, or give the names of all classes as a list in class_names"
             wrong.append(OptionError(f"the name of the class folder {folder!r} {what}", path))
     for name, same in same_names(folders, names):
@@ -293,4 +296,4 @@ def _advice(folders: Sequence[str]) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     some = ", ".join(repr(name) for name in names[:8])
-    return plain(f"{some} and {len(names) - 8} more" if len(names) > 8 else some)
+    return printable(f"{some} and {len(names) - 8} more" if len(names) > 8 else some)

@@ -13,8 +13,8 @@ from typing import Any
 from attrs import define, field, frozen
 
 from mulki_plugins.errors import Mistakes, MulkiError
-from mulki_plugins.recipe.check import name_problem
-from mulki_plugins.recipe.emit import flow_yaml
+from mulki_plugins.recipe.check import check_name
+from mulki_plugins.recipe.emit import dump_inline
 from mulki_plugins.streams.entries import is_picture
 from mulki_plugins.streams.folders.declared import TEST, TRAIN, check_tasks, passed_over
 from mulki_plugins.streams.folders.names import readable_names, same_names
@@ -47,7 +47,7 @@ class _Found:
 
 def draft(folders: Sequence[str], name: str | None = None) -> Draft:
     """The recipe for these folders, one task each. Mistakes, of all folders at once, where one cannot be learned."""
-    if name is not None and (problem := name_problem(name)):
+    if name is not None and (problem := check_name(name)):
         raise MulkiError(f"--name: {problem}")
     wrong, found = [], []
     for folder, task in zip(folders, _names(folders), strict=True):
@@ -230,7 +230,7 @@ def _only_deeper(path: str) -> bool:
 
 
 def _lines(name: str, tasks: Sequence[_Found]) -> Iterator[str]:
-    yield f"name: {flow_yaml(name)}"
+    yield f"name: {dump_inline(name)}"
     yield "stream:"
     yield "  name: folders"
     yield "  tasks:                                  # learned in this order"
@@ -239,10 +239,10 @@ def _lines(name: str, tasks: Sequence[_Found]) -> Iterator[str]:
         for i, (key, value) in enumerate(task.options.items()):
             lead = "    - " if i == 0 else "      "
             if key != "class_names":
-                yield f"{lead}{key}: {flow_yaml(value)}{_COMMENTS.get(key, '')}"
+                yield f"{lead}{key}: {dump_inline(value)}{_COMMENTS.get(key, '')}"
             elif written:
                 yield f"{lead}class_names:                        # folder: what the model reads"
-                yield from (f"        {flow_yaml(kind)}: {flow_yaml(name)}" for kind, name in value.items())
+                yield from (f"        {dump_inline(kind)}: {dump_inline(name)}" for kind, name in value.items())
         yield '      templates: ["a photo of a {}."]     # or "a photo of a {}, a type of bird."; training uses the first'
     yield from _REST.splitlines()
 

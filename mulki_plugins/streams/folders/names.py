@@ -7,7 +7,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from mulki_plugins.errors import plain
+from mulki_plugins.characters import printable
 
 _INDEX = re.compile(
     r"n\d{8}[-_. ]+(?=\S)"  # WordNet's number, as ImageNet and its kin write it
@@ -66,7 +66,7 @@ LONGEST = 200
 
 def names_a_task(name: str) -> bool:
     """Whether a text can name a task, which stands in tables, tags of curves and names of files."""
-    fine = bool(name.strip()) and name == name.strip() and plain(name) == name and len(name) <= LONGEST
+    fine = bool(name.strip()) and name == name.strip() and printable(name) == name and len(name) <= LONGEST
     return fine and name not in (".", "..") and not any(c in name for c in "/\\")
 
 

@@ -10,12 +10,12 @@ from attrs import frozen
 from PIL import Image
 
 from mulki_plugins.errors import Mistakes
-from mulki_plugins.options import convert
 from mulki_plugins.streams.folders.declared import FolderTask, check_tasks, named, passed_over
 from mulki_plugins.streams.folders.picture import open_picture
 from mulki_plugins.streams.folders.scan import class_folders, counterparts, images_below
 from mulki_plugins.streams.folders.split import split
 from mulki_plugins.streams.task import Task, TaskStream
+from mulki_plugins.types import convert
 
 TEMPLATES = ["a photo of a {}."]
 SHARE, SEED = 0.2, 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import evolve
 
-from mulki_plugins.errors import plain
+from mulki_plugins.characters import printable
 from mulki_plugins.streams.mtil.contents import Contents, Unreadable, files_of, json_of, some
 from mulki_plugins.streams.mtil.declaration import Declaration
 from mulki_plugins.streams.mtil.splits import four_fifths
@@ -63,7 +63,7 @@ def _check(path: Path, part: str, row: Any) -> None:
 
 def _is_name(text: str) -> bool:
     """Whether a sentence can have it."""
-    return bool(text.strip()) and plain(text) == text
+    return bool(text.strip()) and printable(text) == text
 
 
 def of_official(declared: Declaration, contents: Contents) -> Contents:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mulki_plugins.errors import MulkiError
-from mulki_plugins.options import OptionError
+from mulki_plugins.errors import MulkiError, OptionError
 
 
 def root_folder(said: str) -> Path:

@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 
 from mulki_plugins.errors import Mistakes
-from mulki_plugins.options import Count
 from mulki_plugins.streams.mtil.contents import Images
 from mulki_plugins.streams.mtil.declaration import ORDERS
 from mulki_plugins.streams.mtil.found import Found, look
@@ -16,6 +15,7 @@ from mulki_plugins.streams.mtil.root import root_folder
 from mulki_plugins.streams.mtil.splits import few, random_split
 from mulki_plugins.streams.selection import chosen, reordered
 from mulki_plugins.streams.task import Task, TaskStream
+from mulki_plugins.types import Count
 
 
 def mtil(
