@@ -1,8 +1,8 @@
-"""The losses of the four stages, and of the peers, as pure functions of tensors.
+"""The losses of the stages and of the peers, as pure functions of tensors.
 
-Notation: B samples of a batch, C classes of their task, d features, s the logit scale; z [B, d] image features and
-t [C, d] text features of unit norm; P [C, d] visual prototypes of unit norm. The equations are our reading of the abstract
-of arXiv 2411.06764; where a source is named, the equation is that source's.
+Notation: B samples of a batch, C classes of their task, width d, logit scale s; image features z [B, d], text features
+t [C, d] and visual prototypes P [C, d], all of unit norm. The stages' equations are our reading of the abstract of
+arXiv 2411.06764 (docs/method.md); the peers' are those of the sources named.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Score = Literal["likelihood", "entropy", "margin"]
 
 
 def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0, masked: float = -1e4) -> Tensor:
-    """Cross-entropy with label smoothing over the classes that each sample has.
+    """Cross-entropy with label smoothing over the classes of each sample's task.
 
-    logits: [B, C], where places at or below `masked` are no classes of the sample's task; targets: [B].
-    CE = (1−ε)·(−log p_y) + ε·mean over the sample's classes of −log p_c (Szegedy et al., 2016, arXiv 1512.00567).
-    torch's own smoothing would spread ε over the masked places too. Returns a scalar; 0 for an empty batch.
+    CE = (1−ε)·(−log p_y) + ε·mean over the task's classes of −log p_c (Szegedy et al., 2016, arXiv 1512.00567).
+    logits: [B, C], those at or below `masked` being of classes outside the sample's task; targets: [B].
+    torch's own smoothing would spread ε over the masked classes too. Returns a scalar; 0 for an empty batch.
     """
     logp = F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=1)
     hard = -logp.gather(1, targets[:, None])[:, 0]
@@ -38,9 +38,9 @@ def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0
 
 
 def prototype_alignment(prototypes: Tensor, texts: Tensor, scale: Tensor | float) -> Tensor:
-    """Stage 1, eliciting: each class's prototype is to find its text, and each text its prototype.
+    """Stage 1, eliciting: classify each prototype among the texts, and each text among the prototypes.
 
-    prototypes P, texts t: [C, d], unit norm. L = ½·[CE(s·P tᵀ, class) + CE(s·t Pᵀ, class)], a scalar ≥ 0.
+    L = ½·[CE(s·P tᵀ, class) + CE(s·t Pᵀ, class)], a scalar ≥ 0. prototypes P, texts t: [C, d], unit norm.
     """
     logits = scale * prototypes @ texts.T
     classes = torch.arange(len(logits), device=logits.device)
@@ -60,10 +60,10 @@ def relation_logits(
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """How far the student's distribution is from the teacher's: T²·KL(teacher ‖ student), for each row.
+    """The divergence of the student's distribution from the teacher's, row by row: T²·KL(teacher ‖ student).
 
     student, teacher: logits [N, C]. Returns [N], each ≥ 0, and 0 where the two rows agree up to a constant.
-    The factor T² keeps the gradient's size over temperatures (Hinton et al., 2015, arXiv 1503.02531).
+    The factor T² keeps the size of the gradient independent of T (Hinton et al., 2015, arXiv 1503.02531).
     """
     logp = F.log_softmax(student / temperature, dim=1)
     logq = F.log_softmax(teacher / temperature, dim=1)
@@ -76,49 +76,48 @@ def relation_distillation(
 ) -> Tensor:  # fmt: skip
     """Stage 2, adding, for one teacher m: the weighted sum of the relations' divergences.
 
-    L^m = Σ_r λ_r·mean_n w_n·T²·KL(teacher ‖ student)_n, where the rows n of a relation from images are the samples, with
-    the teacher's weight w_b for each, and those from texts are the classes, with a weight of their own or, where they
-    have none, the mean of w over the batch.
+    L^m = Σ_r λ_r·mean_n w_n·T²·KL(teacher ‖ student)_n. The rows n of a relation from images are the samples; those of a
+    relation from texts are the classes, weighted by `class_weights` or, without them, by the mean of w over the batch.
     student, teacher: logits by relation; weights λ: by relation, ≥ 0; sample_weights w: [B], class_weights: [C], in 0..1.
     """
     total = sample_weights.new_zeros(())
-    of_classes = sample_weights.mean() if class_weights is None else class_weights
+    w_classes = sample_weights.mean() if class_weights is None else class_weights
     for relation, factor in weights.items():
         divergence = distillation(student[relation], teacher[relation], temperature)
-        w = sample_weights if relation.startswith("image") else of_classes
+        w = sample_weights if relation.startswith("image") else w_classes
         total = total + factor * (w * divergence).mean()
     return total
 
 
 def contrastive_distillation(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Distils the similarities of images and texts both ways: (over the texts of each image, over the images of each text).
+    """Distil image-text similarities both ways: (over the texts of each image, over the images of each text).
 
-    student, teacher: s·z·tᵀ, [B, N]. Each is a mean of T²·KL(teacher ‖ student), a scalar ≥ 0: over the rows, and over the
-    columns. Zheng et al., 2023 (ZSCL, arXiv 2303.06628), who write a cross-entropy, which has the same gradient.
+    student, teacher: s·z·tᵀ [B, N]. Returns the mean of T²·KL(teacher ‖ student) over the rows and over the columns, two
+    scalars ≥ 0. Zheng et al., 2023 (ZSCL, arXiv 2303.06628), who write a cross-entropy, which has the same gradient.
     """
     over_texts = distillation(student, teacher, temperature).mean()
     return over_texts, distillation(student.T, teacher.T, temperature).mean()
 
 
 def squared_distance(weights: Sequence[Tensor], anchors: Sequence[Tensor]) -> Tensor:
-    """Σ (θ − θ_anchor)² over every number of every tensor, in single precision at least: a scalar ≥ 0."""
+    """Σ (θ − θ_anchor)² over all numbers of all tensors, at least in single precision: a scalar ≥ 0."""
     moved = [w.to(torch.promote_types(w.dtype, torch.float32)) - a for w, a in zip(weights, anchors, strict=True)]
     return torch.stack([change.square().sum() for change in moved]).sum() if moved else torch.zeros(())
 
 
 def selection(initial: Tensor, previous: Tensor, slope: float, threshold: float) -> Tensor:
-    """How much the previous teacher is to be heard of each image: w_b = σ(slope·(‖z⁰_b − z^p_b‖ − threshold)), [B] in 0..1.
+    """SnD's weight of the previous teacher for each image: w_b = σ(slope·(‖z⁰_b − z^p_b‖ − threshold)), [B] in 0..1.
 
-    initial z⁰, previous z^p: [B, d], unit norm. Where the two disagree the image is like what was learned since.
+    initial z⁰, previous z^p: [B, d], unit norm. Where the two disagree, the image resembles what was learned since.
     Yu et al., 2024 (SnD, arXiv 2403.09296).
     """
     return torch.sigmoid(slope * ((initial - previous).norm(dim=1) - threshold))
 
 
 def selective_distillation(z: Tensor, initial: Tensor, previous: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean_b w_b·‖z_b − z^p_b‖², mean_b (1 − w_b)·‖z_b − z⁰_b‖²), two scalars ≥ 0.
+    """SnD's two distances: (mean_b w_b·‖z_b − z^p_b‖², mean_b (1 − w_b)·‖z_b − z⁰_b‖²), two scalars ≥ 0.
 
-    z, initial, previous: [B, d]; weights w: [B], each sample's own (the released code multiplies means by mistake).
+    z, initial, previous: [B, d]; weights w: [B], one per sample (the released code multiplies means by mistake).
     Yu et al., 2024 (SnD, arXiv 2403.09296).
     """
     to_previous, to_initial = ((z - other).square().sum(1) for other in (previous, initial))
@@ -126,25 +125,25 @@ def selective_distillation(z: Tensor, initial: Tensor, previous: Tensor, weights
 
 
 def herded(features: Tensor, count: int) -> Tensor:
-    """The places of `count` samples, in order, whose mean comes closest to the mean of all: [N, d] -> [min(count, N)].
+    """Indices of `count` samples whose mean approximates the mean of all, in order of selection: [N, d] -> [min(count, N)].
 
-    Each next one is that which brings the mean of those chosen nearest to the mean of all.
+    Greedy: each step adds the sample that brings the mean of the selected ones closest to the mean of all.
     Rebuffi et al., 2017 (iCaRL, arXiv 1611.07725, algorithm 4).
     """
     target = features.mean(0)
     total, left = torch.zeros_like(target), torch.ones(len(features), dtype=torch.bool, device=features.device)
-    chosen: list[int] = []
+    selected: list[int] = []
     for n in range(1, min(count, len(features)) + 1):
         distance = ((total + features) / n - target).norm(dim=1)
         best = int(distance.masked_fill(~left, float("inf")).argmin())
-        chosen.append(best)
+        selected.append(best)
         left[best] = False
         total = total + features[best]
-    return torch.tensor(chosen, dtype=torch.long, device=features.device)
+    return torch.tensor(selected, dtype=torch.long, device=features.device)
 
 
 def teacher_scores(logits: Tensor, targets: Tensor, score: Score) -> Tensor:
-    """Stage 3, distinguishing: how unsure a teacher is of each sample; less is better.
+    """Stage 3, distinguishing: how unsure a teacher is of each sample; lower is better.
 
     logits: [B, C] of one teacher; targets: [B]. Returns [B]:
     likelihood −log p_y; entropy −Σ_c p_c·log p_c; margin −(p_y − max_{c≠y} p_c), in −1..1.
@@ -155,24 +154,24 @@ def teacher_scores(logits: Tensor, targets: Tensor, score: Score) -> Tensor:
     p = logp.exp()
     if score == "entropy":
         return -(p * logp).sum(1)
-    own = p.gather(1, targets[:, None])[:, 0]
+    p_y = p.gather(1, targets[:, None])[:, 0]
     others = p.scatter(1, targets[:, None], 0.0).max(1).values
-    return others - own
+    return others - p_y
 
 
-def teacher_weights(scores: Sequence[Tensor], sharpness: float) -> Tensor:
-    """Stage 3, distinguishing: w^m ∝ exp(−ℓ^m/κ), the share of each teacher for each sample.
+def teacher_weights(scores: Sequence[Tensor], temperature: float) -> Tensor:
+    """Stage 3, distinguishing: w^m ∝ exp(−ℓ^m/κ), the weight of each teacher for each sample.
 
-    scores ℓ: one [B] for each of M teachers; sharpness κ > 0: the smaller, the nearer to choosing the better one.
+    scores ℓ: [B] for each of M teachers; temperature κ > 0: the lower, the closer to selecting the better teacher.
     Returns [M, B], in 0..1, with Σ_m w^m = 1.
     """
-    return torch.softmax(-torch.stack(list(scores)) / sharpness, dim=0)
+    return torch.softmax(-torch.stack(list(scores)) / temperature, dim=0)
 
 
 def class_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """The mean feature of each class that occurs, and how often it does.
+    """The mean feature and the number of samples of each class.
 
-    features: [B, d]; labels: [B] in 0..classes−1. Returns [C, d], zero where a class is missing, and counts [C].
+    features: [B, d]; labels: [B] in 0..classes−1. Returns [C, d], 0 for a class without samples, and counts [C].
     """
     counts = torch.bincount(labels, minlength=classes)
     return class_sums(features, labels, classes) / counts.clamp(min=1)[:, None], counts
@@ -181,6 +180,6 @@ def class_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
 def class_sums(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     """The sum of the features of each class: [B, d], [B] in 0..classes−1 -> [C, d].
 
-    A matrix product, because torch's index_add on a GPU gives other last digits each time.
+    A matrix product, because the last digits of torch's index_add vary on a GPU.
     """
     return F.one_hot(labels, classes).to(features.dtype).T @ features

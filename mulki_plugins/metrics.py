@@ -1,6 +1,6 @@
 """Metrics of the accuracy matrix a, where a[i, j] is the accuracy in percent on task j after training task i.
 
-As the MTIL protocol defines them (Zheng et al., 2023, arXiv 2303.06628). The zero-shot row is no part of the matrix.
+As defined by the MTIL protocol (Zheng et al., 2023, arXiv 2303.06628). The matrix does not include the zero-shot row.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def transfer(matrix: ArrayLike) -> float:
-    """Mean over tasks j ≥ 2 of the mean over i < j of a[i, j]: accuracy on tasks before they are learned.
+    """Accuracy on tasks before they are learned: the mean over tasks j ≥ 2 of the mean over i < j of a[i, j].
 
-    matrix: [T, T] in percent. ValueError where it is not square, holds NaN, or T < 2.
+    matrix: [T, T] in percent. ValueError if it is not square, holds NaN, or T < 2.
     """
     return float(transfer_by_task(matrix).mean())
 
 
 def average(matrix: ArrayLike) -> float:
-    """Mean of the whole matrix. ValueError as for `transfer`."""
+    """Accuracy over all tasks and all times: the mean of the whole matrix. ValueError as for `transfer`."""
     return float(average_by_task(matrix).mean())
 
 
 def last(matrix: ArrayLike) -> float:
-    """Mean of the last row: accuracy on all tasks after the last. ValueError as for `transfer`."""
+    """Accuracy over all tasks at the end of the stream: the mean of the last row. ValueError as for `transfer`."""
     return float(last_by_task(matrix).mean())
 
 
 def transfer_by_task(matrix: ArrayLike) -> NDArray[np.float64]:
-    """[T - 1]: for each task j ≥ 2 the mean over i < j of a[i, j]. ValueError as for `transfer`."""
+    """[T − 1]: for each task j ≥ 2, the mean over i < j of a[i, j]. ValueError as for `transfer`."""
     a = _matrix(matrix)
     return np.array([a[:j, j].mean() for j in range(1, len(a))])
 
 
 def average_by_task(matrix: ArrayLike) -> NDArray[np.float64]:
-    """[T]: for each task the mean of its column. ValueError as for `transfer`."""
+    """[T]: the mean of each task's column. ValueError as for `transfer`."""
     return np.asarray(_matrix(matrix).mean(0))
 
 
@@ -46,9 +46,9 @@ def last_by_task(matrix: ArrayLike) -> NDArray[np.float64]:
 
 
 def forgetting(matrix: ArrayLike) -> float:
-    """Mean over tasks j < T of max over i ≥ j of a[i, j] − a[T, j]: the fall from a task's best once it was learned.
+    """Fall of each task from its best after it was learned: the mean over j < T of max over i ≥ j of a[i, j] − a[T, j].
 
-    ≥ 0 (Chaudhry et al., 2018, arXiv 1801.10112, with the last row in the maximum). ValueError as for `transfer`.
+    ≥ 0, less is better (Chaudhry et al., 2018, arXiv 1801.10112, with the last row in the maximum). ValueError as for `transfer`.
     """
     a = _matrix(matrix)
     return float(np.mean([a[j:, j].max() - a[-1, j] for j in range(len(a) - 1)]))

@@ -13,7 +13,7 @@ from mulki_plugins.baselines import (
     SynapticIntelligence,
     WeightConstraint,
 )
-from mulki_plugins.baselines.icarl import HerdedExemplars
+from mulki_plugins.baselines.exemplars import HerdedExemplars
 from mulki_plugins.baselines.lwf import random_tokens
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.losses import distillation

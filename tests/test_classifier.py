@@ -9,7 +9,7 @@ from torch import nn
 
 from mulki_plugins.models import ClipClassifier, Prompts
 from mulki_plugins.models.classifier import MASKED
-from mulki_plugins.models.prompts import Union, union_of
+from mulki_plugins.models.text import Union, union_of
 from tests.conftest import SIZE, small_clip, small_tokenizer
 
 

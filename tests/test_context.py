@@ -10,8 +10,7 @@ from PIL import Image
 from mulki_plugins.cli import main
 from mulki_plugins.errors import Mistakes
 from mulki_plugins.models import ClipClassifier, load_clip
-from mulki_plugins.models.byte_pairs import byte_pairs_of
-from mulki_plugins.models.context import check_sentences, reader_of
+from mulki_plugins.models.text import byte_pairs_of, check_sentences, reader_of
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.streams import mtil_mini
 from mulki_plugins.training.build import build

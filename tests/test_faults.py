@@ -13,7 +13,7 @@ import pytest
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 
-from mulki_plugins.errors import MulkiError
+from mulki_plugins.errors import MulkiError, UnexpectedError
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.parts import Catalog, Provenance

@@ -93,7 +93,7 @@ def test_strategy_defaults_lie_under_the_recipe(tmp_path):
         ("strategy.plugins.adding.weight=3", lambda r: r.strategy.plugins[2].options["weight"], 3.0),
         ("strategy.adding.weight=3", lambda r: r.strategy.plugins[2].options["weight"], 3.0),
         ("strategy.adding.relations={image_to_text: 2}", lambda r: r.strategy.plugins[2].options["relations"], {"image_to_text": 2.0}),
-        ("strategy.connecting.every=null", lambda r: r.strategy.plugins[4].options["every"], None),
+        ("strategy.connecting.every=null", lambda r: r.strategy.plugins[5].options["every"], None),
         ("strategy=finetune", lambda r: (r.strategy.name, r.strategy.plugins), ("finetune", [])),
         ("stream.tasks=[flags, food]", lambda r: r.stream.options["tasks"], ["flags", "food"]),
         ("stream.order=[food, flags]", lambda r: r.stream.options["order"], ["food", "flags"]),
@@ -149,7 +149,7 @@ def test_all_that_with_and_without_ask_in_vain_is_said_at_once():
     first, second, third = caught.value.lines()
     assert first.startswith("--without adding2: $.strategy.plugins: the stack has no plugin 'adding2'")
     assert second == "--with adding: $.strategy.plugins: the stack has the plugin 'adding' already"
-    assert third.startswith("--with nix: $.strategy.plugins[5].nix: no plugin is named 'nix'")
+    assert third.startswith("--with nix: $.strategy.plugins[6].nix: no plugin is named 'nix'")
 
 
 def test_with_and_without_name_the_stack():

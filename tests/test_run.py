@@ -66,7 +66,14 @@ def test_the_files_of_a_run(run):
     assert len(data["zero_shot"]) == 3
     for name, metric in (("transfer", transfer), ("average", average), ("last", last)):
         assert data["metrics"][name] == pytest.approx(metric(data["matrix"]))
-    assert [p["name"] for p in data["plugins"]] == ["teachers", "eliciting", "adding", "distinguishing", "connecting"]
+    assert [p["name"] for p in data["plugins"]] == [
+        "teachers",
+        "eliciting",
+        "adding",
+        "recalling",
+        "distinguishing",
+        "connecting",
+    ]
     assert {"torch", "avalanche-lib", "open_clip_torch", "python"} <= set(data["versions"])
     assert all(100 * v == pytest.approx(round(100 * v * 320 / 100) * 100 / 320) for v in data["matrix"][0])
 
@@ -88,7 +95,8 @@ def test_the_curves_have_stable_tags(run):
     events.Reload()
     scalars = set(events.Tags()["scalars"])
     assert scalars == {
-        "train/loss/cross_entropy", "train/loss/eliciting", "train/loss/adding", "train/loss/total", "train/accuracy",
+        "train/loss/cross_entropy", "train/loss/eliciting", "train/loss/adding",
+        "train/loss/recalling", "train/loss/total", "train/accuracy",
         "train/lr", "train/share/initial", "train/share/initial_of_classes", "eval/accuracy/digits",
         "eval/accuracy/scans", "eval/accuracy/shapes", "metrics/transfer", "metrics/average", "metrics/last",
         "metrics/forgetting",
@@ -99,9 +107,9 @@ def test_the_curves_have_stable_tags(run):
     assert [e.step for e in accuracy] == [0, 1, 2, 3]
     assert [e.value for e in accuracy] == pytest.approx([data["zero_shot"][1]] + [row[1] for row in data["matrix"]])
     assert [e.step for e in events.Scalars("train/loss/total")] == list(range(18))
-    terms = [events.Scalars(f"train/loss/{t}") for t in ("cross_entropy", "eliciting", "adding", "total")]
-    for ce, eliciting, adding, total in zip(*terms, strict=True):
-        assert ce.value + eliciting.value + adding.value == pytest.approx(total.value, rel=1e-4)
+    terms = [events.Scalars(f"train/loss/{t}") for t in ("cross_entropy", "eliciting", "adding", "recalling", "total")]
+    for *parts, total in zip(*terms, strict=True):
+        assert sum(part.value for part in parts) == pytest.approx(total.value, rel=1e-4)
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(run, tmp_path):
@@ -240,7 +248,7 @@ def test_a_bar_on_a_terminal(tmp_path):
 
 def test_a_dry_run_says_what_would_be_done(tmp_path):
     done = mulki("run", "mtil", "--dry-run", "--seed", 3, "--seed", 4, "--out", tmp_path)
-    assert "teachers, eliciting, adding, distinguishing, connecting" in done.stdout
+    assert "teachers, eliciting, adding, recalling, distinguishing, connecting" in done.stdout
     assert str(tmp_path / "mtil" / "mulki" / "seed-4") in done.stdout
     assert not any(tmp_path.iterdir())
     assert json.loads(mulki("run", "mtil", "--dry-run", "--json").stdout)["recipe"]["name"] == "mtil"

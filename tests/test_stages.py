@@ -14,9 +14,10 @@ from torch.utils.data import TensorDataset
 
 from mulki_plugins.losses import prototype_alignment, relation_distillation, relation_logits, teacher_scores
 from mulki_plugins.models import ClipClassifier
-from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, Teachers
+from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, Recalling, Teachers
 from mulki_plugins.stages.importance import RunningMean, interpolation_shares, rescaled, sensitivity
 from mulki_plugins.stages.prototypes import visual_prototypes
+from mulki_plugins.stages.stage import Stage
 from tests.conftest import Quiet, every_stage, naive, same, small_clip, small_tokenizer, weights
 
 
@@ -125,11 +126,11 @@ def test_adding_computes_its_equation_with_two_teachers(classifier, benchmark, d
 
 
 @pytest.mark.parametrize("distinguish", [False, True])
-def test_adding_computes_its_equation_for_the_classes_of_earlier_tasks(classifier, benchmark, distinguish):
+def test_recalling_computes_its_equation(classifier, benchmark, distinguish):
     """At the second step of the third task: five earlier classes among eight, each weighed by who finds its prototype."""
     seen, teachers, factors = {}, Teachers(), {"text_to_image": 1.5, "text_to_text": 0.5}
 
-    class Spy(Adding):
+    class Spy(Recalling):
         def after_forward(self, strategy, **kwargs):
             self.watched = strategy.clock.train_exp_counter == 2 and strategy.clock.train_exp_iterations == 1
             if self.watched:
@@ -143,8 +144,8 @@ def test_adding_computes_its_equation_for_the_classes_of_earlier_tasks(classifie
                 seen["loss"] = (weight * loss).item()
             super().add_loss(strategy, term, loss, weight)
 
-    adding = Spy(weight=0.7, relations={"image_to_text": 1e-12}, earlier=factors, earlier_classes=9)
-    plugins = [teachers, Eliciting(), adding, *([Distinguishing(temperature=0.5)] if distinguish else [])]
+    recalling = Spy(weight=0.7, relations=factors, count=9)
+    plugins = [teachers, Eliciting(), recalling, *([Distinguishing(temperature=0.5)] if distinguish else [])]
     strategy = naive(classifier, plugins, lr=0.1)
     for experience in benchmark.train_stream:
         strategy.train(experience)
@@ -171,7 +172,7 @@ def test_as_many_earlier_classes_as_asked_for(classifier, benchmark, count):
             drawn.append((tasks, places.tolist()))
             return super().class_views(strategy, tasks, places)
 
-    stages = [Eliciting(), Adding(earlier={"text_to_image": 1.0}, earlier_classes=count)]
+    stages = [Eliciting(), Recalling(count=count)]
     strategy = naive(classifier, [Spy(), *stages], lr=0.1)
     strategy.train(benchmark.train_stream[0])
     assert not drawn, "nothing is earlier than the first task"
@@ -185,14 +186,12 @@ def test_as_many_earlier_classes_as_asked_for(classifier, benchmark, count):
 
 def test_a_sentence_of_an_earlier_class_teaches_the_text_tower_alone(classifier, benchmark):
     teachers = Teachers()
-    adding = Adding(relations={"text_to_text": 1e-12}, earlier={"text_to_image": 1.0})
-    strategy = naive(classifier, [teachers, Eliciting(weight=0), adding], lr=0.1)
+    recalling = Recalling()
+    strategy = naive(classifier, [teachers, Eliciting(weight=0), recalling], lr=0.1)
     for experience in list(benchmark.train_stream)[:2]:
         strategy.train(experience)
-    features = strategy.model.features
-    strategy.loss = torch.zeros(())
     strategy.model.zero_grad()
-    loss = adding._of_earlier(strategy, features, teachers)
+    loss = recalling.sentences_loss(strategy)
     loss.backward()
     moved = {n for n, p in classifier.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert loss > 0
@@ -477,3 +476,29 @@ def test_mistakes_are_told(classifier, benchmark):
 def test_options_are_checked(stage, options, why):
     with pytest.raises(ValueError, match=why):
         stage(**options)
+
+
+def test_a_stages_loss_is_weighed_by_its_share_of_the_batch_and_logged_once(classifier, benchmark):
+    parts = []
+
+    class Constant(Stage):
+        def __init__(self):
+            super().__init__()
+            self.weight = 2.0
+
+        def loss(self, part):
+            assert part.z.shape == (len(part.y), 16)
+            assert len(part.rows) == len(part.y)
+            parts.append((part.task, part.share))
+            return part.z.new_tensor(10.0**part.task)
+
+    logger = Quiet()
+    strategy = naive(classifier, [Constant(), ReplayPlugin(mem_size=8)], logger)
+    for experience in list(benchmark.train_stream)[:2]:
+        strategy.train(experience)
+    logged = [value for name, value in logger.values if name == "train/loss/constant"]
+    first, second = parts[-2:]
+    assert {first[0], second[0]} == {0, 1}
+    assert first[1] + second[1] == pytest.approx(1)
+    assert logged[-1] == pytest.approx(2.0 * (first[1] * 10.0 ** first[0] + second[1] * 10.0 ** second[0]))
+    assert logged[0] == pytest.approx(2.0), "one task: its share is 1"

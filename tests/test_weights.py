@@ -19,7 +19,7 @@ from mulki_plugins.cli import main
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.models import load_clip
 from mulki_plugins.models.load import settings_of_tag
-from mulki_plugins.models.trained_with import CLIP_MEAN, TrainedWith
+from mulki_plugins.models.weights import CLIP_MEAN, TrainedWith
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.registry import open_clip_names as names
 from mulki_plugins.training.build import build
@@ -265,7 +265,7 @@ def test_a_file_of_ours_says_what_it_was_trained_with(small, state):
 
 def refusal_of_another():
     from mulki_plugins.models.check import refuse_another
-    from mulki_plugins.models.weight_files import weight_file
+    from mulki_plugins.models.weights import weight_file
 
     with pytest.raises(MulkiError) as error:
         refuse_another(weight_file("w.safetensors"), "RN50")
@@ -314,7 +314,7 @@ def test_a_run_of_the_bundled_model_writes_its_metadata():
 
 def test_a_folder_that_is_no_runs_is_refused(small, state):
     (small / "empty").mkdir()
-    assert "this is a folder, and no run's" in refusal("small", pretrained="empty/")
+    assert "this folder does not belong to a run" in refusal("small", pretrained="empty/")
     (small / "hub").mkdir()
     save_file(state, "hub/open_clip_model.safetensors")
     assert "name the file: hub/open_clip_model.safetensors" in refusal("small", pretrained="hub")

@@ -1,4 +1,4 @@
-"""The peers' methods as Avalanche plugins, each from its source. Loaded when they are used, since they bring torch."""
+"""The peers' methods as Avalanche plugins. They are imported on first use, because they import torch."""
 
 from __future__ import annotations
 

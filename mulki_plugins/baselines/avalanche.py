@@ -1,4 +1,4 @@
-"""Avalanche's own plugins with what they lack: a state that a checkpoint can keep, and copies where they take views."""
+"""Avalanche's own plugins, with a state for checkpoints, and with copies where Avalanche keeps views by mistake."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from avalanche.training.plugins import (
 from avalanche.training.storage_policy import ReservoirSamplingBuffer
 from avalanche.training.utils import ParamData
 
-from mulki_plugins.baselines.stored import images_at, places_of
+from mulki_plugins.baselines.exemplars import images_at, indices_of
+from mulki_plugins.stages.protocols import Strategy
 
 
 def _tensors(params: dict[str, Any]) -> dict[str, Any]:
@@ -27,20 +28,43 @@ def _params(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 class EWC(EWCPlugin):
-    """Adds ewc_lambda·Σ F(θ − θ_before)² for each task before. Kirkpatrick et al., 2017, arXiv 1612.00796."""
+    """Elastic weight consolidation: holds the weights that mattered to earlier tasks.
+
+    L = ewc_lambda·Σ F(θ − θ_before)², summed over the tasks before. Kirkpatrick et al., 2017, arXiv 1612.00796.
+
+    Args:
+        ewc_lambda: Factor of the penalty.
+        mode: Keep the importances of each task (`separate`) or one decaying sum (`online`).
+        decay_factor: Factor of the earlier importances, for `online`.
+        keep_importance_data: Keep the importances of all tasks, for `online`.
+    """
+
+    sequential = True
+    paper = "arXiv 1612.00796"
 
     def state_dict(self) -> dict[str, Any]:
-        noted = {"saved_params": self.saved_params, "importances": self.importances}
-        return {name: {task: _tensors(params) for task, params in each.items()} for name, each in noted.items()}
+        kept = {"saved_params": self.saved_params, "importances": self.importances}
+        return {name: {task: _tensors(params) for task, params in by_task.items()} for name, by_task in kept.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for noted, name in ((self.saved_params, "saved_params"), (self.importances, "importances")):
-            noted.clear()
-            noted.update({task: _params(tensors) for task, tensors in state[name].items()})
+        for by_task, name in ((self.saved_params, "saved_params"), (self.importances, "importances")):
+            by_task.clear()
+            by_task.update({task: _params(tensors) for task, tensors in state[name].items()})
 
 
 class MAS(MASPlugin):
-    """Adds lambda_reg·Σ Ω(θ − θ_before)², with the outputs' sensitivity as Ω. Aljundi et al., 2018, arXiv 1711.09601."""
+    """Memory-aware synapses: like EWC, with importances from the outputs' sensitivity.
+
+    L = lambda_reg·Σ Ω(θ − θ_before)². Aljundi et al., 2018, arXiv 1711.09601.
+
+    Args:
+        lambda_reg: Factor of the penalty.
+        alpha: Share of the new importances in their running mean.
+        verbose: Print progress while the importances are computed.
+    """
+
+    sequential = True
+    paper = "arXiv 1711.09601"
 
     def state_dict(self) -> dict[str, Any]:
         return {"params": _tensors(self.params or {}), "importance": _tensors(self.importance or {})}
@@ -50,47 +74,67 @@ class MAS(MASPlugin):
 
 
 class SynapticIntelligence(SynapticIntelligencePlugin):
-    """Adds ½·si_lambda·Σ Ω(θ − θ_before)², with importances Ω gathered along the path of training.
+    """Synaptic intelligence: like EWC, with importances gathered along the path of training.
 
-    Avalanche 0.6 notes weights by `.detach().cpu().flatten()`, which on a CPU is a view that moves with the weights: every
-    path has then length 0, and the penalty too. Here what is noted is a copy.
+    L = ½·si_lambda·Σ Ω(θ − θ_before)². Avalanche 0.6 keeps weights by `.detach().cpu().flatten()`, which on a CPU is a view
+    that moves with the weights, so that every path, and the penalty, is 0; here they are copied.
     Zenke et al., 2017, arXiv 1703.04200.
+
+    Args:
+        si_lambda: Factor of the penalty, or one for each task.
+        eps: Added to the squared path length before dividing.
+        excluded_parameters: Names of weights to leave out.
+        device: Where to keep the importances.
     """
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        super().before_training_exp(strategy, **kwargs)
-        _copied(self.ewc_data[0])
+    sequential = True
+    paper = "arXiv 1703.04200"
 
-    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
+        super().before_training_exp(strategy, **kwargs)
+        _copy(self.ewc_data[0])
+
+    def before_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         super().before_training_iteration(strategy, **kwargs)
-        _copied(self.syn_data["old_theta"])
+        _copy(self.syn_data["old_theta"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Of what is noted, all but the weights and gradients of the last step."""
+        """Everything but the weights and gradients of the last step."""
+        paths: dict[str, Any] = dict(self.syn_data)
         return {
             "weights": _tensors(self.ewc_data[0]), "importances": _tensors(self.ewc_data[1]),
-            **{name: _tensors(self.syn_data[name]) for name in ("trajectory", "cum_trajectory")},  # type: ignore[literal-required]
+            **{name: _tensors(paths[name]) for name in ("trajectory", "cum_trajectory")},
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.ewc_data = _params(state["weights"]), _params(state["importances"])
-        for name in ("trajectory", "cum_trajectory"):
-            self.syn_data[name] = _params(state[name])  # type: ignore[literal-required]
+        paths: dict[str, Any] = {name: _params(state[name]) for name in ("trajectory", "cum_trajectory")}
         for name in ("old_theta", "new_theta", "grad"):
-            self.syn_data[name] = _params({n: t.clone() for n, t in state["weights"].items()})  # type: ignore[literal-required]
+            paths[name] = _params({n: t.clone() for n, t in state["weights"].items()})
+        self.syn_data.update(paths)
 
 
-def _copied(noted: dict[str, Any]) -> None:
-    for entry in noted.values():
+def _copy(params: dict[str, Any]) -> None:
+    for entry in params.values():
         entry.data = entry.data.clone()
 
 
 class LwF(LwFPlugin):
-    """Adds alpha·KL(previous model ‖ model) on this task's images, of earlier tasks' classes. arXiv 1606.09282."""
+    """Learning without forgetting: distils the previous model's outputs on this task's images.
+
+    L = alpha·KL(previous model ‖ model) over the classes of earlier tasks. Li and Hoiem, 2016, arXiv 1606.09282.
+
+    Args:
+        alpha: Factor of the distillation, or one for each task.
+        temperature: T of the softened outputs.
+    """
+
+    sequential = True
+    paper = "arXiv 1606.09282"
 
     def __init__(self, alpha: float = 1, temperature: float = 2) -> None:
         super().__init__(alpha, temperature)
-        self._kept: dict[str, Any] = {}
+        self._loaded: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         lwf = self.lwf
@@ -104,54 +148,66 @@ class LwF(LwFPlugin):
         if self.lwf.prev_model is not None and state["model"]:
             self.lwf.prev_model.load_state_dict(state["model"])
         else:
-            self._kept = state["model"]
+            self._loaded = state["model"]
         self.lwf.expcount = state["experiences"]
         self.lwf.prev_classes_by_task.update({task: set(classes) for task, classes in state["classes"].items()})
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        if self._kept:
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
+        if self._loaded:
             self.lwf.prev_model = copy.deepcopy(strategy.model)
-            self.lwf.prev_model.load_state_dict(self._kept)
-            self._kept = {}
+            self.lwf.prev_model.load_state_dict(self._loaded)
+            self._loaded = {}
 
 
 class Replay(ReplayPlugin):
-    """Keeps mem_size images of earlier tasks, as many of each, and mixes them into every batch. arXiv 1902.10486."""
+    """Rehearsal: keeps images of earlier tasks and mixes them into every batch.
+
+    The images are drawn at random, the same number from each task. Chaudhry et al., 2019, arXiv 1902.10486.
+
+    Args:
+        mem_size: Number of images to keep in all.
+        batch_size: Images of the task per batch; null for the recipe's batch size.
+        batch_size_mem: Kept images per batch; null for as many.
+        task_balanced_dataloader: Draw the same number of images from each task for a batch.
+    """
+
+    keeps_images = True
+    paper = "arXiv 1902.10486"
 
     def __init__(
         self, mem_size: int = 200, batch_size: int | None = None, batch_size_mem: int | None = None,
         task_balanced_dataloader: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(mem_size, batch_size, batch_size_mem, task_balanced_dataloader)
-        self._kept: dict[str, Any] = {}
+        self._loaded: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Of each image its task and index; none is stored."""
+        """The task and index of each image; no image is stored."""
         policy = self.storage_policy
         groups = [
-            {"size": group.max_size, "weights": group._buffer_weights, "places": places_of(group.buffer)}
+            {"size": group.max_size, "weights": group._buffer_weights, "places": indices_of(group.buffer)}
             for group in policy.buffer_groups.values()
         ]
-        return self._kept or {"experiences": policy._num_exps, "groups": groups}
+        return self._loaded or {"experiences": policy._num_exps, "groups": groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._kept = state
+        self._loaded = state
 
-    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        self._found_again(strategy)
+    def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        self._restore(strategy)
         super().before_training_exp(strategy, *args, **kwargs)
 
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._found_again(strategy)
+    def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
+        self._restore(strategy)
         self.storage_policy.post_adapt(strategy, strategy.experience)
 
-    def _found_again(self, strategy: Any) -> None:
-        if not self._kept:
+    def _restore(self, strategy: Strategy) -> None:
+        if not self._loaded:
             return
         policy = self.storage_policy
-        policy._num_exps = self._kept["experiences"]
+        policy._num_exps = self._loaded["experiences"]
         policy.buffer_groups.clear()
-        for number, kept in enumerate(self._kept["groups"]):
-            group = policy.buffer_groups[number] = ReservoirSamplingBuffer(kept["size"])
-            group.buffer, group._buffer_weights = images_at(kept["places"], strategy), kept["weights"]
-        self._kept = {}
+        for number, loaded in enumerate(self._loaded["groups"]):
+            group = policy.buffer_groups[number] = ReservoirSamplingBuffer(loaded["size"])
+            group.buffer, group._buffer_weights = images_at(loaded["places"], strategy), loaded["weights"]
+        self._loaded = {}

@@ -1,4 +1,4 @@
-"""WC, the weight constraint: hold the weights near those that the task began with."""
+"""WC, the weight constraint: hold the weights near those at the task's start."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ from typing import Any
 from torch import Tensor
 
 from mulki_plugins.losses import squared_distance
-from mulki_plugins.stages.stage import Stage
+from mulki_plugins.stages.stage import Stage, Strategy, learning_weights
 from mulki_plugins.types import Weight, checked
 
 
 class WeightConstraint(Stage):
-    """Adds weight·Σ(θ − θ_start)² over all weights that learn, θ_start being those before this task.
+    """Holds the weights near those before this task (WC).
 
-    As the peer "WC" of Zheng et al., 2023 (ZSCL, arXiv 2303.06628); the sum is over single numbers, not a mean.
+    L = weight·Σ(θ − θ_start)² over all weights that learn, θ_start being those before this task; a sum over single numbers,
+    not a mean. The peer "WC" of Zheng et al., 2023 (ZSCL, arXiv 2303.06628).
+
+    Args:
+        weight: Factor of the squared distance.
     """
+
+    term = "l2"
+    paper = "arXiv 2303.06628"
 
     @checked
     def __init__(self, *, weight: Weight = 1.0) -> None:
@@ -23,13 +30,13 @@ class WeightConstraint(Stage):
         self.weight = weight
         self._start: dict[str, Tensor] = {}
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._start = {n: p.detach().clone() for n, p in strategy.model.named_parameters() if p.requires_grad}
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
+        self._start = {n: p.detach().clone() for n, p in learning_weights(strategy.model).items()}
 
-    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+    def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         weights = dict(strategy.model.named_parameters())
-        moved = squared_distance([weights[name] for name in self._start], list(self._start.values()))
-        self.add_loss(strategy, "l2", moved, self.weight)
+        distance = squared_distance([weights[name] for name in self._start], list(self._start.values()))
+        self.add_loss(strategy, self.term, distance, self.weight)
 
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         self._start = {}

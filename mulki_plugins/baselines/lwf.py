@@ -5,25 +5,37 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from mulki_plugins.baselines.reference import encode_tokens
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.losses import contrastive_distillation
-from mulki_plugins.stages.stage import Stage, by_task, classifier_of, features_of
+from mulki_plugins.stages.stage import Part, Stage, Strategy, classifier_of
 from mulki_plugins.stages.teachers import Teachers
 from mulki_plugins.types import Count, Positive, Weight, checked
 
 
 class LearningWithoutForgetting(Stage):
-    """Adds image·KD over the texts and text·KD over the images between each teacher and the student, on this batch.
+    """Distils the previous model's image-text similarities on this task's images; over random texts it is LwF-VR.
 
-    Both sides are compared with the teacher's texts, so that only the student's image tower is taught. texts: `classes`,
-    the sentences of the task's classes (LwF), or `random`, `count` random strings of `length` tokens, drawn once per task
-    (LwF-VR, which needs no class names). LwF: Li and Hoiem, 2016, arXiv 1606.09282; LwF-VR: Ding et al., 2022, arXiv
-    2207.09248; both in the form that Zheng et al., 2023 (arXiv 2303.06628) give them, but on the training batch itself
-    instead of a second one, and with no start or end token inside a random string.
+    L = mean over the teachers of image·KD over the texts + text·KD over the images, on this batch. Teacher and student are
+    both compared with the teacher's texts, so that only the student's image tower is taught. LwF: Li and Hoiem, 2016,
+    arXiv 1606.09282; LwF-VR, which needs no class names: Ding et al., 2022, arXiv 2207.09248. Both in the form of Zheng et
+    al., 2023 (arXiv 2303.06628), but on the training batch itself instead of a second one, and without start or end tokens
+    inside a random string.
+
+    Args:
+        image: Factor of the distillation over the texts.
+        text: Factor of the distillation over the images.
+        temperature: T of the softened similarities.
+        texts: The sentences of the task's `classes` (LwF), or `random` strings, drawn once per task (LwF-VR).
+        count: Number of random strings.
+        length: Tokens of a random string.
     """
+
+    requires = ("teachers",)
+    paper = "arXiv 1606.09282, arXiv 2207.09248"
+    term = "lwf"
 
     @checked
     def __init__(
@@ -42,40 +54,34 @@ class LearningWithoutForgetting(Stage):
         self.count, self.length = count, length
         self._random: list[Tensor] = []
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         if self.texts == "random":
             model = classifier_of(strategy, self)
             tokens = random_tokens(model.tokenizer, self.count, self.length).to(model.scale.device)
-            self._random = [encoded(teacher.model, tokens) for teacher in Teachers.of(strategy, self).active]
+            self._random = [encode_tokens(teacher.model, tokens) for teacher in Teachers.of(strategy, self).active]
 
-    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        features = features_of(strategy, self)
-        teachers = Teachers.of(strategy, self)
-        images = teachers.images(strategy)
-        total = features.image.new_zeros(())
-        for task, rows in by_task(features):
-            z, s = features.image[rows], features.scale
-            for i, (teacher, known) in enumerate(zip(teachers.active, images, strict=True)):
-                t = (self._random[i] if self.texts == "random" else teacher.text(task)).to(z)
-                over_texts, over_images = contrastive_distillation(
-                    s * z @ t.T, s * known[rows].to(z) @ t.T, self.temperature
-                )
-                share = len(rows) / len(features.image) / len(images)
-                total = total + share * (self.image * over_texts + self.text * over_images)
-        self.add_loss(strategy, "lwf", total)
+    def loss(self, part: Part) -> Tensor:
+        z, s, teachers = part.z, part.s, part.teachers
+        total = z.new_zeros(())
+        for i, (teacher, features) in enumerate(zip(teachers.active, teachers.images(part.strategy), strict=True)):
+            t = (self._random[i] if self.texts == "random" else teacher.text(part.task)).to(z)
+            z_teacher = features[part.rows].to(z)
+            over_texts, over_images = contrastive_distillation(s * z @ t.T, s * z_teacher @ t.T, self.temperature)
+            total = total + (self.image * over_texts + self.text * over_images) / len(teachers.active)
+        return total
 
 
 def random_tokens(tokenizer: Any, count: int, length: int) -> Tensor:
-    """Token ids [count, context]: start, `length` random tokens of no special meaning, end, padding with 0.
+    """Token ids [count, context]: start, `length` random tokens without special meaning, end, padding with 0.
 
-    tokenizer: one of open_clip's with start and end token. MulkiError for another sort; a string that is longer than the
-    context is cut before its end token.
+    tokenizer: one of open_clip's with a start and an end token; MulkiError for another kind. Strings longer than the context
+    are cut before their end token.
     """
     try:
         start, end, size = int(tokenizer.sot_token_id), int(tokenizer.eot_token_id), int(tokenizer.vocab_size)
     except AttributeError:
-        what = f"random texts need open_clip's SimpleTokenizer, the model has a {type(tokenizer).__name__}"
-        raise MulkiError(f"lwf: {what}", "use `texts: classes`") from None
+        problem = f"random texts need open_clip's SimpleTokenizer, the model has a {type(tokenizer).__name__}"
+        raise MulkiError(f"lwf: {problem}", "use `texts: classes`") from None
     special = {0, *tokenizer.all_special_ids}
     ordinary = torch.tensor([token for token in range(size) if token not in special])
     length = min(length, tokenizer.context_length - 2)
@@ -83,11 +89,3 @@ def random_tokens(tokenizer: Any, count: int, length: int) -> Tensor:
     tokens[:, 0], tokens[:, length + 1] = start, end
     tokens[:, 1 : length + 1] = ordinary[torch.randint(len(ordinary), (count, length))]
     return tokens
-
-
-@torch.no_grad()
-def encoded(model: Any, tokens: Tensor, batch_size: int = 256) -> Tensor:
-    """Unit-norm text features [N, d] of token ids [N, context], without gradient."""
-    with torch.autocast(tokens.device.type, enabled=False):
-        parts = [model.clip.encode_text(part) for part in torch.split(tokens, batch_size)]
-    return F.normalize(torch.cat(parts).float(), dim=1)

@@ -1,26 +1,39 @@
-"""SnD, select and distil: two teachers on reference images, each heard where it knows better."""
+"""SnD, select and distil: both teachers on reference images, each where it knows better."""
 
 from __future__ import annotations
 
-from typing import Any
+from torch import Tensor
 
-from mulki_plugins.baselines.zscl import OnReference, ReferenceBatches
+from mulki_plugins.baselines.reference import OnReference
 from mulki_plugins.losses import selection, selective_distillation
-from mulki_plugins.stages.stage import autocast_of, classifier_of
+from mulki_plugins.stages.stage import Strategy
 from mulki_plugins.stages.teachers import Teachers
 from mulki_plugins.streams.reference import Reference
 from mulki_plugins.types import Count, Positive, Weight, checked
 
 
 class SelectiveDistillation(OnReference):
-    """Adds previous·mean_b w_b·‖z_b − z^p_b‖² + initial·mean_b (1 − w_b)·‖z_b − z⁰_b‖² on a batch of reference images.
+    """Distils both teachers' features on reference images, each where it knows better.
 
-    z⁰, z^p are the two teachers' features and w_b = σ(slope·(‖z⁰_b − z^p_b‖ − threshold)): where the teachers disagree, the
-    image is like what has been learned, and the model before this task is heard. Texts are not distilled.
-    batch_size: reference images a step; null for twice the task's, as the authors have it.
-    Yu et al., 2024, arXiv 2403.09296. Their released code multiplies the mean weight with the mean loss, by a mistake of
-    shapes; here each sample has its own weight, as their paper says.
+    L = previous·mean_b w_b·‖z_b − z^p_b‖² + initial·mean_b (1 − w_b)·‖z_b − z⁰_b‖² on a batch of reference images, z⁰ and z^p
+    being the two teachers' features and w_b = σ(slope·(‖z⁰_b − z^p_b‖ − threshold)): where the teachers disagree, the image
+    resembles what has been learned, and the model before this task teaches it. Texts are not distilled.
+    Yu et al., 2024, arXiv 2403.09296. Their released code multiplies the mean weight with the mean loss because of a wrong
+    shape; here each sample has its own weight, as in their paper.
+
+    Args:
+        reference: Reference images.
+        previous: Factor of the distance to the model before the task.
+        initial: Factor of the distance to the pre-trained model.
+        slope: How sharply an image is assigned to one teacher or the other.
+        threshold: Disagreement of the teachers above which the model before the task teaches the image.
+        batch_size: Reference images per step; null for twice the task's own, as in the authors' code.
     """
+
+    requires = ("teachers",)
+    needs_reference = True
+    paper = "arXiv 2403.09296"
+    term = "snd"
 
     @checked
     def __init__(
@@ -33,27 +46,17 @@ class SelectiveDistillation(OnReference):
         threshold: Weight = 0.2,
         batch_size: Count | None = None,
     ) -> None:
-        super().__init__()
-        self.reference = reference
+        super().__init__(reference, batch_size)
         self.previous, self.initial = previous, initial
         self.slope, self.threshold = slope, threshold
-        self.batch_size = batch_size
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        size = self.batch_size or 2 * strategy.train_mb_size
-        self._batches = ReferenceBatches(self.reference, size, int(kwargs.get("num_workers") or 0))
+    def default_batch_size(self, strategy: Strategy) -> int:
+        return 2 * strategy.train_mb_size
 
-    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        assert self._batches is not None
-        x = next(self._batches).to(strategy.device)
-        with autocast_of(strategy):
-            z = classifier_of(strategy, self).encode_image(x)
-        views = [teacher.images(x).to(z) for teacher in Teachers.of(strategy, self).active]
-        initial, previous = views[0], views[-1]  # on the first task the two are one
-        weights = selection(initial, previous, self.slope, self.threshold)
-        to_previous, to_initial = selective_distillation(z, initial, previous, weights)
-        self.log(strategy, "train/share/previous", weights.mean())
-        self.add_loss(strategy, "snd", self.previous * to_previous + self.initial * to_initial)
-
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._batches = None
+    def reference_loss(self, strategy: Strategy, x: Tensor, z: Tensor) -> Tensor:
+        features = [teacher.images(x).to(z) for teacher in Teachers.of(strategy, self).active]
+        initial, previous = features[0], features[-1]  # one and the same on the first task
+        w = selection(initial, previous, self.slope, self.threshold)
+        self.log(strategy, "train/share/previous", w.mean())
+        to_previous, to_initial = selective_distillation(z, initial, previous, w)
+        return self.previous * to_previous + self.initial * to_initial

@@ -11,8 +11,7 @@ def check_class_names(recipe: Recipe) -> list[str]:
     Only of the stream `folders`, whose names nobody has tried yet, and of models with CLIP's own kind of tokenizer; a run
     looks at every stream and model.
     """
-    from mulki_plugins.models.byte_pairs import byte_pairs_of
-    from mulki_plugins.models.context import check_sentences
+    from mulki_plugins.models.text import byte_pairs_of, check_sentences
     from mulki_plugins.streams.folders import folders
 
     pairs = byte_pairs_of(recipe.model.name) if recipe.stream.name == "folders" else None

@@ -1,4 +1,4 @@
-"""CLIP models as continual learners. The names below are loaded when they are used, since they bring torch."""
+"""CLIP models as continual learners. The names below are imported on first use, because they import torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mulki_plugins.lazy import from_modules
 if TYPE_CHECKING:
     from mulki_plugins.models.classifier import ClipClassifier, Features
     from mulki_plugins.models.load import LoadedClip, load_clip
-    from mulki_plugins.models.prompts import Prompts
+    from mulki_plugins.models.text import Prompts
 
 __all__ = ["ClipClassifier", "Features", "LoadedClip", "Prompts", "load_clip"]
 
@@ -20,6 +20,6 @@ __getattr__ = from_modules(
         "Features": "classifier",
         "LoadedClip": "load",
         "load_clip": "load",
-        "Prompts": "prompts",
+        "Prompts": "text",
     },
 )

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe's `model`, beyond the types of its options. Imports no torch."""
+"""Mistakes in a recipe's `model` that the types of its options do not show. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from mulki_plugins.errors import MulkiError, OptionError, did_you_mean
-from mulki_plugins.models.trained_with import TrainedWith
-from mulki_plugins.models.weight_files import WeightFile, looks_like_a_path, weight_file
+from mulki_plugins.models.weights import WeightFile, looks_like_a_path, weight_file
 from mulki_plugins.registry.open_clip_names import open_clip_models, open_clip_tags, tags_are_known, twin
 
 RANDOM = "random"
-"""What `pretrained` says for a model that begins with random weights."""
+"""The value of `pretrained` for random weights."""
 TINY = "mulki-tiny"
 
 
 def check_open_clip(options: Mapping[str, Any]) -> list[OptionError]:
-    """Everything that is wrong with the options of an architecture of open_clip; its name is among them."""
+    """All mistakes in the options of an open_clip architecture; `options` includes its name."""
     name, pretrained = options["name"], options.get("pretrained")
     wrong: list[OptionError] = []
     if (std := options.get("std")) is not None and min(std) <= 0:
@@ -26,18 +25,18 @@ def check_open_clip(options: Mapping[str, Any]) -> list[OptionError]:
     if pretrained == RANDOM or pretrained in open_clip_tags(name):
         return wrong
     if not looks_like_a_path(pretrained):
-        # where open_clip's table cannot be read, the loader asks open_clip itself
+        # if open_clip's table cannot be read, the loader asks open_clip itself
         return [*wrong, OptionError(unknown_tag(name, pretrained), ("pretrained",))] if tags_are_known() else wrong
-    return wrong + _file(name, pretrained)
+    return wrong + _check_file(name, pretrained)
 
 
 def check_tiny(options: Mapping[str, Any]) -> list[OptionError]:
-    """The same for the bundled model, which has weights of its own."""
+    """All mistakes in the options of the bundled model, which brings its own weights."""
     pretrained = options.get("pretrained")
-    return [] if pretrained in (None, RANDOM) else _file(TINY, pretrained)
+    return [] if pretrained in (None, RANDOM) else _check_file(TINY, pretrained)
 
 
-def _file(name: str, pretrained: str) -> list[OptionError]:
+def _check_file(name: str, pretrained: str) -> list[OptionError]:
     try:
         refuse_another(weight_file(pretrained), name)
     except MulkiError as error:
@@ -46,7 +45,7 @@ def _file(name: str, pretrained: str) -> list[OptionError]:
 
 
 def refuse_another(file: WeightFile, name: str) -> None:
-    """MulkiError where a file says that its weights are of another architecture."""
+    """MulkiError if a file says that its weights belong to another architecture than `name`."""
     other = file.known.architecture
     if other is not None and other not in (name, twin(name)):
         known = other in open_clip_models() or other == TINY
@@ -55,7 +54,7 @@ def refuse_another(file: WeightFile, name: str) -> None:
 
 
 def no_weights(name: str) -> str:
-    """That an architecture is given no weights, and which there are."""
+    """The message for an architecture without weights, with the weights to choose from."""
     tags = list(open_clip_tags(name))
     listed = ", ".join(sorted(tags, key=lambda tag: tag != "openai")[:6]) + (", ..." if len(tags) > 6 else "")
     known = f"a tag of open_clip ({listed}), " if tags else ""
@@ -63,17 +62,6 @@ def no_weights(name: str) -> str:
 
 
 def unknown_tag(name: str, pretrained: str) -> str:
-    """That there are no such weights, and what may have been meant."""
+    """The message for weights that do not exist, with a suggestion."""
     hint = did_you_mean(pretrained, [*open_clip_tags(name), RANDOM])
     return f"open_clip has no weights {pretrained!r} for {name} ({hint}), and there is no such file"
-
-
-def options_as_known(options: Mapping[str, Any]) -> TrainedWith:
-    """The properties of weights that a recipe states."""
-    return TrainedWith(
-        quickgelu=options.get("quickgelu"),
-        mean=tuple(options["mean"]) if options.get("mean") is not None else None,
-        std=tuple(options["std"]) if options.get("std") is not None else None,
-        interpolation=options.get("interpolation"),
-        resize_mode=options.get("resize_mode"),
-    )

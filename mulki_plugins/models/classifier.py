@@ -1,4 +1,4 @@
-"""A CLIP as a task-aware classifier for Avalanche: images against the sentences that name a task's classes."""
+"""A CLIP as a classifier for Avalanche: compares images with the sentences of their task's classes."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from attrs import frozen
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
-from mulki_plugins.models.prompts import HasPrompts, Union, as_prompts, sentences, union_of
+from mulki_plugins.models.text import HasPrompts, Union, as_prompts, sentences, union_of
 
 MASKED = -1e4
-"""The logit of a class that a sample's task has not: no probability in any dtype, and finite in each."""
+"""Logit of classes outside the sample's task: finite in every dtype, zero after softmax."""
 
 Towers = Literal["all", "image", "text"]
 Templates = Literal["first", "all"]
-"""Which sentences stand for a class: its task's first template (the training prompt), or the mean over all templates."""
+"""The sentences of a class: the task's first template (the training prompt), or the mean over all templates."""
 
 
 @frozen(eq=False)
 class Features:
-    """What the last training forward computed, with its graph, so that no plugin encodes the batch again."""
+    """The features of the last training forward, with their graph, so that no plugin encodes the batch again."""
 
     image: Tensor
     """[B, d], unit norm."""
     text: dict[int, Tensor]
-    """For each task in the batch [C, d], unit norm."""
+    """[C, d] for each task in the batch, unit norm."""
     task_labels: Tensor
     """[B]"""
     scale: Tensor
@@ -37,18 +37,20 @@ class Features:
 
 
 class ClipClassifier(MultiTaskModule):
-    """Classifies among the classes of each sample's task; knows nothing of which task is current.
+    """Classifies each sample among the classes of its task; keeps no state about the current task.
 
-    clip: an open_clip model (`encode_image`, `encode_text`, `logit_scale`); it is not copied.
-    tokenizer: texts -> token ids, as `open_clip.get_tokenizer` returns.
-    tasks: class names and templates of each task, task id = position. A stream's tasks, or `Prompts`, one or several.
-    train: which towers learn. The logit scale is frozen always.
+    `templates` selects the sentences of a class: the `first` template, for training, or the renormalised mean over `all`
+    templates, for evaluation (Radford et al., 2021, arXiv 2103.00020, section 3.1.4). `mulki run` sets it; in your own code
+    use `with model.using("all"):`. None, the default, means `all` in evaluation mode without gradients, else `first`: a
+    plugin that calls `eval()` to differentiate the loss gets the training prompt. Text features that need no gradient are
+    cached until a weight they depend on changes.
 
-    `templates` says whose sentences stand for a class: the `first` template's, which is what training uses, or the
-    renormalised mean over `all` templates, which is what evaluation uses (Radford et al., 2021, arXiv 2103.00020, section
-    3.1.4). `mulki run` sets it; `with model.using("all"):` sets it by hand. None, the default, means `all` only in
-    evaluation mode and without gradients: a plugin that calls `eval()` to differentiate the loss sees the training prompt.
-    Text features that need no gradient are computed once and kept until a weight that they depend on changes.
+    Args:
+        clip: An open_clip model (`encode_image`, `encode_text`, `logit_scale`); it is not copied.
+        tokenizer: Texts -> token ids, as returned by `open_clip.get_tokenizer`.
+        tasks: Class names and templates of each task; the task id is the position. A stream's tasks or `Prompts`, one or
+            several.
+        train: The towers that learn. The logit scale is always frozen.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class ClipClassifier(MultiTaskModule):
         self.features: Features | None = None
         self.templates: Templates | None = None
         self.weights_metadata: dict[str, str] = {}
-        """What stands beside the weights in a file of them: what they were trained with."""
+        """The metadata to store with the weights: what they were trained with."""
         self._tokens: dict[tuple[int, bool], Tensor] = {}
         self._cache: dict[tuple[int, Templates, bool], tuple[tuple[int, ...], Tensor]] = {}
         self._unions: dict[tuple[int, ...], Union] = {}
@@ -80,13 +82,13 @@ class ClipClassifier(MultiTaskModule):
         """The factor of the cosines: exp of the frozen logit scale, a scalar."""
         return cast(Tensor, self.clip.logit_scale).detach().exp().squeeze()
 
-    def forward(self, x: Tensor, task_labels: Tensor | int | None = None) -> Tensor | dict[int, Tensor]:  # type: ignore[override]
+    def forward(self, x: Tensor, task_labels: Tensor | int | None = None) -> Tensor | dict[int, Tensor]:
         """Logits over the classes of each sample's task.
 
-        x: [B, 3, H, W]. task_labels: one id, or one for each sample, [B].
-        Returns [B, C], C being the largest number of classes of the tasks in the batch; the places of classes that a
-        sample's task has not are filled with MASKED. Without task labels: the logits of the one task, or, where there are
-        several, a dict of them by task id (what Avalanche asks of a MultiTaskModule).
+        x: [B, 3, H, W]. task_labels: one id, or one per sample, [B].
+        Returns [B, C], C being the largest number of classes of the tasks in the batch; logits of classes outside a sample's
+        task are MASKED. Without task labels: the logits of the only task, or a dict of logits by task id, as Avalanche
+        expects of a MultiTaskModule.
         """
         z = self.encode_image(x)
         if task_labels is None and len(self.prompts) > 1:
@@ -107,15 +109,15 @@ class ClipClassifier(MultiTaskModule):
         return out
 
     def union_logits(self, x: Tensor, tasks: Sequence[int]) -> Tensor:
-        """Logits over the union of the classes of several tasks: [B, size of the union], each class at its place in it."""
+        """Logits [B, C] over the C classes in the union of several tasks."""
         texts = torch.cat([self.text_features(task) for task in tasks])
         return self.logits(self.encode_image(x), texts[self.union(tasks).first])
 
     def union(self, tasks: Sequence[int]) -> Union:
-        """The union of the classes of several tasks, which follow one another in it.
+        """The union of the classes of several tasks, in the order of the tasks.
 
-        Classes of two tasks whose sentences are the same token for token are one: the model is told the same of both, so
-        that an answer for the one is an answer for the other.
+        Classes of two tasks are one if all their sentences tokenise identically: no model could tell them apart, so either
+        answer counts.
         """
         key = tuple(tasks)
         if key not in self._unions:
@@ -123,7 +125,7 @@ class ClipClassifier(MultiTaskModule):
         return self._unions[key]
 
     def _descriptions(self, task: int) -> list[bytes]:
-        """For each class the tokens of all its sentences."""
+        """The tokens of all sentences of each class."""
         classes = len(self.prompts[task].class_names)
         tokens = self._tokenised(task, all_templates=True).cpu()
         return [
@@ -136,7 +138,7 @@ class ClipClassifier(MultiTaskModule):
 
     @contextmanager
     def using(self, templates: Templates | None) -> Iterator[None]:
-        """Answer from these templates for a while; a model without `templates` set is asked as the class says."""
+        """Use these templates within a `with` block; None for the default."""
         before, self.templates = self.templates, templates
         try:
             yield
@@ -145,33 +147,33 @@ class ClipClassifier(MultiTaskModule):
 
     @property
     def templates_in_use(self) -> Templates:
-        """The templates that a forward uses now."""
+        """The templates that a forward would use now."""
         if self.templates is not None:
             return self.templates
         return "first" if self.training or torch.is_grad_enabled() else "all"
 
     def text_features(self, task: int, templates: Templates | None = None) -> Tensor:
-        """Unit-norm features [C, d] of the task's class sentences, kept where they need no gradient.
+        """Unit-norm features [C, d] of the task's class sentences, cached if they need no gradient.
 
-        templates: those in use where it is None.
+        templates: None for `templates_in_use`.
         """
         templates = templates or self.templates_in_use
         every, gradients = templates == "all", torch.is_grad_enabled()
         if gradients and any(p.requires_grad for p in self._text_parameters()):
             return self.encode_text(task, all_templates=every)
         key, version = (task, templates, gradients), self._text_version()
-        kept = self._cache.get(key)
-        if kept is None or kept[0] != version:
+        cached = self._cache.get(key)
+        if cached is None or cached[0] != version:
             texts = self.encode_text(task, all_templates=every)
-            if texts.requires_grad:  # through weights that a plugin keeps outside the model
+            if texts.requires_grad:  # a gradient through weights that a plugin keeps outside the model
                 return texts
-            kept = self._cache[key] = (version, texts)
-        return kept[1]
+            cached = self._cache[key] = (version, texts)
+        return cached[1]
 
     def encode_text(self, task: int, *, all_templates: bool) -> Tensor:
-        """Unit-norm features [C, d], at least in single precision: of the first template, or the mean over all.
+        """Unit-norm features [C, d], at least in single precision: of the first template, or the renormalised mean over all.
 
-        All sentences pass the text tower at once; the mean over templates is normalised again.
+        All sentences pass the text tower at once. IndexError for an unknown task.
         """
         if not 0 <= task < len(self.prompts):
             raise IndexError(f"task {task}: the model knows the tasks 0 to {len(self.prompts) - 1}")
@@ -181,7 +183,7 @@ class ClipClassifier(MultiTaskModule):
         return _unit(t.reshape(-1, classes, t.shape[1]).mean(0)) if len(t) > classes else t
 
     def encode_classes(self, classes: Sequence[tuple[int, int]]) -> Tensor:
-        """Unit-norm features [N, d], at least in single precision, of single classes, each (task, class in the task)."""
+        """Unit-norm features [N, d], at least in single precision, of single classes (task, class), from the first template."""
         tokens = torch.stack([self._tokenised(task, False)[c] for task, c in classes])
         return _unit(self.clip.encode_text(tokens.to(self.clip.logit_scale.device)))
 
@@ -193,33 +195,33 @@ class ClipClassifier(MultiTaskModule):
         return self._tokens[task, all_templates]
 
     def logits(self, z: Tensor, t: Tensor) -> Tensor:
-        """Scaled cosines s·z·tᵀ: [B, d], [C, d] -> [B, C], never in half precision."""
+        """Scaled cosines s·z·tᵀ: [B, d], [C, d] -> [B, C], at least in single precision."""
         with torch.autocast(z.device.type, enabled=False):
             return self.scale.to(z.dtype) * z @ t.T
 
     def _text_parameters(self) -> list[nn.Parameter]:
-        """All that may shape a text: the text tower, and what plugins have added outside the image tower."""
+        """The parameters that text features may depend on: the text tower, and whatever plugins added outside the image tower."""
         return [p for name, p in self.named_parameters() if _tower(name.removeprefix("clip.")) == "text"]
 
     def _text_version(self) -> tuple[int, ...]:
-        """Changes whenever a weight that shapes texts does: where it lies, and how often it was written in place."""
+        """Changes with every weight that text features depend on: its address and its count of in-place writes."""
         buffers = [b for name, b in self.named_buffers() if _tower(name.removeprefix("clip.")) == "text"]
-        shaping = [*self._text_parameters(), *buffers]
-        return tuple(n for t in shaping for n in (t.data_ptr(), t._version, t.requires_grad))
+        tensors = [*self._text_parameters(), *buffers]
+        return tuple(n for t in tensors for n in (t.data_ptr(), t._version, t.requires_grad))
 
     def train(self, mode: bool = True) -> ClipClassifier:
-        self._cache.clear()  # also after writes through `.data`, which count no version
+        self._cache.clear()  # writes through `.data` do not count as a version
         super().train(mode)
-        for part in self.clip.children():  # nor do BatchNorm's statistics move in a tower that does not learn
+        for part in self.clip.children():  # keep BatchNorm's statistics in a frozen tower
             if not any(p.requires_grad for p in part.parameters()):
                 part.eval()
         return self
 
     def adaptation(self, experience: Any) -> None:
-        """Nothing: class names are known from the start, so that nested evaluation and replay cannot disturb it."""
+        """Do nothing: all class names are known from the start, so nested evaluation and replay cannot interfere."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what a forward left behind, which cannot be copied while it has a graph."""
+        """The state without features and caches: tensors with a graph cannot be copied."""
         return {**self.__dict__, "features": None, "_cache": {}}
 
 
@@ -228,7 +230,7 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def _tower(name: str) -> str:
-    """To which part of an open_clip model a parameter belongs."""
+    """The part of an open_clip model that a parameter belongs to: `image`, `text` or `scale`."""
     if name.startswith(("logit_scale", "logit_bias")):
         return "scale"
     return "image" if name.startswith("visual.") else "text"

@@ -87,6 +87,12 @@ def _register_stages(register: Register) -> None:
         requires=["teachers"],
     )
     register.plugin(
+        "recalling",
+        "mulki_plugins.stages.recalling:Recalling",
+        summary="distils the relations of earlier tasks' classes to the prototypes from each teacher, without their images",
+        requires=["teachers"],
+    )
+    register.plugin(
         "distinguishing",
         "mulki_plugins.stages.distinguishing:Distinguishing",
         summary="stage 3: weighs the two teachers for each sample",

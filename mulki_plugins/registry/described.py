@@ -18,8 +18,12 @@ _PLUGINS: dict[str, dict[str, str]] = {
         "temperature": "T of the softened relations; the divergence is multiplied by T²",
         "relations": "factor of each relation; null for all four with 1, one that is not named has 0",
         "classes": "prototypes of the sample's own task, or of all classes seen so far",
-        "earlier": "factor of each relation from sentences of earlier tasks' classes; null for none",
-        "earlier_classes": "how many of those sentences a step, drawn from all earlier tasks",
+    },
+    "recalling": {
+        "weight": "factor of the loss",
+        "temperature": "T of the softened relations; the divergence is multiplied by T²",
+        "relations": "factor of each relation; null for text_to_image alone, one that is not named has 0",
+        "count": "classes drawn from all earlier tasks in each step",
     },
     "distinguishing": {
         "score": "how unsure a teacher is: of the true label (likelihood), of its prediction (entropy), or by its margin",

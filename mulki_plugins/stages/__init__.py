@@ -1,4 +1,4 @@
-"""MulKI's stages as Avalanche plugins; each works in any strategy. Loaded when they are used, since they bring torch."""
+"""MulKI's stages as Avalanche plugins for any strategy. They are imported on first use, because they import torch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from mulki_plugins.stages.connecting import Connecting
     from mulki_plugins.stages.distinguishing import Distinguishing
     from mulki_plugins.stages.eliciting import Eliciting
+    from mulki_plugins.stages.recalling import Recalling
     from mulki_plugins.stages.teachers import Teachers
 
-__all__ = ["Adding", "Connecting", "Distinguishing", "Eliciting", "Teachers"]
+__all__ = ["Adding", "Connecting", "Distinguishing", "Eliciting", "Recalling", "Teachers"]
 
 __getattr__ = from_modules(__name__, {name: name.lower() for name in __all__})

@@ -8,22 +8,27 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
-from mulki_plugins.models.classifier import ClipClassifier
-from mulki_plugins.stages.importance import RunningMean, interpolation_shares, rescaled, sensitivity, squared_gradient
+from mulki_plugins.stages.importance import Importance, RunningMean
+from mulki_plugins.stages.protocols import Strategy, learning_weights
 from mulki_plugins.types import Count, Fraction, checked
 
 
 class Connecting(SupervisedPlugin):
-    """Sets the weights at a task's end to (1 − inter)·θ̄ + inter·θ_start.
+    """Stage 4: averages the weights within a task and interpolates with the weights before it.
 
-    θ̄ is the mean of the weights after every `every` steps of this task (null, or a task of fewer steps: the last weights
-    themselves; start: with θ_start as one of them), θ_start the weights before it. Only weights that learn are touched:
-    buffers, such as BatchNorm's, stay as training left them.
+    θ ← (1 − inter)·θ̄ + inter·θ_start at a task's end, θ̄ being the mean of the weights after every `every` steps of the task
+    and θ_start the weights before it. A task shorter than `every` steps has its last weights as θ̄. Only weights that learn
+    are touched: buffers, such as BatchNorm's, stay as training left them.
     Weight averaging: Izmailov et al., 2018, arXiv 1803.05407; interpolation: Wortsman et al., 2022, arXiv 2109.01903.
-    importance: interpolate each weight by how much it matters, see `interpolation_shares`: to the tasks before, by the mean
-    of their squared gradients, with the pre-trained model as the first of them, by how much its features depend on it (of a
-    ClipClassifier; with another model the first task's weights are interpolated alike).
+
+    Args:
+        every: Steps between two snapshots of the running mean; null for the last weights alone.
+        inter: Share of the weights from before the task.
+        start: Include the weights at the task's start in the mean.
+        importance: Interpolate each weight by how much it matters to the tasks before and to this one, see `Importance`.
     """
+
+    paper = "arXiv 2411.06764"
 
     @checked
     def __init__(
@@ -33,59 +38,54 @@ class Connecting(SupervisedPlugin):
         self.every = every
         self.inter = inter
         self.start = start
-        self.importance = importance
+        self.importance = Importance() if importance else None
         self._start: dict[str, Tensor] = {}
-        self._running = RunningMean()
-        self._now = RunningMean()
-        """Squared gradients of this task's steps."""
-        self._before = RunningMean()
-        """The same, over the tasks before: as large as the weights, however many tasks there were."""
-        self._pretrained: dict[str, Tensor] = {}
+        self._mean = RunningMean()
+
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
+        self._start = {n: p.detach().clone() for n, p in learning_weights(strategy.model).items()}
+        self._mean = RunningMean()
+        if self.start:
+            self._mean.add(self._start)
+        if self.importance:
+            self.importance.begin_task(strategy.model, list(self._start), strategy.adapted_dataset)
+
+    def before_update(self, strategy: Strategy, **kwargs: Any) -> None:
+        if self.importance:
+            self.importance.add_gradients(self._learning(strategy))
+
+    def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
+        if self.every and (strategy.clock.train_exp_iterations + 1) % self.every == 0:
+            self._mean.add(self._learning(strategy))
+
+    @torch.no_grad()
+    def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
+        if self._mean.count == int(self.start):  # fewer steps than `every`, or no mean requested
+            self._mean.add(self._learning(strategy))
+        if self.importance:
+            self.importance.end_steps()
+        for name, p in self._learning(strategy).items():
+            a = self.importance.share(name, self.inter) if self.importance else self.inter
+            p.copy_(torch.lerp(self._mean.mean[name], self._start[name], torch.as_tensor(a).to(p)))
+        if self.importance:
+            self.importance.end_task()
+        self._start, self._mean = {}, RunningMean()
 
     def state_dict(self) -> dict[str, Any]:
-        """The means so far; the weights before the task are those with which it begins."""
+        """The means so far; θ_start is restored from the weights before the task."""
+        importance = self.importance or Importance()
         return {
-            "running": self._running.state_dict(),
-            "now": self._now.state_dict(),
-            "before": self._before.state_dict(),
+            "running": self._mean.state_dict(),
+            "now": importance.now.state_dict(),
+            "before": importance.before.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._running, self._now, self._before = (RunningMean.of(state[name]) for name in ("running", "now", "before"))
-
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._start = {n: p.detach().clone() for n, p in strategy.model.named_parameters() if p.requires_grad}
-        self._running = RunningMean()
-        self._now = RunningMean()
-        if self.start:
-            self._running.add(self._start)
-        model = getattr(strategy.model, "module", strategy.model)
-        if self.importance and not self._before.count and isinstance(model, ClipClassifier):
-            learning = {n: p for n, p in strategy.model.named_parameters() if n in self._start}
-            self._pretrained = sensitivity(model, learning, strategy.adapted_dataset)
-
-    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+        self._mean = RunningMean.from_state(state["running"])
         if self.importance:
-            weights = {n: p for n, p in strategy.model.named_parameters() if n in self._start}
-            self._now.add({n: squared_gradient(p) for n, p in weights.items()})
+            self.importance.now = RunningMean.from_state(state["now"])
+            self.importance.before = RunningMean.from_state(state["before"])
 
-    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        if self.every and (strategy.clock.train_exp_iterations + 1) % self.every == 0:
-            self._running.add({n: p for n, p in strategy.model.named_parameters() if n in self._start})
-
-    @torch.no_grad()
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        if self._running.count == int(self.start):  # fewer steps than `every`, or no mean asked for
-            self._running.add({n: p for n, p in strategy.model.named_parameters() if n in self._start})
-        if self._pretrained:
-            self._before.add(rescaled(self._pretrained, self._now.mean))
-            self._pretrained = {}
-        for name, p in strategy.model.named_parameters():
-            if name in self._start:
-                share = torch.tensor(self.inter).to(p)
-                if name in self._before.mean:
-                    share = interpolation_shares(self._before.mean[name], self._now.mean[name], self.inter)
-                p.copy_(torch.lerp(self._running.mean[name], self._start[name], share))
-        if self.importance:
-            self._before.add(self._now.mean)
-        self._start, self._running, self._now = {}, RunningMean(), RunningMean()
+    def _learning(self, strategy: Strategy) -> dict[str, Tensor]:
+        """The weights that learned at the task's start, as they are now."""
+        return {n: p for n, p in strategy.model.named_parameters() if n in self._start}

@@ -8,18 +8,26 @@ import torch
 from torch import Tensor
 
 from mulki_plugins.losses import Score, teacher_scores, teacher_weights
-from mulki_plugins.stages.stage import Stage
+from mulki_plugins.stages.stage import Stage, Strategy
 from mulki_plugins.stages.teachers import Rows, Teachers
 from mulki_plugins.types import Positive, checked
 
 
 class Distinguishing(Stage):
-    """Gives each teacher the share w^m ∝ exp(−ℓ^m/temperature), with ℓ^m how unsure it is of the sample.
+    """Stage 3: weighs the two teachers for each sample.
 
-    score: `likelihood` (its cross-entropy on the true class), `entropy` (of its prediction) or `margin` (how far the best
-    wrong class is ahead of the true one). It adds no loss: the stages that distil ask the Teachers for the shares. Of an
-    earlier task's class, the sample is its sentence, and what is to be found its visual prototype.
+    w^m ∝ exp(−ℓ^m/κ), Σ_m w^m = 1, ℓ^m being how unsure teacher m is of the sample. It adds no loss: it gives its weights
+    to the Teachers, and the stages that distil ask those. For a class of an earlier task the sample is its sentence and the
+    target its visual prototype.
+
+    Args:
+        score: ℓ: the cross-entropy on the true class (`likelihood`), the entropy of the prediction (`entropy`), or how far
+            the best wrong class is ahead of the true one (`margin`).
+        temperature: κ: the larger, the more equal the weights.
     """
+
+    requires = ("teachers",)
+    paper = "arXiv 2411.06764"
 
     @checked
     def __init__(self, *, score: Score = "likelihood", temperature: Positive = 1.0) -> None:
@@ -27,23 +35,22 @@ class Distinguishing(Stage):
         self.score = score
         self.temperature = temperature
         self._shares: dict[str, list[tuple[Tensor, int]]] = {}
-        """What the initial teacher was given in this step: mean share and number of rows of each part, by tag."""
+        """The initial teacher's mean weight and the number of rows of each part of this step, by tag."""
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         self._shares = {}
         Teachers.of(strategy, self).weigh = self.weigh
 
-    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
-        for tag, parts in self._shares.items():  # one value each, also where a batch was taken apart by task
-            rows = sum(n for _, n in parts)
-            self.log(strategy, tag, torch.stack([share * (n / rows) for share, n in parts]).sum())
-        self._shares = {}
-
     def weigh(self, logits: list[Tensor], targets: Tensor, rows: Rows) -> Tensor:
-        """The share [M, B] of each teacher, whose logits are [B, C]; the first is the pre-trained model."""
-        shares = teacher_weights([teacher_scores(each, targets, self.score) for each in logits], self.temperature)
-        of = "" if rows == "samples" else f"_of_{rows}"
+        """w [M, N] from each teacher's logits [N, C]; the first teacher is the pre-trained model."""
+        weights = teacher_weights([teacher_scores(each, targets, self.score) for each in logits], self.temperature)
         if len(targets):
-            parts = self._shares.setdefault(f"train/share/initial{of}", [])
-            parts.append((shares[0].detach().mean(), len(targets)))
-        return shares
+            tag = "train/share/initial" + ("" if rows == "samples" else f"_of_{rows}")
+            self._shares.setdefault(tag, []).append((weights[0].detach().mean(), len(targets)))
+        return weights
+
+    def after_backward(self, strategy: Strategy, **kwargs: Any) -> None:
+        for tag, parts in self._shares.items():  # one value per tag, even if the batch was split by task
+            rows = sum(n for _, n in parts)
+            self.log(strategy, tag, torch.stack([mean * (n / rows) for mean, n in parts]).sum())
+        self._shares = {}

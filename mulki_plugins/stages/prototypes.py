@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,46 +12,54 @@ from torch.utils.data import DataLoader
 
 from mulki_plugins.losses import class_sums
 from mulki_plugins.models.classifier import ClipClassifier
+from mulki_plugins.stages.protocols import Dataset
 
 
-def tasks_of(dataset: Any) -> set[int]:
-    """The task labels that occur in an Avalanche data set; 0 where it has none."""
-    labels = getattr(dataset, "targets_task_labels", None)
-    return {0} if labels is None else {int(task) for task in labels.uniques}
+def evaluation_batches(
+    dataset: Dataset, batch_size: int = 256, *, workers: int = 0, generator: torch.Generator | None = None
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batches of an Avalanche data set through its evaluation transform: images [B, 3, H, W], classes [B], task labels [B].
+
+    In order, or shuffled if there is a generator. The task labels are 0 if the data set has none.
+    """
+    images: Any = dataset.eval()  # Avalanche's data sets are not torch's by type
+    loader: DataLoader[Any] = DataLoader(
+        images, batch_size=batch_size, num_workers=workers, shuffle=generator is not None, generator=generator
+    )
+    for batch in loader:
+        x, y = batch[0], batch[1]
+        yield x, y, batch[-1] if len(batch) > 2 else torch.zeros_like(y)
 
 
 @torch.no_grad()
 def visual_prototypes(
-    models: Sequence[ClipClassifier], dataset: Any, tasks: set[int], *, batch_size: int = 256, num_workers: int = 0,
+    models: Sequence[ClipClassifier], dataset: Dataset, tasks: set[int], *, batch_size: int = 256, num_workers: int = 0,
     after_batch: Callable[[], None] | None = None,
 ) -> list[dict[int, Tensor]]:  # fmt: skip
-    """P: the unit-norm mean of each class's image features over a training set, seen through the evaluation transform.
+    """P_c = unit(Σ z over the images of class c): unit-norm class means over a training set, through the evaluation transform.
 
-    dataset: an Avalanche data set with (image, class, task label) or (image, class); it is read once for all models.
-    after_batch: called after each batch of it; what it raises ends the reading.
-    Returns for each model and each of the tasks [C, d]; a class without an image has the prototype of its text, since
-    something must stand in its place.
+    The data set is read once for all models. after_batch: called after each batch; what it raises ends the reading.
+    Returns for each model the prototypes [C, d] by task. A class without images gets its text feature as prototype, the
+    mean over all templates.
     """
     texts = [{task: model.text_features(task, "all").float() for task in tasks} for model in models]
-    sums = [{task: torch.zeros_like(t) for task, t in each.items()} for each in texts]
+    sums = [{task: torch.zeros_like(t) for task, t in by_task.items()} for by_task in texts]
     counts = {task: torch.zeros(len(t), dtype=torch.long) for task, t in texts[0].items()}
-    for batch in DataLoader(dataset.eval(), batch_size=batch_size, num_workers=num_workers):
-        x, y = batch[0], batch[1]
-        labels = batch[-1] if len(batch) > 2 else torch.zeros_like(y)
-        for i, model in enumerate(models):
+    for x, y, labels in evaluation_batches(dataset, batch_size, workers=num_workers):
+        for model, by_task in zip(models, sums, strict=True):
             device, dtype = model.scale.device, next(model.clip.visual.parameters()).dtype
             z = model.encode_image(x.to(device, dtype)).float()
-            for task in tasks:
+            for task, total in by_task.items():
                 mine = labels == task
-                sums[i][task] += class_sums(z[mine.to(device)], y[mine].to(device), len(texts[i][task]))
-        for task in tasks:
-            counts[task] += torch.bincount(y[labels == task], minlength=len(counts[task]))
+                total += class_sums(z[mine.to(device)], y[mine].to(device), len(total))
+        for task, count in counts.items():
+            count += torch.bincount(y[labels == task], minlength=len(count))
         if after_batch is not None:
             after_batch()
     return [
         {
-            task: torch.where((counts[task] > 0).to(t.device)[:, None], F.normalize(sums[i][task], dim=1), t)
-            for task, t in each.items()
+            task: torch.where((counts[task] > 0).to(t.device)[:, None], F.normalize(total[task], dim=1), t)
+            for task, t in by_task.items()
         }
-        for i, each in enumerate(texts)
+        for by_task, total in zip(texts, sums, strict=True)
     ]

@@ -1,70 +1,118 @@
-"""What the stages share: how a loss joins the step's loss, and how a value is logged."""
+"""The base of the stages: splits the batch by task, weighs each part by its share, adds the term and logs it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
+from attrs import frozen
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
-from mulki_plugins.models.classifier import ClipClassifier, Features
+from mulki_plugins.stages.protocols import (
+    Strategy,
+    autocast_of,
+    by_task,
+    classifier_of,
+    features_of,
+    learning_weights,
+    tasks_of,
+)
+from mulki_plugins.stages.teachers import Teachers
+
+__all__ = [
+    "Part", "Stage", "Strategy", "autocast_of", "by_task", "classifier_of", "features_of", "learning_weights", "tasks_of",
+]  # fmt: skip
+
+
+@frozen(eq=False)
+class Part:
+    """The samples of one task in the batch, and the student's features of them."""
+
+    task: int
+    z: Tensor
+    """Image features [B, d], unit norm, B being the number of samples of this task."""
+    t: Tensor
+    """Text features [C, d] of the task's classes, unit norm."""
+    y: Tensor
+    """Classes [B]."""
+    s: Tensor
+    """The logit scale, a scalar."""
+    rows: Tensor
+    """The samples' rows in the batch [B]."""
+    share: float
+    """The part's share of the batch, in 0..1."""
+    strategy: Strategy
+    stage: object
+
+    @property
+    def teachers(self) -> Teachers:
+        """The strategy's teachers. RuntimeError if it has none."""
+        return Teachers.of(self.strategy, self.stage)
 
 
 class Stage(SupervisedPlugin):
-    """An Avalanche plugin that adds a loss of its own in `after_forward`."""
+    """An Avalanche plugin that adds a term to the loss of each step.
 
-    def add_loss(self, strategy: Any, term: str, loss: Tensor, weight: float = 1.0) -> None:
-        """Add weight·loss to the loss of this step and log it as `train/loss/<term>` (with its weight)."""
+    A subclass defines `loss(part)`, the mean over the samples of one task. A term that is not a mean over the samples of
+    the batch overrides `after_forward` instead and calls `add_loss`.
+    """
+
+    term = ""
+    """The term's name in the logs; by default the class's name in lower case."""
+    weight: float = 1.0
+    """Factor of the term."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.term = cls.term or cls.__name__.lower()
+
+    def loss(self, part: Part) -> Tensor:
+        """The term for the samples of one task, a scalar."""
+        raise NotImplementedError
+
+    def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
+        """loss ← loss + weight·Σ over the tasks k in the batch of (B_k / B)·loss(part k)."""
+        if type(self).loss is Stage.loss:  # a stage without a term
+            return
+        features = features_of(strategy, self)
+        total = features.image.new_zeros(())
+        for part in self.parts(strategy):
+            total = total + part.share * self.loss(part)
+        self.add_loss(strategy, self.term, total, self.weight)
+
+    def parts(self, strategy: Strategy) -> list[Part]:
+        """The batch, split by task."""
+        features = features_of(strategy, self)
+        return [
+            Part(
+                task=task,
+                z=features.image[rows],
+                t=features.text[task],
+                y=strategy.mb_y[rows],
+                s=features.scale,
+                rows=rows,
+                share=len(rows) / len(features.image),
+                strategy=strategy,
+                stage=self,
+            )
+            for task, rows in by_task(features)
+        ]
+
+    def add_loss(self, strategy: Strategy, term: str, loss: Tensor, weight: float = 1.0) -> None:
+        """Add weight·loss to the loss of this step and log it as `train/loss/<term>`, including its weight."""
         strategy.loss = strategy.loss + weight * loss
         self.log(strategy, f"train/loss/{term}", weight * loss)
 
-    def log(self, strategy: Any, tag: str, value: Tensor | float, weight: float = 1.0) -> None:
-        """Hand a value to whatever loggers the strategy has, at the number of training iterations so far.
+    def log(self, strategy: Strategy, tag: str, value: Tensor | float, weight: float = 1.0) -> None:
+        """Hand a value to the strategy's loggers, at the current number of training iterations.
 
-        In MulKI's own training a tag is logged once per step: of several values the sum, for terms of the loss, or else
-        their mean by `weight`.
+        MulKI's own training logs each tag once per step: the sum of its values if they are terms of the loss, else their
+        mean by `weight`.
         """
         number = value.detach() if isinstance(value, Tensor) else value
-        if hasattr(strategy, "publish"):
-            strategy.publish(tag, number, "sum" if tag.startswith("train/loss/") else "mean", weight)
+        publish = getattr(strategy, "publish", None)
+        if publish is not None:
+            publish(tag, number, "sum" if tag.startswith("train/loss/") else "mean", weight)
             return
-        at = strategy.clock.train_iterations
-        strategy.evaluator.publish_metric_value(MetricValue(self, tag, number, at))  # type: ignore[arg-type]
-
-
-def features_of(strategy: Any, plugin: object) -> Features:
-    """What the model computed in this step's forward. TypeError where the model is not a ClipClassifier."""
-    features = classifier_of(strategy, plugin).features
-    if features is None:
-        raise RuntimeError(f"{type(plugin).__name__}: no training forward has been made yet")
-    return features
-
-
-def classifier_of(strategy: Any, plugin: object) -> ClipClassifier:
-    """The strategy's model, unwrapped from DistributedDataParallel."""
-    model = getattr(strategy.model, "module", strategy.model)
-    if not isinstance(model, ClipClassifier):
-        raise TypeError(
-            f"{type(plugin).__name__} works on the features of a mulki_plugins.models.ClipClassifier, "
-            f"the strategy's model is a {type(model).__name__}"
-        )
-    return model
-
-
-def autocast_of(strategy: Any) -> AbstractContextManager[Any]:
-    """The precision in which the strategy forwards the model, where it says one."""
-    return strategy.autocast() if hasattr(strategy, "autocast") else nullcontext()
-
-
-def by_task(features: Features) -> Iterator[tuple[int, Tensor]]:
-    """Each task of the batch with the rows of its samples; one task in the ordinary case, several with replay."""
-    if len(features.text) == 1:
-        [task] = features.text
-        yield task, torch.arange(len(features.image), device=features.image.device)
-        return
-    for task in features.text:
-        yield task, (features.task_labels == task).nonzero()[:, 0]
+        strategy.evaluator.publish_metric_value(MetricValue(self, tag, number, strategy.clock.train_iterations))

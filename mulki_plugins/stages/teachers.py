@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from attrs import define, field, frozen
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
-from mulki_plugins.models.classifier import ClipClassifier, Features
-from mulki_plugins.stages.prototypes import tasks_of, visual_prototypes
-from mulki_plugins.stages.stage import classifier_of
+from mulki_plugins.models.classifier import ClipClassifier
+from mulki_plugins.stages.protocols import Strategy, classifier_of, tasks_of
+from mulki_plugins.stages.prototypes import visual_prototypes
 from mulki_plugins.types import checked
+
+if TYPE_CHECKING:
+    from mulki_plugins.stages.stage import Part
 
 Rows = Literal["samples", "classes"]
 Weigh = Callable[[list[Tensor], Tensor, Rows], Tensor]
-"""(logits [B, C] of each teacher, targets [B], what the rows are) -> the share of each teacher for each row [M, B]."""
+"""(logits [N, C] of each teacher, targets [N], what the N rows are) -> the weights [M, N] of the M teachers."""
 
 
 @define(eq=False)
 class Teacher:
-    """A frozen model, and what does not change while it teaches one task: its texts and its prototypes."""
+    """A frozen model with its prototypes and the text features of its classes."""
 
     model: ClipClassifier
     forwards: int = 0
-    """How often it has encoded a batch, for those who count."""
+    """The number of image batches it has encoded."""
     prototypes: dict[int, Tensor] = field(factory=dict)
-    """By task [C, d]."""
+    """P [C, d] by task."""
     texts: dict[int, Tensor] = field(factory=dict)
-    """By task [C, d], of the training prompt."""
+    """t [C, d] by task, from the training prompt."""
 
     @torch.no_grad()
     def images(self, x: Tensor) -> Tensor:
@@ -52,27 +55,33 @@ class Teacher:
 
 @frozen(eq=False)
 class View:
-    """What one teacher says of the samples of one task in the batch."""
+    """One teacher's features of the samples of one task, and what they are compared with."""
 
     image: Tensor
-    """[B, d]"""
+    """z^m [B, d]"""
     text: Tensor
-    """[C, d]"""
+    """t^m [C, d]"""
     anchors: Tensor
-    """Texts [A, d]: the task's own C, and after them those of the other tasks that were asked for."""
+    """Textual prototypes [A, d]: t^m of the task's own C classes, then of those of other tasks, if requested."""
     prototypes: Tensor
-    """Visual prototypes of the same classes [A, d]; empty where they were not asked for."""
+    """Visual prototypes P^m [A, d] of the same classes; empty if not requested."""
 
 
 class Teachers(SupervisedPlugin):
-    """Holds the teachers, outside the model, so that neither the optimizer nor `.train()` reaches them.
+    """Holds the pre-trained model and the model before this task, frozen, and forwards each once per step.
 
-    `initial` is the model as it is before the first task; `previous` the model before the current task. On the first task
-    the two share one model, which is forwarded once; each has prototypes of its own. Each model is forwarded once per step,
-    however many plugins ask, and only if one does. half: keep them in half precision; `auto` does where the device is a GPU.
-    Visual prototypes are computed on first request, once per task, over the task's training set with the evaluation
-    transform; those of earlier tasks are kept, as the texts of their classes are (d numbers a class each), nothing else.
+    `initial` is the model before the first task, `previous` the model before the current one. On the first task the two
+    share one model, but each has its own prototypes. They are not submodules of the model, so neither the optimizer nor
+    `.train()` reaches them. A model is forwarded at most once per step, however many plugins ask for its features.
+    Visual prototypes are computed on request, once per task, over its training set. Of earlier tasks only prototypes and
+    text features are kept, d numbers each per class.
+
+    Args:
+        half: Keep the teachers in half precision; `auto` does so on a GPU.
+        use: The teachers that teach: the pre-trained model (`initial`), the model before the task (`previous`), or both.
     """
+
+    paper = "arXiv 2411.06764"
 
     @checked
     def __init__(
@@ -84,6 +93,7 @@ class Teachers(SupervisedPlugin):
         self.initial: Teacher | None = None
         self.previous: Teacher | None = None
         self.weigh: Weigh | None = None
+        """Set by a plugin that weighs the teachers."""
         self.seen: set[int] = set()
         """Tasks whose training has begun."""
         self._batch: Any = None
@@ -91,140 +101,138 @@ class Teachers(SupervisedPlugin):
         self._workers = 0
 
     @staticmethod
-    def of(strategy: Any, plugin: object) -> Teachers:
-        """The strategy's Teachers. RuntimeError where it has none."""
+    def of(strategy: Strategy, plugin: object) -> Teachers:
+        """The strategy's Teachers. RuntimeError if it has none; `plugin` is the one that needs them."""
         for candidate in strategy.plugins:
             if isinstance(candidate, Teachers):
                 return candidate
         raise RuntimeError(f"{type(plugin).__name__} needs the plugin Teachers before it in the strategy's plugins")
 
-    def state_dict(self) -> dict[str, Any]:
-        """The prototypes of earlier tasks; the models are the pre-trained one and that before the task."""
-        if self.initial is None or self.previous is None:
-            return {"seen": [], "initial": {}, "previous": {}}
-        known = {"initial": dict(self.initial.prototypes), "previous": dict(self.previous.prototypes)}
-        return {"seen": sorted(self.seen), **known}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Called when `before_training` has noted the pre-trained model."""
-        if self.initial is None:
-            raise RuntimeError("Teachers: before_training comes first, with the pre-trained model in the strategy")
-        self.seen = set(state["seen"])
-        self.initial.prototypes = dict(state["initial"])
-        if self.previous is None:
-            self.previous = self._like_initial()
-        self.previous.prototypes = dict(state["previous"])
-
-    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training(self, strategy: Strategy, **kwargs: Any) -> None:
         if self.initial is None:
             self.initial = self._frozen(classifier_of(strategy, self))
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         assert self.initial is not None
         if not self.seen:
             self.previous = self._like_initial()
         else:
-            known = self.previous.prototypes if self.previous else {}
+            prototypes = dict(self.previous.prototypes) if self.previous else {}
             self.previous = self._frozen(classifier_of(strategy, self))
-            self.previous.prototypes = dict(known)
-        for teacher in (self.initial, self.previous):  # a task that comes again may bring other images
-            for task in tasks_of(strategy.adapted_dataset):
+            self.previous.prototypes = prototypes
+        tasks = tasks_of(strategy.adapted_dataset)
+        for teacher in (self.initial, self.previous):  # a repeated task may bring other images
+            for task in tasks:
                 teacher.prototypes.pop(task, None)
-        self.seen |= tasks_of(strategy.adapted_dataset)
+        self.seen |= tasks
         self._batch = None
         self._workers = int(kwargs.get("num_workers") or 0)
 
-    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+    def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         self._batch, self._images = None, []
 
     @property
     def active(self) -> list[Teacher]:
-        """The teachers of the current task: one on the first task, else those that `use` names."""
+        """The teachers of the current task: one on the first task, then those selected by `use`."""
         if self.initial is None or self.previous is None:
             raise RuntimeError("Teachers: there are none before the first task's training has begun")
         if self.use == "initial" or self.initial.model is self.previous.model:
             return [self.initial]
         return [self.previous] if self.use == "previous" else [self.initial, self.previous]
 
-    def images(self, strategy: Any) -> list[Tensor]:
-        """Each active teacher's features [B, d] of the strategy's current batch, encoded once per step."""
+    def images(self, strategy: Strategy) -> list[Tensor]:
+        """Each active teacher's features [B, d] of the current batch, encoded once per step."""
         if self._batch is not strategy.mbatch:
             self._images = [teacher.images(strategy.mb_x) for teacher in self.active]
             self._batch = strategy.mbatch
         return self._images
 
-    def views(
-        self, strategy: Any, features: Features, task: int, rows: Tensor, *, seen: bool = False, visual: bool = True
-    ) -> list[View]:
-        """What each active teacher says of these rows of the batch, in the dtype of the student's features.
+    def views(self, part: Part, *, seen: bool = False, visual: bool = True) -> list[View]:
+        """Each active teacher's view of the part, in the dtype of the student's features.
 
-        seen: with the classes of every other task that has been learned among anchors and prototypes. visual: with
-        visual prototypes; those of an earlier task are as the teachers of that time saw its images.
+        seen: add the classes of all other tasks learned so far to anchors and prototypes. visual: with visual prototypes.
         """
-        dtype = features.image.dtype
-        tasks = [task, *sorted(self.seen - {task})] if seen else [task]
-        found = []
+        dtype, strategy = part.z.dtype, part.strategy
+        tasks = [part.task, *sorted(self.seen - {part.task})] if seen else [part.task]
+        views = []
         for teacher, z in zip(self.active, self.images(strategy), strict=True):
-            texts = [teacher.text(each).to(dtype) for each in tasks]
-            prototypes = [self.prototypes(strategy, teacher, each) for each in tasks] if visual else []
-            found.append(
+            texts = [teacher.text(task).to(dtype) for task in tasks]
+            prototypes = [self.prototypes(strategy, teacher, task) for task in tasks] if visual else []
+            views.append(
                 View(
-                    image=z[rows].to(dtype),
+                    image=z[part.rows].to(dtype),
                     text=texts[0],
                     anchors=torch.cat(texts),
                     prototypes=torch.cat(prototypes).to(dtype) if visual else z.new_zeros(0),
                 )
             )
-        return found
+        return views
 
-    def class_views(self, strategy: Any, tasks: list[int], places: Tensor) -> list[View]:
-        """What each active teacher says of single classes of these tasks, by their places among all of those classes.
+    def class_views(self, strategy: Strategy, tasks: list[int], indices: Tensor) -> list[View]:
+        """Each active teacher's view of single classes, without images.
 
-        Without images. The prototypes are the previous teacher's for each of them, so that they are asked the same.
+        indices: [N], among the concatenated classes of `tasks`. All teachers are compared with the previous teacher's
+        prototypes, so that they answer the same question.
         """
         assert self.previous is not None
         prototypes = torch.cat([self.prototypes(strategy, self.previous, task) for task in tasks])
-        found = []
+        views = []
         for teacher in self.active:
             anchors = torch.cat([teacher.text(task).to(prototypes) for task in tasks])
-            nothing = anchors.new_zeros(0)
-            found.append(View(image=nothing, text=anchors[places], anchors=anchors, prototypes=prototypes))
-        return found
+            views.append(View(anchors.new_zeros(0), text=anchors[indices], anchors=anchors, prototypes=prototypes))
+        return views
 
-    def prototypes(self, strategy: Any, teacher: Teacher, task: int) -> Tensor:
-        """The teacher's visual prototypes [C, d] of a task; earlier tasks' stay as that task left them."""
+    def prototypes(self, strategy: Strategy, teacher: Teacher, task: int) -> Tensor:
+        """The teacher's visual prototypes [C, d] of a task, computed on first request; those of earlier tasks are kept."""
         if task not in teacher.prototypes:
             dataset = strategy.adapted_dataset
-            tasks = tasks_of(dataset) | {task}
-            stoppable = getattr(strategy, "between_batches", None)  # not every Avalanche strategy has it
-            [found] = visual_prototypes(
-                [teacher.model], dataset, tasks, num_workers=self._workers, after_batch=stoppable
+            stoppable = getattr(strategy, "between_batches", None)  # MulKI's own training only
+            [computed] = visual_prototypes(
+                [teacher.model], dataset, tasks_of(dataset) | {task}, num_workers=self._workers, after_batch=stoppable
             )
             for other in (
                 teacher,
                 self.initial,
                 self.previous,
-            ):  # on the first task both, from one reading of the images
+            ):  # both, if they share a model: the images are read once
                 if other is not None and other.model is teacher.model:
-                    other.prototypes = {each: p.clone() for each, p in found.items()} | other.prototypes
+                    other.prototypes = {each: p.clone() for each, p in computed.items()} | other.prototypes
         return teacher.prototypes[task]
 
     def weights(self, logits: list[Tensor], targets: Tensor, rows: Rows = "samples") -> Tensor:
-        """The share of each teacher for each row, [M, B]: uniform unless a plugin set `weigh`."""
+        """The weight of each of M teachers for each row, [M, N]: uniform unless a plugin has set `weigh`."""
         if self.weigh is None or len(logits) == 1:
             return logits[0].new_full((len(logits), len(targets)), 1 / len(logits))
         return self.weigh(logits, targets, rows)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The prototypes; the models are restored from the pre-trained weights and those before the task."""
+        if self.initial is None or self.previous is None:
+            return {"seen": [], "initial": {}, "previous": {}}
+        return {
+            "seen": sorted(self.seen),
+            "initial": dict(self.initial.prototypes),
+            "previous": dict(self.previous.prototypes),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the prototypes, after `before_training` has copied the pre-trained model."""
+        if self.initial is None:
+            raise RuntimeError("Teachers: call before_training first, with the pre-trained model in the strategy")
+        self.seen = set(state["seen"])
+        self.initial.prototypes = dict(state["initial"])
+        if self.previous is None:
+            self.previous = self._like_initial()
+        self.previous.prototypes = dict(state["previous"])
+
     def _like_initial(self) -> Teacher:
-        """A teacher that shares the pre-trained model and its texts, and has no prototypes yet."""
+        """A teacher with the pre-trained model and its text features, but its own prototypes."""
         assert self.initial is not None
         return Teacher(self.initial.model, texts=self.initial.texts)
 
     def _frozen(self, model: ClipClassifier) -> Teacher:
         teacher = copy.deepcopy(model).eval().requires_grad_(False)
-        teacher.templates = (
-            "first"  # it teaches in the training prompt, whatever the model was doing when it was copied
-        )
+        teacher.templates = "first"  # teachers use the training prompt, whatever the model was doing when it was copied
         device = teacher.scale.device
         if self.half == "always" or (self.half == "auto" and device.type == "cuda"):
             teacher.to(torch.float16 if device.type == "cuda" else torch.bfloat16)

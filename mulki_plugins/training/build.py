@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mulki_plugins.errors import MulkiError, describe_error, did_you_mean
 from mulki_plugins.models.classifier import ClipClassifier
-from mulki_plugins.models.context import check_sentences, reader_of
 from mulki_plugins.models.load import load_clip
+from mulki_plugins.models.text import check_sentences, reader_of
 from mulki_plugins.recipe.schema import Choice, Recipe
 from mulki_plugins.recipe.settings import needs_reference
 from mulki_plugins.registry.callbacks import methods_of, wrong_callbacks

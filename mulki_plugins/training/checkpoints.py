@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mulki_plugins.errors import MulkiError, describe_error
-from mulki_plugins.models.weight_files import WEIGHTS
+from mulki_plugins.models.weights import WEIGHTS
 from mulki_plugins.report.folder import write_text
 from mulki_plugins.training.packing import packed, unpacked
 

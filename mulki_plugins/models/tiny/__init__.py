@@ -13,14 +13,18 @@ from safetensors.torch import load_file
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.models.check import RANDOM, TINY, refuse_another
 from mulki_plugins.models.load import LoadedClip
-from mulki_plugins.models.state import load_state, read_state
-from mulki_plugins.models.weight_files import weight_file
+from mulki_plugins.models.tensors import load_state, read_state
+from mulki_plugins.models.weights import weight_file
 
 _HERE = Path(__file__).parent
 
 
 def mulki_tiny(*, pretrained: str | None = None) -> LoadedClip:
-    """The bundled model with its own weights, with those of a file or of a run's folder, or with `random` ones."""
+    """The bundled CLIP of 2.8 M parameters for 48 x 48 images and sentences of 16 tokens, pre-trained.
+
+    Args:
+        pretrained: A file of weights, the folder of a run, or `random` for random weights; null for its own.
+    """
     settings = json.loads((_HERE / "mulki-tiny.json").read_text())
     context = settings["text_cfg"]["context_length"]
     tokenizer = SimpleTokenizer(bpe_path=str(_HERE / "mulki-tiny-merges.txt.gz"), context_length=context)
@@ -28,7 +32,7 @@ def mulki_tiny(*, pretrained: str | None = None) -> LoadedClip:
     if pretrained == RANDOM:
         clip, notices = CLIP(**settings), []
     else:
-        # the random weights, replaced at once, must not move anybody's random numbers
+        # its random weights are replaced at once and must not advance the random state
         with torch.random.fork_rng(devices=[]):
             clip = CLIP(**settings)
         notices = _load(clip, pretrained)
@@ -44,10 +48,10 @@ def mulki_tiny(*, pretrained: str | None = None) -> LoadedClip:
 
 
 def _load(clip: CLIP, pretrained: str | None) -> list[str]:
-    """Put the weights in, its own where none are named; returns what is to be said of them."""
-    own = _HERE / "mulki-tiny.safetensors"
+    """Load the weights, by default its own. Returns notices for the user."""
+    bundled = _HERE / "mulki-tiny.safetensors"
     if not pretrained:
-        load_state(clip, load_file(own), own, TINY)
+        load_state(clip, load_file(bundled), bundled, TINY)
         return []
     file = weight_file(pretrained)
     refuse_another(file, TINY)
@@ -58,6 +62,8 @@ def _load(clip: CLIP, pretrained: str | None) -> list[str]:
 
 
 def _channels_last(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """The images with their channels innermost, which a CPU convolves faster; the weights, and so their gradients, stay
-    as they are: code such as Avalanche's AGEM takes them for contiguous."""
+    """Put the channels of the images innermost, which makes convolutions faster on a CPU.
+
+    The weights, and so their gradients, stay contiguous: code such as Avalanche's AGEM relies on it.
+    """
     return (inputs[0].contiguous(memory_format=torch.channels_last), *inputs[1:])

@@ -1,0 +1,94 @@
+"""What methods on reference data share: endless batches of reference images, and features of reference texts."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mulki_plugins.models.classifier import ClipClassifier
+from mulki_plugins.stages.stage import Stage, Strategy, autocast_of, classifier_of
+from mulki_plugins.streams.reference import Reference
+
+
+class OnReference(Stage):
+    """A stage whose term is computed on a batch of reference images in each step.
+
+    A subclass defines `reference_loss(strategy, x, z)`. A checkpoint keeps the position among the batches.
+    """
+
+    needs_reference = True
+
+    def __init__(self, reference: Reference, batch_size: int | None) -> None:
+        """batch_size: reference images per step; None for `default_batch_size`."""
+        super().__init__()
+        self.reference = reference
+        self.batch_size = batch_size
+        self._batches: ReferenceBatches | None = None
+
+    def default_batch_size(self, strategy: Strategy) -> int:
+        return strategy.train_mb_size
+
+    def reference_loss(self, strategy: Strategy, x: Tensor, z: Tensor) -> Tensor:
+        """The term for reference images x [B, 3, H, W] with the student's features z [B, d], a scalar."""
+        raise NotImplementedError
+
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
+        size = self.batch_size or self.default_batch_size(strategy)
+        self._batches = ReferenceBatches(self.reference, size, int(kwargs.get("num_workers") or 0))
+
+    def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
+        assert self._batches is not None
+        x = next(self._batches).to(strategy.device)
+        with autocast_of(strategy):
+            z = classifier_of(strategy, self).encode_image(x)
+        self.add_loss(strategy, self.term, self.reference_loss(strategy, x, z))
+
+    def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
+        self._batches = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of batches used in this task; their order follows from the random state at its start."""
+        return {"used": self._batches.used if self._batches else 0}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._batches:
+            self._batches.skip_to(state["used"])
+
+
+class ReferenceBatches:
+    """Endless batches of reference images, reshuffled in each round; the last batch of a round may be smaller.
+
+    The order follows from torch's random state at construction, which advances by one draw.
+    """
+
+    def __init__(self, reference: Reference, batch_size: int, workers: int = 0) -> None:
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        loader = DataLoader(
+            reference.images, batch_size=batch_size, shuffle=True, generator=generator, num_workers=workers,
+            persistent_workers=workers > 0,
+        )  # fmt: skip
+        self._batches = (batch for _ in count() for batch in loader)
+        self.used = 0
+
+    def __next__(self) -> Tensor:
+        self.used += 1
+        batch: Tensor = next(self._batches)
+        return batch
+
+    def skip_to(self, used: int) -> None:
+        """Skip batches until `used` have been used."""
+        while self.used < used:
+            next(self)
+
+
+@torch.no_grad()
+def encode_tokens(model: ClipClassifier, tokens: Tensor, batch_size: int = 256) -> Tensor:
+    """Unit-norm text features [N, d] of token ids [N, context], without gradient."""
+    with torch.autocast(tokens.device.type, enabled=False):
+        parts = [model.clip.encode_text(part) for part in torch.split(tokens, batch_size)]
+    return F.normalize(torch.cat(parts).float(), dim=1)
