@@ -332,7 +332,7 @@ def run_at(folder, status="stopped"):
 def resumed(monkeypatch):
     """What `mulki resume` goes on with, without going on."""
     from mulki_plugins.report.result import read_result
-    from mulki_plugins.training import experiment
+    from mulki_plugins.training import resume
 
     folders = []
 
@@ -340,7 +340,7 @@ def resumed(monkeypatch):
         folders.append(str(folder))
         return read_result(folder / "result.json")
 
-    monkeypatch.setattr(experiment, "resume_experiment", resume_experiment)
+    monkeypatch.setattr(resume, "resume_experiment", resume_experiment)
     return folders
 
 

@@ -19,10 +19,11 @@ from mulki_plugins.registry.parts import Catalog, Provenance
 from mulki_plugins.registry.register import Register
 from mulki_plugins.streams import ArrayImages, Task, TaskStream
 from mulki_plugins.streams.folders import folders
-from mulki_plugins.training import data_identity, saving
-from mulki_plugins.training.checkpoints import MANIFEST, _signed, checkpoints
-from mulki_plugins.training.experiment import resume_experiment, run_experiment
+from mulki_plugins.training import provenance, state
+from mulki_plugins.training.checkpoint import MANIFEST, _signed, checkpoints
 from mulki_plugins.training.provenance import differences
+from mulki_plugins.training.resume import resume_experiment
+from mulki_plugins.training.run import run_experiment
 from tests.test_run import mulki
 
 SMALL = (
@@ -45,15 +46,15 @@ def kill_at(monkeypatch):
     """Kill the run after a step of a task, when its checkpoint has been written."""
 
     def at(task, step):
-        after_step = saving.Saving.after_step
+        after_step = state.Checkpointing.after_step
 
         def killed(self):
             after_step(self)
             if (self.tasks + 1, self.strategy.clock.train_exp_iterations) == (task, step):
-                monkeypatch.setattr(saving.Saving, "after_step", after_step)
+                monkeypatch.setattr(state.Checkpointing, "after_step", after_step)
                 raise Killed
 
-        monkeypatch.setattr(saving.Saving, "after_step", killed)
+        monkeypatch.setattr(state.Checkpointing, "after_step", killed)
 
     return at
 
@@ -130,18 +131,18 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("read", [0, data_identity.READ], ids=["by times", "by contents"])
+@pytest.mark.parametrize("read", [0, provenance.READ], ids=["by times", "by contents"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_files_are_noticed_and_the_task_is_named(photos, monkeypatch, change, read):
-    monkeypatch.setattr(data_identity, "READ", read)
+    monkeypatch.setattr(provenance, "READ", read)
     root, stream = photos
     for i, path in enumerate(sorted(root.rglob("*.bmp"))):
         os.utime(path, ns=(10**18 + i, 10**18 + i))
-    before = json.loads(json.dumps(data_identity.marks_of(stream())))
-    assert data_identity.changes(before, data_identity.marks_of(stream())) == []
+    before = json.loads(json.dumps(provenance.marks_of(stream())))
+    assert provenance.image_changes(before, provenance.marks_of(stream())) == []
     done, expected = CHANGES[change]
     done(root)
-    lines = data_identity.changes(before, data_identity.marks_of(stream()))
+    lines = provenance.image_changes(before, provenance.marks_of(stream()))
     for begin in expected:
         assert any(line.startswith(begin) for line in lines), lines
     assert {line[: len("task a")] for line in lines} == {begin[: len("task a")] for begin in expected}
@@ -149,17 +150,16 @@ def test_changed_files_are_noticed_and_the_task_is_named(photos, monkeypatch, ch
 
 def test_a_copy_of_a_small_data_set_is_no_change_and_of_a_large_one_says_so(photos, monkeypatch):
     root, stream = photos
-    small = data_identity.marks_of(stream())
-    monkeypatch.setattr(data_identity, "READ", 0)
-    large = data_identity.marks_of(stream())
+    small = provenance.marks_of(stream())
+    monkeypatch.setattr(provenance, "READ", 0)
+    large = provenance.marks_of(stream())
     for path in root.rglob("*.bmp"):
         os.utime(path, (1, 1))
     assert all(
-        "of a copy nothing has changed" in line
-        for line in data_identity.changes(large, data_identity.marks_of(stream()))
+        "a copy changes nothing" in line for line in provenance.image_changes(large, provenance.marks_of(stream()))
     )
     monkeypatch.undo()
-    assert data_identity.changes(small, data_identity.marks_of(stream())) == []
+    assert provenance.image_changes(small, provenance.marks_of(stream())) == []
 
 
 def test_exchanged_pixels_are_noticed():
@@ -176,9 +176,9 @@ def test_exchanged_pixels_are_noticed():
         )
         return TaskStream(name="s", tasks=(task,))  # fmt: skip
 
-    before = data_identity.marks_of(stream(pixels))
-    assert data_identity.changes(before, data_identity.marks_of(stream(pixels.copy()))) == []
-    assert len(data_identity.changes(before, data_identity.marks_of(stream(pixels[::-1])))) == 2
+    before = provenance.marks_of(stream(pixels))
+    assert provenance.image_changes(before, provenance.marks_of(stream(pixels.copy()))) == []
+    assert len(provenance.image_changes(before, provenance.marks_of(stream(pixels[::-1])))) == 2
 
 
 def test_what_an_older_checkpoint_did_not_note_is_no_change():
@@ -192,7 +192,9 @@ def test_a_run_on_renamed_files_does_not_go_on(tmp_path, half, photos):
     tasks = f"[{{name: a, images: {root / 'a' / 'train'}}}, {{name: b, images: {root / 'b'}}}]"
     recipe, folder = half(f"stream={{name: folders, tasks: {tasks}}}")
     rename_all(root)
-    with pytest.raises(MulkiError, match=r"cannot go on as it began: .*task b: its training images are other files"):
+    with pytest.raises(
+        MulkiError, match=r"cannot resume: changed since the checkpoint: .*task b: its training images are other files"
+    ):
         resume_experiment(recipe, 0, folder)
     assert resume_experiment(recipe, 0, folder, force=True).status == "complete"
 
@@ -201,7 +203,7 @@ def test_other_threads_are_told(half, capsys, monkeypatch):
     recipe, folder = half()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     resume_experiment(recipe, 0, folder)
-    assert "began with 1 threads and goes on with 2" in capsys.readouterr().err
+    assert "began with 1 threads and resumes with 2" in capsys.readouterr().err
 
 
 def test_tasks_in_another_order_are_refused_even_by_force(half, monkeypatch):
@@ -226,17 +228,15 @@ def complete(tmp_path):
 def test_a_complete_run_is_compared(complete, capsys, monkeypatch):
     recipe, folder = complete
     found = resume_experiment(recipe, 0, folder)
-    assert "complete already" in capsys.readouterr().err
-    with pytest.raises(MulkiError, match=r"complete, and not the one asked for: recipe.train.iterations was 4, is 6"):
+    assert "already complete" in capsys.readouterr().err
+    with pytest.raises(MulkiError, match=r"complete, but with other settings: recipe.train.iterations was 4, is 6"):
         resume_experiment(resolved("train.iterations=6"), 0, folder)
     forced = resume_experiment(resolved("train.iterations=6"), 0, folder, force=True)
     assert forced.matrix == found.matrix
     assert "shown although recipe.train.iterations was 4, is 6" in capsys.readouterr().err
     assert resume_experiment(resolved("summary=x", "loggers=[]", "train.workers=1"), 0, folder).matrix == found.matrix
-    marks = data_identity.marks_of
-    monkeypatch.setattr(
-        data_identity, "marks_of", lambda stream: {t: {"train": {"contents": "x"}} for t in marks(stream)}
-    )
+    marks = provenance.marks_of
+    monkeypatch.setattr(provenance, "marks_of", lambda stream: {t: {"train": {"contents": "x"}} for t in marks(stream)})
     with pytest.raises(MulkiError, match="task first: its training images have other contents"):
         resume_experiment(recipe, 0, folder)
 
@@ -297,17 +297,15 @@ def test_loggers_are_known_by_their_names(half, before, after):
         assert tags[0] == ("tag", "step")
 
 
-def test_an_older_checkpoint_lists_its_loggers_without_names(half):
-    _, folder = half("loggers=[tensorboard, csv]", step=3)
-    for checkpoint in checkpoints(folder)[0]:
-        path = checkpoint.path / MANIFEST
+def test_a_checkpoint_of_another_version_is_refused_and_kept(half):
+    recipe, folder = half(step=3)
+    for path in (folder / "checkpoints").glob(f"*/{MANIFEST}"):
         manifest = json.loads(path.read_text())
         del manifest["sha256"]
-        manifest["run"]["loggers"] = list(manifest["run"]["loggers"].values())
-        path.write_text(_signed(manifest))
-    assert resume_experiment(resolved("loggers=[csv]"), 0, folder).status == "complete"
-    lines = (folder / "metrics.csv").read_text().splitlines()
-    assert len({line.rpartition(",")[0] for line in lines}) == len(lines)
+        path.write_text(_signed({**manifest, "format": 1}))
+    with pytest.raises(MulkiError, match="another version of MulKI wrote this checkpoint: it has format 1"):
+        resume_experiment(recipe, 0, folder)
+    assert list((folder / "checkpoints").iterdir())
 
 
 def test_curves_that_a_checkpoint_does_not_name_are_kept(half):

@@ -7,7 +7,7 @@ import torch
 
 from mulki_plugins.errors import Mistakes
 from mulki_plugins.recipe.resolve import Changes, resolve
-from mulki_plugins.training.experiment import run_experiment
+from mulki_plugins.training.run import run_experiment
 
 SMALL = (
     "stream.tasks=[digits,scans]", "train.iterations=2", "train.schedule.warmup=0", "train.batch_size=8",
@@ -66,17 +66,17 @@ def test_joint_training_is_one_training_and_has_no_transfer(tmp_path):
 
 def test_bases_see_what_they_say(tmp_path, monkeypatch):
     """Naive: a task's own images; cumulative: those of all so far; joint: all, in the budget of all tasks."""
-    from mulki_plugins.training import template
+    from mulki_plugins.training.strategy import ContinualTemplate
 
     seen = []
-    original = template.ContinualTemplate.criterion
+    original = ContinualTemplate.criterion
 
     def spy(self):
         if self.is_training:
             seen.append((self.clock.train_exp_counter, set(self.mb_task_id.tolist())))
         return original(self)
 
-    monkeypatch.setattr(template.ContinualTemplate, "criterion", spy)
+    monkeypatch.setattr(ContinualTemplate, "criterion", spy)
     budget = ("train.iterations=6", "train.batch_size=16")
     for base, expected in {
         "naive": [{0}, {1}], "cumulative": [{0}, {0, 1}], "joint": [{0, 1}],

@@ -21,9 +21,10 @@ from mulki_plugins.registry.register import Register
 from mulki_plugins.report import progress
 from mulki_plugins.report.result import read_result
 from mulki_plugins.streams import Task, TaskStream
-from mulki_plugins.training import checkpoints, experiment
-from mulki_plugins.training.experiment import resume_experiment, run_experiment
-from mulki_plugins.training.faults import quiet_writers
+from mulki_plugins.training import checkpoint, run
+from mulki_plugins.training.explain import quiet_writers
+from mulki_plugins.training.resume import resume_experiment
+from mulki_plugins.training.run import run_experiment
 from tests.conftest import small_stream
 
 SMALL = (
@@ -79,7 +80,7 @@ def goes_on(recipe, folder, capsys, begun="task-02-step-000002"):
     assert found.status == "failed"
     assert len(found.matrix) == 1
     assert resume_experiment(recipe, 0, folder).status == "complete"
-    assert f"going on from {begun}" in capsys.readouterr().err
+    assert f"resuming from {begun}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("value", "said"), [(float("nan"), "nan"), (float("inf"), "inf")])
@@ -142,7 +143,7 @@ def test_the_log_holds_the_progress_and_the_traceback_of_what_ended_the_run(tmp_
     goes_on(recipe, folder, capsys)
     again = (folder / "log.txt").read_text()
     assert again.startswith(text)
-    assert "going on from" in again[len(text) :]
+    assert "resuming from" in again[len(text) :]
     assert again.rstrip().endswith("complete")
 
 
@@ -150,7 +151,7 @@ def test_an_error_that_nobody_foresaw_keeps_its_whole_last_line(tmp_path, monkey
     def fails(self):
         raise RuntimeError("mat1 and mat2:\n\t3 and 4")
 
-    monkeypatch.setattr(experiment._Run, "count_left_out", fails)
+    monkeypatch.setattr(run.Run, "count_left_out", fails)
     alone = resolve("recipes/mtil.yaml", Changes(strategy="finetune", settings=SMALL))  # no part is of this module
     with pytest.raises(UnexpectedError) as caught:
         run_experiment(alone, 0, tmp_path)
@@ -167,11 +168,9 @@ def test_a_picture_a_table_or_a_terminal_that_fails_costs_the_run_nothing(tmp_pa
     def gone(*args, **options):
         raise OSError(errno.EIO, "Input/output error")
 
-    text = experiment.write_text
-    monkeypatch.setattr(experiment, "matrix_figure", fails)
-    monkeypatch.setattr(
-        experiment, "write_text", lambda path, data: fails() if path.suffix == ".csv" else text(path, data)
-    )
+    text = run.write_text
+    monkeypatch.setattr(run, "matrix_figure", fails)
+    monkeypatch.setattr(run, "write_text", lambda path, data: fails() if path.suffix == ".csv" else text(path, data))
     assert run_experiment(resolved(), 0, tmp_path).status == "complete"
     said = capsys.readouterr().err
     assert said.count("warning: ") == 2
@@ -229,7 +228,7 @@ def test_a_killed_worker_is_said_to_be_one(tmp_path, capsys):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EACCES])
 def test_a_disk_that_takes_no_more_loses_nothing_that_was_there(tmp_path, capsys, monkeypatch, number):
-    save = checkpoints.save_file
+    save = checkpoint.save_file
     written = []
 
     def full(tensors, path, **options):
@@ -238,7 +237,7 @@ def test_a_disk_that_takes_no_more_loses_nothing_that_was_there(tmp_path, capsys
             raise OSError(number, os.strerror(number), str(path))
         return save(tensors, path, **options)
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
     recipe = resolved()
     with pytest.raises(MulkiError, match=os.strerror(number)) as caught:
         run_experiment(recipe, 0, tmp_path)
@@ -247,7 +246,7 @@ def test_a_disk_that_takes_no_more_loses_nothing_that_was_there(tmp_path, capsys
     assert not list((folder / "checkpoints").glob(".*"))
     monkeypatch.undo()
     assert resume_experiment(recipe, 0, folder).status == "complete"
-    assert "going on from" in capsys.readouterr().err
+    assert "resuming from" in capsys.readouterr().err
 
 
 class Unreadable:

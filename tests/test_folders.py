@@ -807,7 +807,7 @@ def test_the_advice_on_an_image_that_cannot_be_read_lets_the_run_go_on(three, tm
     error = mulki("run", "own.yaml", *few, ok=False).stderr.splitlines()[-1]
     advice = re.search(r"(--resume --set \S+)", error)[1]
     done = mulki("run", "own.yaml", *few, *advice.split())
-    assert "going on from" in done.stderr
+    assert "resuming from" in done.stderr
     assert "such as data/parted/train/red/0.png" in done.stderr
 
 

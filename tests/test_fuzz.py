@@ -1,6 +1,7 @@
 """Recipes and run folders at random: located errors or a right answer, never a traceback, never a wrong number."""
 
 import copy
+import io
 import json
 import shutil
 
@@ -14,9 +15,8 @@ from mulki_plugins.recipe.emit import dump_annotated
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.report.compare import comparison_data, comparison_text
 from mulki_plugins.report.result import Result, find_results, read_result
-from mulki_plugins.training.checkpoints import Place, checkpoints, write_checkpoint
-from mulki_plugins.training.packing import packed, unpacked
-from mulki_plugins.training.saving import choose_checkpoint
+from mulki_plugins.training.checkpoint import Moment, checkpoints, latest_checkpoint, write_checkpoint
+from mulki_plugins.training.state import storable
 
 QUIET = settings(deadline=None, max_examples=60, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -177,7 +177,7 @@ def test_a_checkpoint_that_was_harmed_is_never_taken(tmp_path_factory, cut, flip
     state = {"plugins": [["a", {"x": torch.arange(9.0), "n": {1: (2, {3})}}]], "model": {}}
     for steps in (1, 2):
         write_checkpoint(
-            folder, f"step-{steps}", Place(0, steps), base=None, weights={"w": torch.full((5,), float(steps))},
+            folder, f"step-{steps}", Moment(0, steps), base=None, weights={"w": torch.full((5,), float(steps))},
             state=state, found={"result": {}},
         )  # fmt: skip
     files = sorted((folder / "checkpoints" / "step-2").iterdir())
@@ -188,9 +188,9 @@ def test_a_checkpoint_that_was_harmed_is_never_taken(tmp_path_factory, cut, flip
     else:
         data[flip % len(data)] ^= 1 << (cut % 8)
     file.write_bytes(bytes(data))
-    chosen, wrong = choose_checkpoint(folder)
+    chosen, wrong = latest_checkpoint(folder)
     assert chosen is not None
-    if chosen.place.steps == 2:  # a bit that says nothing, such as one of a blank
+    if chosen.moment.steps == 2:  # a bit that says nothing, such as one of a blank
         assert torch.equal(chosen.weights()["w"], torch.full((5,), 2.0))
         assert chosen.state()["plugins"][0][1]["n"] == {1: (2, {3})}
     else:
@@ -213,7 +213,11 @@ NESTED = st.recursive(
 @QUIET
 @given(state=NESTED)
 def test_state_survives_packing(state):
-    plain, tensors = packed(state)
-    again = unpacked(json.loads(json.dumps(plain)), tensors)
+    import torch
+
+    file = io.BytesIO()
+    torch.save(storable(state), file)
+    file.seek(0)
+    again = torch.load(file, weights_only=True)
     assert again == state
     assert type(again) is type(state)

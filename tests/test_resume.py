@@ -14,10 +14,11 @@ import torch
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.stages import prototypes
-from mulki_plugins.training import saving
-from mulki_plugins.training.checkpoints import checkpoints
-from mulki_plugins.training.experiment import resume_experiment, run_experiment
-from mulki_plugins.training.stopping import Stopped, StopRequest
+from mulki_plugins.training import state
+from mulki_plugins.training.checkpoint import checkpoints
+from mulki_plugins.training.resume import resume_experiment
+from mulki_plugins.training.run import run_experiment
+from mulki_plugins.training.signals import Stopped, StopRequest
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -49,15 +50,15 @@ def kill_at(monkeypatch):
     """Kill the run after a step of a task, before or after a checkpoint that is due there."""
 
     def at(task, step):
-        after_step = saving.Saving.after_step
+        after_step = state.Checkpointing.after_step
 
         def killed(self):
             after_step(self)
             if (self.tasks + 1, self.strategy.clock.train_exp_iterations) == (task, step):
-                monkeypatch.setattr(saving.Saving, "after_step", after_step)
+                monkeypatch.setattr(state.Checkpointing, "after_step", after_step)
                 raise Killed
 
-        monkeypatch.setattr(saving.Saving, "after_step", killed)
+        monkeypatch.setattr(state.Checkpointing, "after_step", killed)
 
     return at
 
@@ -91,7 +92,7 @@ def test_it_ends_as_if_it_had_never_been_killed(tmp_path, torture, kill_at, stra
         run_experiment(recipe, 0, tmp_path / "killed")
     [latest, *_], wrong = checkpoints(folder)
     assert wrong == []
-    assert latest.place.steps == 2
+    assert latest.moment.steps == 2
     resume_experiment(recipe, 0, folder)
     assert torture.differing(folder_of(tmp_path / "alone", recipe.recipe.strategy.name), folder) == []
 
@@ -108,22 +109,22 @@ def test_wherever_it_was_killed(tmp_path, torture, kill_at, monkeypatch, capsys)
         kill_at(task, step)
         with pytest.raises(Killed):
             resume_experiment(recipe, 0, folder)
-        assert f"going on from {begun}" in capsys.readouterr().err
-    learned = saving.Saving.learned
+        assert f"resuming from {begun}" in capsys.readouterr().err
+    learned = state.Checkpointing.learned
 
     def killed(self, *arguments):
         learned(self, *arguments)
         raise Killed
 
-    monkeypatch.setattr(saving.Saving, "learned", killed)
+    monkeypatch.setattr(state.Checkpointing, "learned", killed)
     with pytest.raises(Killed):
         resume_experiment(recipe, 0, folder)
-    monkeypatch.setattr(saving.Saving, "learned", learned)
+    monkeypatch.setattr(state.Checkpointing, "learned", learned)
     resume_experiment(recipe, 0, folder)
-    assert "going on from task-02-second" in capsys.readouterr().err
+    assert "resuming from task-02-second" in capsys.readouterr().err
     assert torture.differing(folder_of(tmp_path / "alone", "mulki"), folder) == []
     again = resume_experiment(recipe, 0, folder)
-    assert "complete already" in capsys.readouterr().err
+    assert "already complete" in capsys.readouterr().err
     assert len(again.matrix) == 3
 
 
@@ -158,8 +159,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(half, capsys, harm):
     resume_experiment(recipe, 0, folder)
     said = capsys.readouterr().err
     assert "task-02-step-000004" in said
-    assert "it is left out" in said
-    assert "going on from task-02-step-000002" in said
+    assert "it is skipped" in said
+    assert "resuming from task-02-step-000002" in said
     assert json.loads((folder / "result.json").read_text())["status"] == "complete"
 
 
@@ -169,7 +170,7 @@ def test_where_no_checkpoint_is_whole_the_run_begins_anew_and_nothing_is_lost(ha
         manifest.write_text("{}")
     resume_experiment(recipe, 0, folder)
     said = capsys.readouterr().err
-    assert "begins anew" in said
+    assert "starts again" in said
     assert (folder.parent / "seed-0.before-1" / "metrics.csv").exists()
     assert len(json.loads((folder / "result.json").read_text())["matrix"]) == 3
 
@@ -184,7 +185,7 @@ def test_another_recipe_is_refused_and_may_be_forced(half, capsys):
     assert "recipe.workers was 0, is 1" in line
     assert "--force" in line
     resume_experiment(changed, 0, folder, force=True)
-    assert "going on although recipe.train.optimizer.lr was 0.0005" in capsys.readouterr().err
+    assert "resuming although recipe.train.optimizer.lr was 0.0005" in capsys.readouterr().err
 
 
 def test_other_words_loggers_and_checkpoints_are_no_other_run(half):
@@ -196,7 +197,7 @@ def test_other_words_loggers_and_checkpoints_are_no_other_run(half):
 @pytest.mark.parametrize("what", ["code", "versions", "data", "weights"])
 def test_other_code_data_versions_or_weights_are_refused(half, monkeypatch, what):
     recipe, folder = half
-    from mulki_plugins.training import experiment, provenance
+    from mulki_plugins.training import provenance, resume
 
     if what == "code":
         monkeypatch.setattr(provenance, "_CODE", ("losses.py",))
@@ -205,7 +206,7 @@ def test_other_code_data_versions_or_weights_are_refused(half, monkeypatch, what
     elif what == "data":
         monkeypatch.setattr(provenance, "_data", lambda stream: {"first": "other images"})
     else:
-        built = experiment._built
+        built = resume.build_seeded
 
         def other(*arguments):
             result = built(*arguments)
@@ -213,8 +214,8 @@ def test_other_code_data_versions_or_weights_are_refused(half, monkeypatch, what
                 next(result.model.parameters()).add_(1)
             return result
 
-        monkeypatch.setattr(experiment, "_built", other)
-    with pytest.raises(MulkiError, match=f"cannot go on as it began: .*{what}.* was "):
+        monkeypatch.setattr(resume, "build_seeded", other)
+    with pytest.raises(MulkiError, match=f"cannot resume: changed since the checkpoint: .*{what}.* was "):
         resume_experiment(recipe, 0, folder)
 
 
@@ -223,7 +224,7 @@ def test_a_plugin_whose_state_cannot_be_stored_is_refused(tmp_path, kill_at):
     kill_at(2, 3)
     with pytest.raises(Killed):
         run_experiment(recipe, 0, tmp_path)
-    with pytest.raises(MulkiError, match=r"'avalanche.agem' cannot go on: .* iterator"):
+    with pytest.raises(MulkiError, match=r"'avalanche.agem': .* iterator"):
         resume_experiment(recipe, 0, folder_of(tmp_path, "finetune"))
 
 
@@ -252,22 +253,22 @@ def test_a_signal_ends_the_run_at_the_next_step_with_a_checkpoint(tmp_path, tort
     recipe = resolved("mulki", "train.checkpoint.every=null")
     run_experiment(recipe, 0, tmp_path / "alone")
     folder = folder_of(tmp_path / "told", "mulki")
-    after_step = saving.Saving.after_step
+    after_step = state.Checkpointing.after_step
 
     def told(self):
         if (self.tasks, self.strategy.clock.train_exp_iterations) == (1, 3):
             signal.raise_signal(signal.SIGTERM)
         after_step(self)
 
-    monkeypatch.setattr(saving.Saving, "after_step", told)
+    monkeypatch.setattr(state.Checkpointing, "after_step", told)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped) as caught:
         run_experiment(recipe, 0, tmp_path / "told")
     assert signal.getsignal(signal.SIGTERM) is before
     assert caught.value.status == 128 + signal.SIGTERM
-    assert caught.value.lines() == [f"stopped by SIGTERM; go on with `mulki resume {folder}`"]
+    assert caught.value.lines() == [f"stopped by SIGTERM; resume it with `mulki resume {folder}`"]
     assert json.loads((folder / "result.json").read_text())["status"] == "stopped"
-    monkeypatch.setattr(saving.Saving, "after_step", after_step)
+    monkeypatch.setattr(state.Checkpointing, "after_step", after_step)
     resume_experiment(recipe, 0, folder)
     assert torture.differing(folder_of(tmp_path / "alone", "mulki"), folder) == []
 
@@ -290,7 +291,7 @@ def test_a_signal_is_noted_where_stderr_is_gone(monkeypatch):
     def gone(descriptor, data):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("mulki_plugins.training.stopping.os.write", gone)
+    monkeypatch.setattr("mulki_plugins.training.signals.os.write", gone)
     stop = StopRequest()
     with stop.listening():
         signal.raise_signal(signal.SIGHUP)
@@ -349,5 +350,5 @@ def test_the_command_stops_when_it_is_told(tmp_path, signals, status):
     assert "Traceback" not in said
     [folder] = tmp_path.glob("mtil/finetune+*/seed-0")
     if len(signals) == 1:
-        assert f"stopped by {signals[0].name}; go on with `mulki resume {folder}`" in said
+        assert f"stopped by {signals[0].name}; resume it with `mulki resume {folder}`" in said
         assert list((folder / "checkpoints").glob("task-01-step-*/manifest.json"))

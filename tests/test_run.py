@@ -56,7 +56,7 @@ def test_the_files_of_a_run(run):
     assert found == {
         "recipe.yaml", "result.json", "matrix.csv", "matrix.txt", "matrix.png", "metrics.csv", "log.txt",
         *(f"checkpoints/{task}/{file}" for task in ("task-02-scans", "task-03-shapes") for file in (
-            "manifest.json", "state-0.safetensors", "weights.safetensors",
+            "manifest.json", "state.pt", "weights.safetensors",
         )),
     }  # fmt: skip
     data = result(folder)

@@ -13,7 +13,7 @@ from mulki_plugins.models import ClipClassifier
 from mulki_plugins.recipe.schema import Evaluate, Optimizer, Train
 from mulki_plugins.streams import ArrayImages, Task, TaskStream, as_benchmark
 from mulki_plugins.training.accuracy import AccuracyRecorder
-from mulki_plugins.training.template import ContinualTemplate
+from mulki_plugins.training.strategy import ContinualTemplate
 
 DIRECTIONS = {"crane": 0, "duck": 100, "tower": 50, "ship": 30, "raft": 200}
 """In degrees: where the text of each class lies."""

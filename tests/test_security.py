@@ -9,9 +9,10 @@ import torch
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.resolve import Changes, resolve
-from mulki_plugins.training import saving
-from mulki_plugins.training.checkpoints import MANIFEST, Damaged, _signed, read_checkpoint
-from mulki_plugins.training.experiment import resume_experiment, run_experiment
+from mulki_plugins.training import state
+from mulki_plugins.training.checkpoint import MANIFEST, Damaged, _signed, read_checkpoint
+from mulki_plugins.training.resume import resume_experiment
+from mulki_plugins.training.run import run_experiment
 from tests.test_run import mulki
 
 SMALL = (
@@ -35,17 +36,17 @@ def half(tmp_path, small_parts, monkeypatch):
     """A run that was stopped in its second task."""
     torch.set_num_threads(1)
     recipe = resolve("recipes/mtil.yaml", Changes(strategy="finetune", settings=SMALL))
-    after_step = saving.Saving.after_step
+    after_step = state.Checkpointing.after_step
 
     def stopped(self):
         after_step(self)
         if (self.tasks, self.strategy.clock.train_exp_iterations) == (1, 2):
             raise MulkiError("stopped here")
 
-    monkeypatch.setattr(saving.Saving, "after_step", stopped)
+    monkeypatch.setattr(state.Checkpointing, "after_step", stopped)
     with pytest.raises(MulkiError, match="stopped here"):
         run_experiment(recipe, 0, tmp_path / "runs")
-    monkeypatch.setattr(saving.Saving, "after_step", after_step)
+    monkeypatch.setattr(state.Checkpointing, "after_step", after_step)
     return recipe, tmp_path / "runs" / "mtil" / "finetune" / "seed-0"
 
 
@@ -86,7 +87,7 @@ def test_a_manifest_names_no_file_elsewhere(half, key, value):
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "state-0.safetensors"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.pt"])
 def test_a_pickle_in_a_checkpoint_runs_no_code(half, tmp_path, capsys, name):
     recipe, folder = half
     (folder / "checkpoints" / "task-02-step-000002" / name).write_bytes(pickle.dumps(Touches(tmp_path / "run")))

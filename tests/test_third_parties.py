@@ -15,7 +15,8 @@ from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.guard import called, guarded
 from mulki_plugins.report.compare import comparison_data, comparison_text
 from mulki_plugins.report.result import read_result
-from mulki_plugins.training.experiment import resume_experiment, run_experiment
+from mulki_plugins.training.resume import resume_experiment
+from mulki_plugins.training.run import run_experiment
 from tests.test_packages import HOOKS, STAGE, install, mulki, plugin, row, site  # noqa: F401
 
 SMALL = (
@@ -127,11 +128,11 @@ def test_a_metric_costs_a_run_nothing_but_its_value(metrics, tmp_path, capsys):
 
 LOGGERS = {
     "cannot be imported": ("", "pkg_good.nowhere:x", "ModuleNotFoundError"),
-    "raises when made": ("def make(folder):\n    raise OSError('no server')\n", "", "failed when it was made and logs no more; the run goes on: OSError: no server (pkg_good/logger.py:"),
+    "raises when made": ("def make(folder):\n    raise OSError('no server')\n", "", "failed when it was made and is not called again; the run goes on: OSError: no server (pkg_good/logger.py:"),
     "exits when made": ("def make(folder):\n    raise SystemExit(0)\n", "", "it ends the program: sys.exit(0)"),
     "is none": ("def make(folder):\n    pass\n", "", "expected a BaseLogger of Avalanche, got a NoneType"),
     "takes no folder": ("def make():\n    pass\n", "", "TypeError"),
-    "raises when it logs": ("class make(Base):\n    def log_single_metric(self, *a):\n        raise ValueError('full')\n", "", "failed in its log_metrics and logs no more; the run goes on: ValueError: full"),
+    "raises when it logs": ("class make(Base):\n    def log_single_metric(self, *a):\n        raise ValueError('full')\n", "", "failed in its log_metrics and is not called again; the run goes on: ValueError: full"),
     "exits when it logs": ("class make(Base):\n    def log_single_metric(self, *a):\n        raise SystemExit(0)\n", "", "sys.exit(0)"),
     "interrupts when it logs": ("class make(Base):\n    def log_single_metric(self, *a):\n        raise KeyboardInterrupt\n", "", "KeyboardInterrupt"),
     "raises in a callback": ("class make(Base):\n    def after_training_exp(self, *a, **k):\n        raise KeyError('x')\n", "", "failed in its after_training_exp"),

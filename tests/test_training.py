@@ -13,10 +13,10 @@ from mulki_plugins.recipe.schema import Evaluate, Optimizer, Schedule, TaskBudge
 from mulki_plugins.report.progress import ProgressLogger
 from mulki_plugins.streams import as_benchmark
 from mulki_plugins.training.accuracy import AccuracyRecorder
-from mulki_plugins.training.loader import TaskBatches
+from mulki_plugins.training.batches import TaskBatches
+from mulki_plugins.training.rng import seed_everything
 from mulki_plugins.training.schedule import factor
-from mulki_plugins.training.seeding import seed_everything
-from mulki_plugins.training.template import ContinualTemplate
+from mulki_plugins.training.strategy import ContinualTemplate
 from tests.conftest import small_clip, small_tokenizer
 
 

@@ -17,7 +17,7 @@ from mulki_plugins.report.compare import comparison_data, comparison_text
 from mulki_plugins.report.folder import choose_folder
 from mulki_plugins.streams import mtil_mini
 from mulki_plugins.streams.mini import stream
-from mulki_plugins.training.experiment import run_experiment
+from mulki_plugins.training.run import run_experiment
 from mulki_plugins.training.schedule import factor
 from tests.test_report import result
 from tests.test_run import mulki
@@ -193,7 +193,7 @@ def test_resume_finds_the_run_of_other_settings(small_parts, tmp_path):
     plain = tmp_path / "mtil" / "finetune" / "seed-0"
     done = mulki("resume", plain)
     assert "going on with the one beside it" in done.stderr
-    assert "complete already" in done.stderr
+    assert "already complete" in done.stderr
     mulki("run", "mtil", "--strategy", "finetune", *words((*SMALL, "train.optimizer.lr=0.1")), "--out", tmp_path)
     done = mulki("resume", plain, ok=False)
     assert done.exit_code == 2

@@ -14,8 +14,9 @@ from mulki_plugins.recipe.schema import Evaluate, Optimizer, Schedule, Train
 from mulki_plugins.stages import Adding, Distinguishing, Eliciting, Teachers
 from mulki_plugins.stages.stage import Stage, by_task, features_of
 from mulki_plugins.training.accuracy import AccuracyRecorder
-from mulki_plugins.training.seeding import seed_everything
-from mulki_plugins.training.template import ContinualTemplate, Diverged
+from mulki_plugins.training.rng import seed_everything
+from mulki_plugins.training.step_checks import Diverged
+from mulki_plugins.training.strategy import ContinualTemplate
 from tests.conftest import Quiet, naive, small_clip, small_tokenizer
 
 
@@ -38,7 +39,7 @@ def template(model, plugins, logger=None, **train):
         evaluator=EvaluationPlugin(AccuracyRecorder(), loggers=[logger or Quiet()], collect_all=False),
     )
     strategy.warnings = []
-    strategy.watch.warn = strategy.warnings.append
+    strategy.checks.warn = strategy.warnings.append
     return strategy
 
 
@@ -122,7 +123,7 @@ def test_a_context_that_is_not_used_is_named(stream, benchmark):
         strategy.model.context = nn.Parameter(torch.zeros(4))
 
     strategy = train(model, benchmark, doing("before_training_exp", add))
-    assert strategy.warnings == ["1 weights that are to learn get no gradient: context"]
+    assert strategy.warnings == ["1 trainable weights get no gradient: context"]
 
 
 def empty(strategy):
@@ -311,7 +312,7 @@ def test_a_term_without_a_gradient_is_warned_of(classifier, benchmark, event):
     scaled = doing("before_backward", lambda s: setattr(s, "loss", s.loss * 2), "Scaled")
     strategy = train(classifier, benchmark, taught, doing(event, add, "Idle"), scaled)
     assert strategy.warnings == [
-        f"what the plugin 'Idle' in its {event} adds to the loss has no gradient, so that it teaches nothing"
+        f"what the plugin 'Idle' in its {event} adds to the loss has no gradient, so it trains nothing"
     ]
 
 

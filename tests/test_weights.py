@@ -23,7 +23,7 @@ from mulki_plugins.models.weights import CLIP_MEAN, TrainedWith
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.registry import open_clip_names as names
 from mulki_plugins.training.build import build
-from mulki_plugins.training.checkpoints import Place, write_checkpoint
+from mulki_plugins.training.checkpoint import Moment, write_checkpoint
 
 SMALL = {
     "embed_dim": 16,
@@ -284,7 +284,7 @@ def test_a_run_keeps_what_its_weights_were_trained_with(small, state):
     known = TrainedWith(architecture="small", quickgelu=True, **SIGLIP)
     for tasks, steps, scale in ((1, 0, 1.0), (2, 0, 2.0), (0, 0, None)):
         weights = {} if scale is None else {**state, "logit_scale": torch.tensor(scale)}
-        place = Place(tasks, steps)
+        place = Moment(tasks, steps)
         write_checkpoint(
             folder,
             f"task-{tasks:02d}",

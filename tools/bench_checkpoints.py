@@ -37,14 +37,14 @@ def main(model: str, strategy: str, batch_size: int, steps: int, every: int, thr
     import torch
 
     from mulki_plugins.recipe.resolve import Changes, resolve
-    from mulki_plugins.training import saving
-    from mulki_plugins.training.experiment import run_experiment
+    from mulki_plugins.training import state
+    from mulki_plugins.training.run import run_experiment
 
     if threads:
         torch.set_num_threads(threads)
     at_step: list[float] = []
     written: list[tuple[float, float, float, int]] = []
-    within = saving.Saving._within
+    within = state.Checkpointing._save_step
 
     def timed(self: Any, step: int) -> Any:
         before, began = peak_mib(), time.perf_counter()
@@ -61,8 +61,8 @@ def main(model: str, strategy: str, batch_size: int, steps: int, every: int, thr
         at_step.append(time.perf_counter())
 
     weights: list[int] = []
-    after_step = saving.Saving.after_step
-    saving.Saving._within, saving.Saving.after_step = timed, stepped  # type: ignore[method-assign,assignment]
+    after_step = state.Checkpointing.after_step
+    state.Checkpointing._save_step, state.Checkpointing.after_step = timed, stepped  # type: ignore[method-assign,assignment]
     settings = (
         "stream.tasks=[digits]", f"model={{name: {model}, pretrained: random}}",
         f"train.iterations={steps + 1}", f"train.batch_size={batch_size}",

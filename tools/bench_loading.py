@@ -34,7 +34,7 @@ from mulki_plugins.streams.mtil.found import look
 from mulki_plugins.streams.mtil.images import decoded
 from mulki_plugins.streams.mtil.stream import mtil
 from mulki_plugins.streams.task import TaskStream
-from mulki_plugins.training.loader import TaskBatches
+from mulki_plugins.training.batches import TaskBatches
 
 BATCH = 64
 

@@ -90,7 +90,7 @@ def quiet_run(plan: dict[str, Any], job: Job, out: Path, threads: int) -> Result
     """One run in this process, whose progress goes into a file."""
     import torch
 
-    from mulki_plugins.training.experiment import run_experiment
+    from mulki_plugins.training.run import run_experiment
 
     torch.set_num_threads(threads)
     folder = out / job.part / job.order / re.sub(r"[^\w.=-]+", "-", job.label)
@@ -165,7 +165,7 @@ def work_off(plan: dict[str, Any], jobs: list[Job], table: Path, out: Path, proc
 def _context() -> ForkServerContext:
     """Processes that begin with everything imported, so that a run of a minute does not wait ten seconds for it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mulki_plugins.training.experiment"])
+    context.set_forkserver_preload(["mulki_plugins.training.run"])
     return context
 
 

@@ -81,10 +81,8 @@ def differing(one: Path, other: Path) -> list[str]:
             del result[key]
     if results[0] != results[1]:
         found.append("result.json")
-    for file in ("weights", "state-0"):
-        last = [_last(folder) / f"{file}.safetensors" for folder in (one, other)]
-        if last[0].is_file() and last[0].read_bytes() != last[1].read_bytes():
-            found.append(f"{file} of {last[0].parent.name}")
+    files = [json.loads((_last(folder) / "manifest.json").read_text())["files"] for folder in (one, other)]
+    found += [f"{name} of {_last(one).name}" for name in files[0] if files[0][name] != files[1].get(name)]
     if list(points(one)) != list(points(other)):
         found.append("event files")
     return found
@@ -155,7 +153,7 @@ def trial(
 def main(strategies: tuple[str, ...], kills: int, recipe: str, settings: tuple[str, ...], seed: int, out: Path) -> None:
     """Try, print a table, and end with status 1 where a run did not end as it should have."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mulki_plugins.training.experiment"])
+    context.set_forkserver_preload(["mulki_plugins.training.run"])
     shutil.rmtree(out, ignore_errors=True)
     runs = failed = 0
     click.echo("strategy            run  kills  seconds  differing")

@@ -39,7 +39,7 @@ def resume(folder: Path, force: bool, as_json: bool) -> None:
             f"{path}: $.seeds: expected the one seed of the run", "`mulki run RECIPE --resume` goes on with several"
         )
     from mulki_plugins.report.compare import comparison_data, comparison_text
-    from mulki_plugins.training.experiment import resume_experiment
+    from mulki_plugins.training.resume import resume_experiment
 
     with contextlib.redirect_stdout(sys.stderr):  # whatever a plugin prints is no result
         result = resume_experiment(recipe, recipe.recipe.seeds[0], folder, force=force)

@@ -58,7 +58,8 @@ def run(
         _say_what_would_be_done(planned, as_json)
         return
     from mulki_plugins.report.compare import comparison_data, comparison_text
-    from mulki_plugins.training.experiment import resume_experiment, run_experiment
+    from mulki_plugins.training.resume import resume_experiment
+    from mulki_plugins.training.run import run_experiment
 
     finished = []
     for result, folders in planned:

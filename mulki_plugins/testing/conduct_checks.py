@@ -10,7 +10,7 @@ from mulki_plugins.testing.surroundings import GENERATORS, generators, kept_rand
 from mulki_plugins.testing.trial import Place, Trial
 from mulki_plugins.testing.witnesses import LEAVE_BATCH
 from mulki_plugins.testing.world import small_stream, uneven_stream
-from mulki_plugins.training.seeding import seed_everything
+from mulki_plugins.training.rng import seed_everything
 
 SEED_LESS = "seed no global generator: use a torch.Generator of your own, or torch.random.fork_rng"
 

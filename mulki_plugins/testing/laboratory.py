@@ -19,7 +19,7 @@ from mulki_plugins.testing.subject import Fault, Stack, Subject
 from mulki_plugins.testing.surroundings import kept_random_state
 from mulki_plugins.testing.trial import Place, Trial, Weights, evaluate, train
 from mulki_plugins.testing.writes import watched
-from mulki_plugins.training.seeding import seed_everything
+from mulki_plugins.training.rng import seed_everything
 
 TASKS = (0, 1)
 

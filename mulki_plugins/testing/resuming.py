@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import torch
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.registry.guard import cause_of
@@ -15,17 +18,17 @@ from mulki_plugins.testing.laboratory import TASKS, Laboratory, same
 from mulki_plugins.testing.subject import Fault
 from mulki_plugins.testing.surroundings import kept_random_state
 from mulki_plugins.testing.trial import Place, Trial
-from mulki_plugins.training.checkpoints import Checkpoint, write_checkpoint
-from mulki_plugins.training.checkpoints import Place as Moment
-from mulki_plugins.training.packing import packed
-from mulki_plugins.training.snapshot import (
-    Named,
+from mulki_plugins.training.checkpoint import Checkpoint, write_checkpoint
+from mulki_plugins.training.checkpoint import Moment as Moment
+from mulki_plugins.training.state import (
+    StackEntry,
     clock_of,
     restore_clock,
     restore_weights,
-    restore_within,
-    state_at_end,
-    state_within,
+    restore_within_task,
+    state_between_tasks,
+    state_within_task,
+    storable,
     weights_of,
 )
 
@@ -82,7 +85,7 @@ def _written(folder: Path, trial: Trial, stack: Any, steps: int) -> Checkpoint:
         Moment(1, steps),
         base=None,
         weights=weights_of(strategy),
-        state=state_within(strategy, named) if steps else state_at_end(strategy, named),
+        state=state_within_task(strategy, named) if steps else state_between_tasks(strategy, named),
         found={"clock": clock_of(strategy), "learned": sorted(strategy.learned)},
     )
 
@@ -98,8 +101,8 @@ def _restored(stack: Any, end: Checkpoint, checkpoint: Checkpoint) -> Trial:
     _restore_weights(strategy, end, state)
     restore_clock(strategy, end.run["clock"])
     strategy.learned = set(end.run["learned"])
-    if steps := checkpoint.place.steps:
-        strategy.resume_at(steps, lambda: restore_within(strategy, named, checkpoint))
+    if steps := checkpoint.moment.steps:
+        strategy.resume_at(steps, lambda: restore_within_task(strategy, named, checkpoint))
     return trial
 
 
@@ -122,12 +125,13 @@ def _state_of(plugin: Any) -> Any:
     """What it keeps, in a form that can be compared."""
     if not hasattr(plugin, "state_dict"):
         return None
-    plain, tensors = packed(_asked(plugin, "state_dict"))
-    return repr(plain), {path: (tuple(t.shape), t.flatten().tolist()) for path, t in tensors.items()}
+    file = io.BytesIO()
+    torch.save(storable(_asked(plugin, "state_dict")), file)
+    return file.getvalue()
 
 
-def _named(stack: Any) -> list[Named]:
-    return [Named(type(plugin).__name__, plugin) for plugin in stack.plugins]
+def _named(stack: Any) -> list[StackEntry]:
+    return [StackEntry(type(plugin).__name__, plugin) for plugin in stack.plugins]
 
 
 def _lost(stack: Any, changed: Sequence[str], what: str, where: str) -> Fault:
@@ -154,7 +158,7 @@ def _check_state(plugin: Any) -> None:
         what = f"it is a {type(state).__name__}, expected a dict"
         raise Fault(f"the state of {name} cannot be written to a checkpoint: {what}", mend)
     try:
-        packed(state)
+        storable(state)
     except TypeError as error:
         raise Fault(f"the state of {name} cannot be written to a checkpoint: {error}", mend) from error
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.nn.modules import module as torch_module
 
-from mulki_plugins.training.seeding import random_state, set_random_state
+from mulki_plugins.training.rng import random_state, set_random_state
 
 GENERATORS = ("random", "numpy.random", "torch")
 

@@ -35,8 +35,8 @@ from mulki_plugins.testing.witnesses import (
     weights_of,
 )
 from mulki_plugins.testing.world import small_model, small_stream
-from mulki_plugins.training.seeding import seed_everything
-from mulki_plugins.training.template import ContinualTemplate
+from mulki_plugins.training.rng import seed_everything
+from mulki_plugins.training.strategy import ContinualTemplate
 
 BATCH = 4
 WARMUP = 2

@@ -1,4 +1,4 @@
-"""Training and evaluation of a recipe through Avalanche."""
+"""Training and evaluation of a recipe with Avalanche."""
 
 from mulki_plugins.libraries import import_libraries
 

@@ -1,4 +1,4 @@
-"""A checked recipe as objects: the stream, the model, the stack of plugins, the device."""
+"""Builds a validated recipe into objects: the stream, the model, the stack of plugins, the device."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from mulki_plugins.streams.task import TaskStream
 
 @frozen(kw_only=True, eq=False)
 class Built:
-    """What a recipe stands for."""
+    """The objects that a recipe declares."""
 
     stream: TaskStream
     benchmark: CLScenario
     model: ClipClassifier
     notices: list[str]
-    """What the user should know of the weights and of the sentences."""
+    """What the user should know about the weights and the sentences."""
     plugins: list[Any]
     device: torch.device
 
 
 def build(recipe: Recipe) -> Built:
-    """Make everything that a recipe names. MulkiError where data or weights are missing, or a part cannot be made."""
+    """Make everything that a recipe declares. MulkiError if data or weights are missing, or a part cannot be made."""
     device = choose_device(recipe.device)
-    stream = _stream(recipe.stream)
+    stream = _make_stream(recipe.stream)
     _check_tasks(recipe, stream)
     options = dict(recipe.model.options)
     train = options.pop("train", "all")
@@ -53,7 +53,7 @@ def build(recipe: Recipe) -> Built:
     across = recipe.evaluate.classes != "task"
     notices = [*loaded.notices, *check_sentences(stream.tasks, reader_of(loaded.tokenizer), across=across)]
     reference = _reference(recipe, loaded.transform(train=False))
-    plugins = [_made("plugin", e.name, e.options, **_given(e.name, reference)) for e in recipe.strategy.plugins]
+    plugins = [_make("plugin", e.name, e.options, **_extras(e.name, reference)) for e in recipe.strategy.plugins]
     transforms = loaded.transform(train=True), loaded.transform(train=False)
     benchmark = as_benchmark(stream, *transforms, unreadable=recipe.train.unreadable)
     return Built(
@@ -66,67 +66,67 @@ def build(recipe: Recipe) -> Built:
     )
 
 
-def _stream(choice: Choice, *, reference: bool = False) -> TaskStream:
-    """The stream, whose numbers will be right, with what must be said of them. Mistakes where they would be wrong."""
-    stream: TaskStream = _made("stream", choice.name, choice.options)
-    who = f"the stream {choice.name!r} of {catalog().find('stream', choice.name).provenance}"
-    warnings = check_stream(stream, who, reference=reference)
+def _make_stream(choice: Choice, *, reference: bool = False) -> TaskStream:
+    """A stream that was checked, with notes on why its numbers are not comparable. Mistakes if they would be wrong."""
+    stream: TaskStream = _make("stream", choice.name, choice.options)
+    origin = f"the stream {choice.name!r} of {catalog().find('stream', choice.name).provenance}"
+    warnings = check_stream(stream, origin, reference=reference)
     return evolve(stream, incomparable=(*stream.incomparable, *warnings)) if warnings else stream
 
 
 def _reference(recipe: Recipe, transform: Callable[[Any], Tensor]) -> Reference | None:
-    """The recipe's reference data, where a plugin needs it."""
+    """The recipe's reference data, if a plugin needs it."""
     if recipe.reference is None or not needs_reference(recipe):
         return None
-    return as_reference(_stream(recipe.reference, reference=True), transform)
+    return as_reference(_make_stream(recipe.reference, reference=True), transform)
 
 
-def _given(plugin: str, reference: Reference | None) -> dict[str, Any]:
-    """What a plugin is given beside its options."""
+def _extras(plugin: str, reference: Reference | None) -> dict[str, Any]:
+    """The arguments of a plugin besides its options."""
     return {"reference": reference} if catalog().find("plugin", plugin).needs_reference else {}
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is a GPU of CUDA where there is one, else the CPU. MulkiError where the device named is not there."""
+    """The device of that name; `auto` is a CUDA GPU if the machine has one, else the CPU. MulkiError if it is missing."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
-    there = {
+    available = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available(),
     }
-    if not there[device.type]:
+    if not available[device.type]:
         raise MulkiError(f"$.device: {name} is not on this machine", "use --set device=auto")
     return device
 
 
-def _made(kind: Any, name: str, options: dict[str, Any], **given: Any) -> Any:
-    """Call a registered part with a copy of its options. MulkiError where it raises, or returns something of another sort."""
+def _make(kind: Any, name: str, options: dict[str, Any], **given: Any) -> Any:
+    """Call a registered part with a copy of its options. MulkiError if it raises, or returns an object of another kind."""
     part = catalog().find(kind, name)
     factory = part.load()
     options = copy.deepcopy(options) | given
     what = f"the {kind} {name!r} of {part.provenance} cannot be made"
-    if part.is_ours:  # an error of MulKI's own is told best by its traceback
+    if part.is_ours:  # the traceback shows best what is wrong with our own
         try:
-            found = factory(**options)
+            made = factory(**options)
         except (TypeError, ValueError) as error:
             raise MulkiError(f"{what}: {describe_error(error)}") from error
     else:
-        found = called(what, factory, **options)
-    if not isinstance(found, _SORTS[kind]):
-        what = f"returned a {type(found).__name__}, expected a {_SORTS[kind].__name__}"
+        made = called(what, factory, **options)
+    if not isinstance(made, _CLASSES[kind]):
+        what = f"returned a {type(made).__name__}, expected a {_CLASSES[kind].__name__}"
         raise MulkiError(f"the {kind} {name!r} of {part.provenance} cannot be used: {what}")
-    if kind == "plugin" and (wrong := [*wrong_callbacks(methods_of(type(found)))]):
+    if kind == "plugin" and (wrong := [*wrong_callbacks(methods_of(type(made)))]):
         raise MulkiError(f"the plugin {name!r} of {part.provenance} cannot be used: {wrong[0]}")
-    return found
+    return made
 
 
-_SORTS: dict[str, type] = {"stream": TaskStream, "plugin": BasePlugin}
+_CLASSES: dict[str, type] = {"stream": TaskStream, "plugin": BasePlugin}
 
 
 def _check_tasks(recipe: Recipe, stream: TaskStream) -> None:
-    """What of a recipe only the stream itself can answer."""
+    """Check what only the stream itself can answer."""
     names = [task.name for task in stream.tasks]
     for name in recipe.train.per_task:
         if name not in names:

@@ -1,4 +1,4 @@
-"""Where a run's numbers come from: recipe, data, weights, code and machine; and what of it differs from another time."""
+"""Where a run's numbers come from: recipe, data, weights, code and machine; and what has changed since another run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import importlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mulki_plugins.recipe.files import find_strategy_provenance, warn_of_borrowed_name
@@ -25,17 +26,25 @@ from mulki_plugins.registry.parts import OURS, Part, Provenance
 from mulki_plugins.registry.requirements import unmet
 from mulki_plugins.report.result import Result
 from mulki_plugins.streams.task import TaskStream
-from mulki_plugins.training import data_identity
-from mulki_plugins.training.blame import parts_of
 from mulki_plugins.training.build import Built
-from mulki_plugins.training.checkpoints import digest
+from mulki_plugins.training.checkpoint import digest
+from mulki_plugins.training.explain import parts_of
 
 _CODE = ("losses.py", "baselines", "models", "stages", "streams", "training")
-"""What of this package moves numbers."""
+"""The code of this package that affects the numbers."""
+
+READ = 2**26
+"""Bytes: a task's files are read whole up to this size; beyond it their times stand for their contents."""
+HASHED = 2**28
+"""Bytes: an array is hashed whole up to this size; beyond it, rows at even distances."""
+ROWS = 1024
+
+Marks = dict[str, dict[str, dict[str, str]]]
+"""Short hashes by which a task's training and test images are recognised."""
 
 
 def new_result(recipe: Recipe, built: Built, seed: int, folder: Path) -> Result:
-    """A result that has found nothing yet."""
+    """The result of a run that has not measured anything yet."""
     parts = [{"kind": p.kind, "name": p.name, **_brought(p.provenance)} for p in parts_of(recipe)]
     if recipe.model.name in open_clip_models():
         brought = {"distribution": "open_clip_torch", "version": _versions()["open_clip_torch"]}
@@ -77,7 +86,7 @@ def _brought(provenance: Provenance) -> dict[str, str]:
 
 
 def _strategy(recipe: Recipe) -> Provenance | None:
-    """The package whose strategy the recipe uses."""
+    """The package that brought the recipe's strategy, if any did."""
     borrowed = warn_of_borrowed_name(recipe.strategy.name, [entry.name for entry in recipe.strategy.plugins])
     return None if borrowed else find_strategy_provenance(recipe.strategy.name)
 
@@ -91,13 +100,16 @@ def unmet_of(recipe: Recipe) -> list[str]:
 
 
 def _protocol(recipe: Recipe) -> dict[str, Any]:
-    """What must be the same of two runs whose numbers are compared; what a stream or a model has no say in is left out."""
+    """The settings two runs must share for their numbers to be comparable.
+
+    Options that the stream or model lacks are omitted.
+    """
     stream, model = recipe.stream.options, recipe.model.options
-    said = {"split": stream.get("split"), "shots": stream.get("shots"), "pretrained": model.get("pretrained")}
+    options = {"split": stream.get("split"), "shots": stream.get("shots"), "pretrained": model.get("pretrained")}
     if (images := stream.get("evaluate_on", "test")) != "test":
-        said["images"] = images
-    named = {"stream": recipe.stream.name, "model": recipe.model.name, "classes": recipe.evaluate.classes}
-    return named | {key: value for key, value in said.items() if value is not None}
+        options["images"] = images
+    names = {"stream": recipe.stream.name, "model": recipe.model.name, "classes": recipe.evaluate.classes}
+    return names | {key: value for key, value in options.items() if value is not None}
 
 
 def _budget(recipe: Recipe) -> dict[str, Any]:
@@ -108,14 +120,14 @@ def _budget(recipe: Recipe) -> dict[str, Any]:
 
 
 def identity(recipe: Recipe, built: Built, seed: int) -> dict[str, Any]:
-    """Everything that a run must share with its first part to end as if it had never been stopped, as plain data."""
+    """Everything that must stay the same for a resumed run to end as if it had never stopped, as plain data."""
     weights = built.model.state_dict()
     return {
         "recipe": {**select_decisive(recipe), "workers": recipe.train.workers, "seed": seed},
         "data": _data(built.stream),
-        "files": data_identity.marks_of(built.stream),
+        "files": marks_of(built.stream),
         "weights": digest(weights, weights.__getitem__),
-        "code": {"mulki": _hash(_own_code()), **_others_code(recipe)},
+        "code": {"mulki": _hash(_package_code()), **_third_party_code(recipe)},
         "versions": {"python": ".".join(platform.python_version_tuple()[:2]), **_versions()},
         "device": built.device.type,
         "threads": torch.get_num_threads(),
@@ -123,66 +135,65 @@ def identity(recipe: Recipe, built: Built, seed: int) -> dict[str, Any]:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What has changed, a line each: where, what it was, what it is. What was not noted before is no change."""
-    apart = ("files", "threads")
+    """A line for each change: where, the value before, the value now. A value that was not recorded before is no change."""
+    separate = ("files", "threads")
     old, new = (
-        dict(flatten({key: item for key, item in which.items() if key not in apart})) for which in (before, now)
+        dict(flatten({key: item for key, item in each.items() if key not in separate})) for each in (before, now)
     )
     paths = [*old, *(path for path in new if path not in old and not path.startswith("versions."))]
-    found = [
+    changed = [
         f"{path} was {old.get(path, 'not there')}, is {new.get(path, 'not there')}"
         for path in paths
         if old.get(path) != new.get(path)
     ]
-    return found + data_identity.changes(before.get("files", {}), now.get("files", {}))
+    return changed + image_changes(before.get("files", {}), now.get("files", {}))
 
 
 def other_threads(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What to tell the user where a run goes on with another number of threads; empty where that is not known."""
+    """A warning if a run is resumed with another number of threads; empty if it is not, or if that is unknown."""
     was, threads = before.get("threads"), now["threads"]
     if was in (None, threads):
         return ""
-    return f"warning: the run began with {was} threads and goes on with {threads}: its last digits may differ for that"
+    return f"warning: the run began with {was} threads and resumes with {threads}: its last digits may differ"
 
 
 def peak_memory(device: torch.device) -> float:
-    """MiB: on a GPU the most that tensors took, else the most that the process ever held."""
+    """MiB: on a GPU the peak of what tensors took, else the peak of the process."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     try:
         import resource
-    except ImportError:  # Windows has none
+    except ImportError:  # Windows
         return 0.0
     unit = 1 if platform.system() == "Darwin" else 2**10
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
 
 
 def _data(stream: TaskStream) -> dict[str, str]:
-    """Of each task's names and labels, which are known without opening an image."""
-    found = {}
+    """A hash of each task's names and labels, which are known without opening an image."""
+    hashes = {}
     for task in stream.tasks:
         text = hashlib.sha256(json.dumps([task.class_names, task.templates]).encode())
         for images in (task.train, task.test):
             text.update(json.dumps([int(label) for label in images.targets]).encode())
-        found[task.name] = f"{len(task.train)} + {len(task.test)} images, {text.hexdigest()[:12]}"
-    return found
+        hashes[task.name] = f"{len(task.train)} + {len(task.test)} images, {text.hexdigest()[:12]}"
+    return hashes
 
 
-def _own_code() -> Iterator[Path]:
+def _package_code() -> Iterator[Path]:
     package = Path(__file__).parent.parent
     for name in _CODE:
-        place = package / name
-        yield from sorted(place.rglob("*.py")) if place.is_dir() else [place]
+        path = package / name
+        yield from sorted(path.rglob("*.py")) if path.is_dir() else [path]
 
 
-def _others_code(recipe: Recipe) -> dict[str, str]:
-    """The modules of the parts that other packages brought."""
+def _third_party_code(recipe: Recipe) -> dict[str, str]:
+    """The packages, versions and module hashes of the third-party parts that affect the numbers."""
     parts = [catalog().find("plugin", entry.name) for entry in recipe.strategy.plugins]
     for kind, choice in (("stream", recipe.stream), ("stream", recipe.reference), ("model", recipe.model)):
         if choice is not None and (kind, choice.name) in catalog().parts:
             parts.append(catalog().find(kind, choice.name))  # type: ignore[arg-type]
-    others = [part for part in parts if part.provenance.distribution != "mulki"]
-    return {f"{part.kind} {part.name}": f"{part.provenance} {_hash(_module(part))}" for part in others}
+    return {f"{p.kind} {p.name}": f"{p.provenance} {_hash(_module(p))}" for p in parts if not p.is_ours}
 
 
 def _module(part: Part) -> list[Path]:
@@ -200,16 +211,107 @@ def _hash(files: Iterable[Path]) -> str:
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in ("mulki", "torch", "torchvision", "numpy", "pillow", "avalanche-lib", "open_clip_torch"):
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:  # a checkout that was never installed
-            found[package] = ""
-    return found
+            versions[package] = ""
+    return versions
 
 
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()}, {os.cpu_count()} cores"
+
+
+def marks_of(stream: TaskStream) -> Marks:
+    """The marks of each task's `train` and `test` images, from their files or their array; empty if neither is known."""
+    return {task.name: {"train": _marks(task.train), "test": _marks(task.test)} for task in stream.tasks}
+
+
+def image_changes(before: Mapping[str, Any], now: Marks) -> list[str]:
+    """A line for each task's training or test images that have changed. A mark that was not recorded is no change."""
+    lines = []
+    for task, parts in now.items():
+        for part, marks in parts.items():
+            old = before.get(task, {}).get(part, {})
+            kinds = [kind for kind in marks if kind in old and old[kind] != marks[kind]]
+            if kinds:
+                lines.append(f"task {task}: its {'training' if part == 'train' else 'test'} images {_how(kinds)}")
+    return lines
+
+
+def _how(kinds: Sequence[str]) -> str:
+    if "names" in kinds:
+        return "are other files, or in another order"
+    if kinds == ["times"]:
+        return "were written since, or copied (a copy changes nothing)"
+    return "have other contents"
+
+
+def _marks(images: Any) -> dict[str, str]:
+    paths = _paths(images)
+    if paths is not None:
+        return _marks_of_files(paths, str(getattr(images, "root", None) or getattr(images, "folder", "")))
+    for name in ("images", "pixels", "data"):
+        array = getattr(images, name, None)
+        if isinstance(array, np.ndarray) and array.ndim and array.dtype != object:
+            return {"contents": _short_hash(_rows(array, getattr(images, "places", None)))}
+    return {}
+
+
+def _paths(images: Any) -> list[str] | None:
+    """The files in their order, of data sets that name them as ours or as torchvision's do; None for others."""
+    if callable(getattr(images, "path", None)):
+        return [os.fspath(images.path(i)) for i in range(len(images))]
+    samples = getattr(images, "samples", None)
+    if isinstance(samples, list) and samples and all(isinstance(s, tuple) and isinstance(s[0], str) for s in samples):
+        return [sample[0] for sample in samples]
+    return None
+
+
+def _marks_of_files(paths: Sequence[str], root: str) -> dict[str, str]:
+    stats = [_stat(path) for path in paths]
+    marks = {
+        "names": _short_hash(path.removeprefix(root).encode("utf-8", "surrogateescape") for path in paths),
+        "sizes": _short_hash(str(size).encode() for size, _ in stats),
+    }
+    if sum(size for size, _ in stats) <= READ:
+        return {**marks, "contents": _short_hash(map(_contents, paths))}
+    return {**marks, "times": _short_hash(str(time).encode() for _, time in stats)}
+
+
+def _stat(path: str) -> tuple[int, int]:
+    """Size and time of a file; -1 and 0 if it is gone."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return -1, 0
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _contents(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(READ)
+    except OSError:
+        return b""
+
+
+def _rows(array: Any, places: Any) -> Iterator[bytes]:
+    """The rows at `places`, or all, in their order."""
+    order = np.arange(len(array)) if places is None else np.asarray(places)
+    size = int(array.nbytes / max(1, len(array)) * len(order))
+    order = order[:: 1 + size // HASHED]
+    yield f"{array.dtype} {array.shape[1:]} {len(order)}".encode()
+    for first in range(0, len(order), ROWS):
+        yield np.ascontiguousarray(array[order[first : first + ROWS]]).tobytes()
+
+
+def _short_hash(pieces: Iterator[bytes]) -> str:
+    result = hashlib.blake2b(digest_size=6)
+    for piece in pieces:
+        result.update(hashlib.blake2b(piece, digest_size=16).digest())
+    return result.hexdigest()

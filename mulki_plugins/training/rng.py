@@ -1,4 +1,4 @@
-"""Random numbers: every task begins from a state that follows from the run's seed and the task's place alone."""
+"""Random numbers: every task starts from a state that depends only on the run's seed and the task's position."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 def seed_everything(seed: int, task: int = 0) -> None:
     """Seed Python, numpy and torch for one task of a run.
 
-    So that what a task draws does not depend on how much was drawn before it, such as by an evaluation. The two numbers
-    are mixed by numpy's SeedSequence, whose streams for different pairs are independent.
+    What a task draws then does not depend on what was drawn before it, such as by an evaluation. Numpy's SeedSequence mixes
+    the two numbers; its streams for different pairs are independent.
     """
     words = np.random.SeedSequence([seed, task]).generate_state(3)
     random.seed(int(words[0]))
@@ -24,12 +24,12 @@ def seed_everything(seed: int, task: int = 0) -> None:
 
 
 def random_state() -> tuple[Any, ...]:
-    """Where Python's, numpy's and torch's generators stand on the CPU."""
+    """The state of Python's, numpy's and torch's generators on the CPU."""
     return random.getstate(), np.random.get_state(), torch.get_rng_state()
 
 
 def set_random_state(state: tuple[Any, ...]) -> None:
-    """Put the generators where `random_state` found them."""
+    """Restore the generators to what `random_state` returned."""
     random.setstate(state[0])
     np.random.set_state(state[1])
     torch.set_rng_state(state[2])

@@ -1,4 +1,4 @@
-"""Whether training steps train what they should, and which plugin is to blame where they do not."""
+"""Checks that a step trains what it should, and names the plugin that is to blame if it does not."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ _GRADIENT_EVENTS = ("after_backward", "before_update")
 
 
 class Diverged(Exception):
-    """The loss is not a number, or infinite."""
+    """The loss is NaN or infinite."""
 
 
-class Watch:
-    """Looks on at the plugins of one strategy.
+class StepChecks:
+    """Calls the plugins of one strategy and checks what each does to the loss, the gradients, the optimizer and the model.
 
-    In an ordinary step it waits for no number of the device, apart from the one test whether loss and gradients are finite.
-    What costs more is done at a task's first step, or when something has gone wrong.
+    An ordinary step waits for the device only once, for the test that loss and gradients are finite. Checks that cost more
+    run at a task's first step, or when something has gone wrong.
     """
 
     def __init__(self, strategy: Any) -> None:
         self.strategy = strategy
         self.names: dict[int, str] = {}
-        """What the plugins are called, by id; their classes' names where it says nothing."""
+        """The plugins' registered names, by id; a plugin that is not among them goes by its class's name."""
         self.warn: Callable[[str], None] = _warn
         self.first = True
-        """Whether the task's first step is still to come or under way."""
+        """Whether the task's first step is still to be completed."""
         self._blame: dict[str, str] = {}
-        """Which plugin did what, in words: `eval`, `optimizer`, `loss`, `output`."""
+        """The plugin and event that changed the `eval` mode, the `optimizer`, the `loss` or the `output`."""
         self._losses: list[tuple[str, Tensor]] = []
-        """The loss of this step after each contribution to it."""
+        """The loss of this step after each term, with who added it."""
         self._gradients: list[tuple[str, Tensor]] = []
-        """The largest gradient of this step, after each plugin that may have changed it."""
+        """The largest gradient of this step after each plugin that may have changed it."""
         self._before: dict[str, Tensor] = {}
-        """Weights before the task's first step, until it is over."""
-        self._told: set[str] = set()
+        """The weights before the task's first step."""
+        self._warned: set[str] = set()
 
     def task_begins(self) -> None:
         self.first = True
@@ -55,7 +55,7 @@ class Watch:
             self._blame.pop(what, None)
 
     def call(self, plugin: Any, event: str, **kwargs: Any) -> None:
-        """Call one plugin's callback and note what it did to loss, gradients, optimizer and mode."""
+        """Call one plugin's callback and note what it did."""
         strategy, who = self.strategy, f"the plugin {self.name_of(plugin)!r} in its {event}"
         optimizer, held, training = strategy.optimizer, _count(strategy.optimizer), strategy.model.training
         loss, output = strategy.loss, strategy.mb_output
@@ -69,7 +69,7 @@ class Watch:
         except MulkiError:
             raise
         except Exception:
-            if event in _GRADIENT_EVENTS:  # it may have failed over a loss that is no number
+            if event in _GRADIENT_EVENTS:  # it may have failed over a loss that is not finite
                 strategy.check_loss()
             raise
         if strategy.optimizer is not optimizer or _count(strategy.optimizer) < held:
@@ -80,25 +80,25 @@ class Watch:
             self._blame.setdefault("output", who)
         if before is not None and strategy.is_training:
             self._check_loss_after(who, before, node)
-        if foreign:  # those of MulKI's own only read gradients
+        if foreign:  # MulKI's own plugins only read gradients
             self._gradients.append((who, self.largest_gradient()))
 
     def name_of(self, plugin: object) -> str:
         return self.names.get(id(plugin), type(plugin).__name__)
 
     def note_loss(self, who: str) -> None:
-        """Note the loss as it stands after a contribution that is no plugin's."""
+        """Note the loss after a term that no plugin added."""
         self._losses.append((who, self.strategy.loss.detach().clone()))
 
-    def put_back_in_training(self) -> None:
-        """A forward of training finds the model in training mode; a plugin that left it in another is named."""
+    def restore_training_mode(self) -> None:
+        """Put the model back into training mode, and name the plugin that left it in evaluation mode."""
         if not self.strategy.model.training:
             self.strategy.model.train()
             who = self._blame.pop("eval", "a plugin")
-            self._tell(f"{who} left the model in evaluation mode; it was put back into training mode")
+            self._warn_once(f"{who} left the model in evaluation mode; it was put back into training mode")
 
     def check_gradient_flows(self) -> None:
-        """MulkiError where the loss of this step depends on no weight that learns."""
+        """MulkiError if the loss of this step depends on no weight that requires a gradient."""
         if self.strategy.loss.requires_grad:
             return
         learning = self._learning()
@@ -115,7 +115,7 @@ class Watch:
         )
 
     def check_finite(self) -> None:
-        """Diverged where the loss is not finite, MulkiError where a gradient is not. Waits for the device once."""
+        """Diverged if the loss is not finite, MulkiError if a gradient is not. Waits for the device once."""
         loss, largest = self.strategy.loss.detach(), self._latest_gradient()
         finite = torch.isfinite(loss).all() & torch.isfinite(largest.to(loss.device))
         if bool(finite):
@@ -136,7 +136,7 @@ class Watch:
         )
 
     def check_weights(self) -> None:
-        """MulkiError where a weight that learns is not in the optimizer. Called right before the optimizer's step."""
+        """MulkiError if a weight that requires a gradient is not in the optimizer. Called right before the optimizer's step."""
         held = _held(self.strategy.optimizer)
         missing = [n for n, p in self.strategy.model.named_parameters() if p.requires_grad and id(p) not in held]
         if missing:
@@ -152,14 +152,14 @@ class Watch:
             self._before = {n: p.detach().clone() for n, p in self._learning().items()}
             idle = [n for n, p in self._learning().items() if p.grad is None]
             if idle and len(idle) < len(self._before):
-                self._tell(f"{len(idle)} weights that are to learn get no gradient: {_listed(idle)}")
+                self._warn_once(f"{len(idle)} trainable weights get no gradient: {_listed(idle)}")
 
-    def step_is_over(self) -> None:
-        """After a task's first step: MulkiError where no weight moved although there were gradients."""
+    def step_ends(self) -> None:
+        """After a task's first step: MulkiError if no weight moved although there were gradients."""
         if not self.first or not self._before:
             return
         if self.strategy.scaler.is_enabled() and not bool(self._latest_gradient().isfinite()):
-            return  # the scaler has skipped the step: the next one is looked at
+            return  # the scaler has skipped the step; the next one is checked
         before, self._before = self._before, {}
         weights = dict(self.strategy.model.named_parameters())
         self.first = False
@@ -167,7 +167,7 @@ class Watch:
             return
         first = self._gradients[0][1] if self._gradients else self.largest_gradient()
         if not bool(first > 0):
-            self._tell(f"the gradient of each weight is 0 at the task's first step: {_listed(before)}")
+            self._warn_once(f"the gradient of each weight is 0 at the task's first step: {_listed(before)}")
             return
         gone = next((who for who, largest in self._gradients[1:] if not bool(largest > 0)), "")
         raise self._error(
@@ -177,7 +177,7 @@ class Watch:
         )
 
     def largest_gradient(self) -> Tensor:
-        """The largest absolute value of a gradient, a scalar; NaN where one of them is NaN, 0 where there is none."""
+        """The largest absolute value in the gradients, a scalar: NaN if one is NaN, 0 if there are none."""
         gradients = [p.grad for p in self.strategy.model.parameters() if p.grad is not None and p.grad.numel()]
         if not gradients:
             return torch.zeros((), device=self.strategy.device)
@@ -195,9 +195,10 @@ class Watch:
                 "add a term to strategy.loss and leave it a tensor: no .item(), float() or numpy",
             )
         if loss.numel() != 1 or not loss.is_floating_point():
+            kind = str(loss.dtype).removeprefix("torch.")
             raise self._error(
-                f"{who} made strategy.loss a tensor of shape {tuple(loss.shape)} and type "
-                f"{str(loss.dtype).removeprefix('torch.')}, expected one floating-point number",
+                f"{who} made strategy.loss a tensor of shape {tuple(loss.shape)} and type {kind}, "
+                "expected one floating-point number",
                 "reduce the term by .mean() or .sum()",
             )
         self._losses.append((who, loss.detach().clone()))
@@ -208,10 +209,10 @@ class Watch:
             and not _adds_gradient(loss, node)
             and not torch.equal(loss.detach().reshape(-1), before.reshape(-1))
         ):
-            self._tell(f"what {who} adds to the loss has no gradient, so that it teaches nothing")
+            self._warn_once(f"what {who} adds to the loss has no gradient, so it trains nothing")
 
     def _why_not_finite(self) -> str:
-        """Of a loss: the plugin that made it so, or what was not finite before it was computed."""
+        """The plugin that made the loss so, or what was not finite before it was computed; empty if neither is known."""
         if who := self._first_not_finite(self._losses):
             if who != "criterion":
                 return f", made so by {who}"
@@ -226,21 +227,20 @@ class Watch:
         return next((who for who, value in noted if not bool(value.isfinite().all())), "")
 
     def _whose_gradient(self) -> str:
-        """Compute the step once more, plugin by plugin, and find whose term has a gradient that is not finite."""
+        """The plugin whose term has a gradient that is not finite, found by computing the step again, plugin by plugin."""
         strategy = self.strategy
         weights = list(self._learning().values())
         try:
             with torch.enable_grad():
                 strategy.loss = strategy._make_empty_loss()
                 strategy.mb_output = strategy.forward()
-                if _not_finite(
-                    torch.autograd.grad(strategy.criterion(), weights, retain_graph=True, allow_unused=True)
-                ):
-                    return ""  # it is not what a plugin adds
+                own = torch.autograd.grad(strategy.criterion(), weights, retain_graph=True, allow_unused=True)
+                if _any_not_finite(own):
+                    return ""  # no plugin's term causes it
                 for event in ("after_forward", "before_backward"):
                     if event == "before_backward":
                         strategy.loss = strategy.loss + strategy.criterion()
-                    for plugin in strategy.watched:
+                    for plugin in strategy.stack:
                         if not overrides(plugin, event):
                             continue
                         before = strategy.loss
@@ -249,10 +249,10 @@ class Watch:
                         term = (strategy.loss - before).sum()
                         if not term.requires_grad:
                             continue
-                        found = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
-                        if _not_finite(found):
+                        gradients = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
+                        if _any_not_finite(gradients):
                             return f"what the plugin {self.name_of(plugin)!r} adds to the loss in its {event}"
-        except Exception:  # a second try may fail where the first did not; then nobody is named
+        except Exception:  # the second attempt may fail differently; then nobody is named
             return ""
         return ""
 
@@ -263,15 +263,15 @@ class Watch:
         name = getattr(self.strategy.experience, "task_name", "")
         return MulkiError(f"task {name}, step {self.strategy.step}: {message}", hint)
 
-    def _tell(self, text: str) -> None:
-        """Warn, once of each thing."""
-        if text not in self._told:
-            self._told.add(text)
+    def _warn_once(self, text: str) -> None:
+        """Warn, but only once of the same thing."""
+        if text not in self._warned:
+            self._warned.add(text)
             self.warn(text)
 
 
 def overrides(plugin: object, event: str) -> bool:
-    """Whether a plugin does something of its own at an event."""
+    """Whether a plugin defines a callback for an event."""
     return event in vars(plugin) or getattr(type(plugin), event, None) is not getattr(SupervisedPlugin, event, None)
 
 
@@ -284,33 +284,33 @@ def _count(optimizer: torch.optim.Optimizer) -> int:
 
 
 def _adds_gradient(loss: Tensor, before: Any) -> bool:
-    """Whether what a plugin made of a loss, whose node in the graph was `before`, leads to weights by a way of its own.
+    """Whether the term that a plugin added to a loss leads to weights; `before` is the node of the loss in the graph.
 
-    Anything but a sum passes: a loss may be scaled.
+    Any other operation than a sum passes: a plugin may scale the loss.
     """
     if loss.grad_fn is not None and not type(loss.grad_fn).__name__.startswith(("Add", "Sub")):
         return True
-    seen, found = {before}, [loss.grad_fn]
-    while found:
-        node = found.pop()
+    seen, ahead = {before}, [loss.grad_fn]
+    while ahead:
+        node = ahead.pop()
         if node is None or node in seen:
             continue
         if hasattr(node, "variable"):
             return True
         seen.add(node)
-        found += [following for following, _ in node.next_functions]
+        ahead += [following for following, _ in node.next_functions]
     return False
 
 
-def _not_finite(gradients: Iterable[Tensor | None]) -> bool:
-    return any(g is not None and not bool(g.isfinite().all()) for g in gradients)
+def _any_not_finite(gradients: Iterable[Tensor | None]) -> bool:
+    return any(gradient is not None and not bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 def _listed(names: Iterable[str], most: int = 3) -> str:
-    """The first names, and how many follow."""
-    every = list(names)
-    more = f" and {len(every) - most} more" if len(every) > most else ""
-    return ", ".join(every[:most]) + more
+    """The first names, and how many more there are."""
+    all_names = list(names)
+    more = f" and {len(all_names) - most} more" if len(all_names) > most else ""
+    return ", ".join(all_names[:most]) + more
 
 
 def _warn(text: str) -> None:

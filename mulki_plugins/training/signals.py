@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: the run ends at the next step, with a checkpoint; at the second SIGINT it ends at once."""
+"""SIGINT, SIGTERM and SIGHUP: the run stops after the current step, with a checkpoint; a second SIGINT stops it at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 
 
 class Stopped(MulkiError):
-    """The run was told to stop, and has; `status` is what the program ends with."""
+    """A signal stopped the run; `status` is the exit status of the program."""
 
     def __init__(self, message: str, hint: str, number: int) -> None:
         super().__init__(message, hint)
@@ -24,7 +24,7 @@ class Stopped(MulkiError):
 
 
 class StopRequest:
-    """Whether the process has been told to stop, and by which signal."""
+    """Whether a signal asked the run to stop, and which one."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -35,12 +35,12 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals; after the first, SIGINT ends the process at once, as the system has it.
+        """Handle the signals; after the first one, SIGINT has the system's own handler, which ends the process at once.
 
-        A signal that was ignored when the process began, as SIGHUP is by nohup, stays ignored.
-        Loader workers inherit this, and so live through a signal that goes to all processes of a job.
+        A signal that was ignored when the process started, as SIGHUP is under nohup, stays ignored.
+        Loader workers inherit the handlers, so they survive a signal that is sent to all processes of a job.
         """
-        if threading.current_thread() is not threading.main_thread():  # only there can signals be taken
+        if threading.current_thread() is not threading.main_thread():  # others cannot handle signals
             yield
             return
         process = os.getpid()
@@ -51,8 +51,8 @@ class StopRequest:
             self.number = number
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             if os.getpid() == process:
-                shown = b"\x1b[?25h" if os.isatty(2) else b""  # a bar hides the cursor
-                with contextlib.suppress(OSError):  # the terminal may be what went away
+                shown = b"\x1b[?25h" if os.isatty(2) else b""  # the progress bar hides the cursor
+                with contextlib.suppress(OSError):  # the terminal may be gone
                     os.write(2, shown + b"\nstopping after this step; Ctrl-C again stops at once\n")
 
         for number in before:

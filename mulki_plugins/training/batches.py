@@ -1,4 +1,4 @@
-"""The batches of one task: counted, and in an order that nothing else's random numbers can move."""
+"""The batches of one task: counted, and in an order that no other random numbers can change."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from mulki_plugins.training.seeding import random_state, set_random_state
+from mulki_plugins.training.rng import random_state, set_random_state
 
 
 class TaskBatches:
-    """The batches of whatever loader Avalanche or a plugin has made, drawn from a random stream of their own.
+    """The batches of the loader that Avalanche or a plugin has made, drawn from a random stream of their own.
 
-    count: exactly so many batches, pass after pass, whenever it is iterated; None for one pass.
-    The stream begins at torch's, numpy's and Python's state of the first iteration and moves on only while a batch is
-    fetched. So the batches follow from that state alone, whatever the training draws between them, and one may `skip`
-    to any of them: the skipped ones are fetched and dropped, since what a fetch draws (of an augmentation, of a worker)
-    only the fetch itself knows. When the last is dropped, `then` is called.
+    count: the exact number of batches of each iteration, pass after pass; None for one pass.
+    The stream starts at the state of torch, numpy and Python at the first iteration, and advances only while a batch is
+    fetched. So the batches depend on that state alone, whatever the training draws between them, and a resumed run can
+    `skip` to any of them. The skipped batches are fetched and dropped: only the fetch itself knows what it draws, for an
+    augmentation or a worker.
     """
 
     def __init__(self, loader: Iterable[Any], count: int | None = None) -> None:
@@ -32,13 +32,13 @@ class TaskBatches:
         return len(self.loader) if self.count is None else self.count  # type: ignore[arg-type]
 
     def skip(self, batches: int, then: Callable[[], None]) -> None:
-        """Drop the first batches, over as many iterations as they take."""
+        """Drop the first batches, over as many iterations as they take, then call `then`."""
         self._skip, self._then = batches, then
 
     def __iter__(self) -> Iterator[Any]:
         if not self._stream:
             self._stream = random_state()
-            torch.manual_seed(int(torch.randint(2**62, ())))  # the training's own stream goes on elsewhere
+            torch.manual_seed(int(torch.randint(2**62, ())))  # the training continues from another state
         for batch in self._counted():
             if self._skip == 0:
                 yield batch
@@ -48,21 +48,21 @@ class TaskBatches:
                 self._then()
 
     def _counted(self) -> Iterator[Any]:
-        given = 0
-        while self.count is None or given < self.count:
-            before = given
+        count = 0
+        while self.count is None or count < self.count:
+            before = count
             for batch in self._one_pass():
                 yield batch
-                given += 1
-                if given == self.count:
+                count += 1
+                if count == self.count:
                     return
             if self.count is None:
                 return
-            if given == before:
+            if count == before:
                 raise ValueError("the task has no training images")
 
     def _one_pass(self) -> Iterator[Any]:
-        """One iteration of the loader, each fetch within the batches' own random stream."""
+        """One iteration of the loader, with each fetch in the batches' own random stream."""
         with self._own_stream():
             batches = iter(self.loader)
         while True:

@@ -1,0 +1,344 @@
+"""A run: the zero-shot row, then task after task: train on one, evaluate on all, write down the result."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import asdict, evolve
+from avalanche.training.plugins import EvaluationPlugin
+
+from mulki_plugins.characters import printable
+from mulki_plugins.errors import MulkiError, UnexpectedError, describe_error
+from mulki_plugins.recipe.emit import dump_yaml
+from mulki_plugins.recipe.resolve import Resolution
+from mulki_plugins.recipe.schema import Recipe, as_data
+from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.registry.events import Event, tell
+from mulki_plugins.registry.events import Run as RunOfHooks
+from mulki_plugins.report.folder import held, prepare_folder, run_folder, write_bytes, write_text
+from mulki_plugins.report.plots import matrix_figure, png
+from mulki_plugins.report.progress import ProgressLogger
+from mulki_plugins.report.result import Result
+from mulki_plugins.report.run_log import RunLog
+from mulki_plugins.report.table import matrix_table
+from mulki_plugins.training.accuracy import AccuracyRecorder, compute_metrics
+from mulki_plugins.training.build import Built, build
+from mulki_plugins.training.checkpoint import Checkpoint
+from mulki_plugins.training.explain import blame_part, explain, quiet_writers, undisturbed
+from mulki_plugins.training.logbook import GuardedLogger, LastTerms
+from mulki_plugins.training.provenance import differences, identity, new_result, other_threads, peak_memory, unmet_of
+from mulki_plugins.training.rng import seed_everything
+from mulki_plugins.training.signals import Stopped, StopRequest
+from mulki_plugins.training.state import Checkpointing, StackEntry
+from mulki_plugins.training.strategy import TEMPLATES
+
+
+def run_experiment(resolved: Resolution, seed: int, out: Path, *, folder: Path | None = None) -> Result:
+    """Run a recipe with one seed in its folder below `out`, or in `folder`; returns what result.json holds."""
+    recipe = evolve(resolved.recipe, seeds=[seed])
+    return start(recipe, seed, folder or run_folder(out, recipe, seed))
+
+
+def start(recipe: Recipe, seed: int, folder: Path) -> Result:
+    """Run a recipe from its beginning. An earlier run in the folder is moved aside."""
+    built = build_seeded(recipe, seed)
+    aside = prepare_folder(folder)
+    progress = ProgressLogger(len(built.stream.tasks))
+    if aside:
+        progress.say(f"{folder}: moved an earlier run to {aside}")
+    with held(folder):
+        return Run(recipe, built, folder, seed, progress).execute()
+
+
+def build_seeded(recipe: Recipe, seed: int) -> Built:
+    """Build a recipe after seeding. MulkiError that names the part whose code failed."""
+    seed_everything(seed)
+    try:
+        return build(recipe)
+    except MulkiError:
+        raise
+    except BaseException as error:
+        if (blame := blame_part(error, recipe)) is None:
+            raise
+        raise MulkiError(blame) from error
+
+
+class Run:
+    """One run: its set-up, its task loop, and what it leaves behind however it ends."""
+
+    def __init__(self, recipe: Recipe, built: Built, folder: Path, seed: int, progress: ProgressLogger) -> None:
+        self.recipe, self.built, self.folder, self.seed, self.progress = recipe, built, folder, seed, progress
+        self.log = progress.log = RunLog(folder)
+        self.recorder = AccuracyRecorder()
+        self.terms = LastTerms()
+        self.stop = StopRequest()
+        self.loggers: list[GuardedLogger] = []
+        self.plugins = [StackEntry(e.name, p) for e, p in zip(recipe.strategy.plugins, built.plugins, strict=True)]
+        self.result = new_result(recipe, built, seed, folder)
+
+    # From beginning to end, and what happens if it fails
+
+    def execute(self, checkpoint: Checkpoint | None = None, force: bool = False) -> Result:
+        """Run all tasks, or those left after a checkpoint. However the run ends, result.json says so."""
+        self.say_notices()
+        measured_with = identity(self.recipe, self.built, self.seed)
+        if checkpoint is not None:
+            self.say_changes(checkpoint, measured_with, force)
+            self.result.zero_shot, self.result.matrix = (checkpoint.run["result"][k] for k in ("zero_shot", "matrix"))
+        self.result.identity = {key: value for key, value in measured_with.items() if key != "recipe"}
+        try:
+            with self.stop.listening(), quiet_writers():
+                write_text(self.folder / "recipe.yaml", dump_yaml(as_data(self.recipe)))
+                self.call_hooks("mulki_run_started")
+                self.set_up(measured_with)
+                if checkpoint is not None:
+                    self.checkpointing.restore(checkpoint, [e.dataset for e in self.built.benchmark.train_stream])
+                    self.progress.say(f"resuming from {checkpoint.path.name}")
+                self.run_tasks()
+                self.finish()
+                self.close()
+                self.log.line("complete")
+                return self.result
+        except BaseException as error:
+            with undisturbed():
+                explanation = explain(error, self.plugins, self.terms.values, self.where(), self.folder, self.recipe)
+                report = self.log_error(error, explanation)
+                self.write_failure(report or error)
+            if report is None or report is error:
+                raise
+            raise report from error
+        finally:
+            with contextlib.suppress(OSError):  # the run's own error is on its way
+                self.close()
+            self.call_hooks("mulki_run_finished")
+
+    def say_notices(self) -> None:
+        warnings = [f"warning: {text}" for text in self.result.incomparable]
+        for notice in (*warnings, *self.built.stream.notices, *self.built.notices):
+            self.progress.say(printable(notice))
+        for line in unmet_of(self.recipe):
+            self.warn(line)
+        self.progress.say(f"{self.recipe.name} / {self.recipe.strategy.name} / seed {self.seed} -> {self.folder}")
+
+    def say_changes(self, checkpoint: Checkpoint, now: dict[str, Any], force: bool) -> None:
+        """Say what has changed since the checkpoint. MulkiError if anything has, unless forced."""
+        before = checkpoint.run["identity"]
+        changed = differences(before, now)
+        if changed and not force:
+            raise MulkiError(
+                f"{checkpoint.path}: cannot resume: changed since the checkpoint: {'; '.join(changed)}",
+                "undo the change, or resume anyway with --force",
+            )
+        if (tasks := list(before["data"])) != list(now["data"]):
+            raise MulkiError(
+                f"{checkpoint.path}: the run began with the tasks {', '.join(tasks)}, "
+                f"and the recipe has {', '.join(now['data'])}",
+                "their numbers must not be mixed; start the run again, without --resume",
+            )
+        for line in changed:
+            self.progress.say(f"resuming although {line}")
+        if warning := other_threads(before, now):
+            self.progress.say(warning)
+
+    def set_up(self, measured_with: dict[str, Any]) -> None:
+        """Make the loggers, the strategy and the checkpointing."""
+        recipe, built = self.recipe, self.built
+        parts = [catalog().find("logger", name) for name in recipe.loggers]
+        self.loggers += [GuardedLogger(part, self.folder, self.warn) for part in parts]
+        loggers = [*self.loggers, self.terms, self.progress]
+        self.strategy = TEMPLATES[recipe.strategy.base](
+            model=built.model,
+            train=recipe.train,
+            evaluate=recipe.evaluate,
+            device=built.device,
+            plugins=built.plugins,
+            evaluator=EvaluationPlugin(self.recorder, loggers=loggers, collect_all=False),
+        )
+        self.strategy.checks.names = {id(entry.plugin): entry.name for entry in self.plugins}
+        self.strategy.checks.warn = self.warn
+        self.strategy.say = self.progress.say
+        self.checkpointing = Checkpointing(
+            recipe, self.folder, self.strategy, self.plugins, self.loggers, self.result, measured_with, self.stop
+        )
+
+    def finish(self) -> None:
+        """Compute the metrics; write the table and the picture of the matrix."""
+        self.result.seconds["total"] = round(self.checkpointing.seconds(), 2)
+        self.result.status, self.result.error = "complete", ""
+        self.result.device["peak_memory_mib"] = peak_memory(self.built.device)
+        if len(self.result.tasks) > 1:
+            self.result.metrics = compute_metrics(self.recipe, self.result, self.warn)
+        for file, text in {"matrix.csv": _csv(self.result), "matrix.txt": matrix_table(self.result) + "\n"}.items():
+            with self.only_warning(f"{file} cannot be written"):
+                write_text(self.folder / file, text)
+        figure = None
+        with self.only_warning("the picture of the matrix cannot be drawn"):
+            figure = matrix_figure(self.result)
+            write_bytes(self.folder / "matrix.png", png(figure))
+        for logger in self.loggers:
+            for name, value in self.result.metrics.items():
+                if value is not None:
+                    logger.log_single_metric(f"metrics/{name}", value, len(self.result.tasks))
+            if figure is not None:
+                picture = figure if logger.part.is_ours else matrix_figure(self.result)  # other packages may draw on it
+                logger.log_single_metric("matrix", picture, len(self.result.tasks))
+        self.result.write(self.folder)  # last, so that a run called complete has everything
+
+    def close(self) -> None:
+        self.progress.stop()
+        for logger in self.loggers:
+            logger.close()
+
+    def call_hooks(self, event: Event) -> None:
+        """Call this hook of every package. A failure in one is reported and changes nothing."""
+        result = None
+        if event == "mulki_run_finished":
+            result = asdict(self.result)
+            del result["folder"]
+        data = as_data(self.recipe)
+        tell(event, RunOfHooks(folder=self.folder.absolute(), recipe=data, seed=self.seed, result=result), self.warn)
+
+    def warn(self, text: str, error: BaseException | None = None) -> None:
+        """Print a warning. The traceback of an error goes into the log."""
+        self.progress.say(printable(f"warning: {text}"))
+        if error is not None:
+            self.log.traceback(error)
+
+    @contextlib.contextmanager
+    def only_warning(self, what: str) -> Iterator[None]:
+        """Turn errors into a warning: result.json has all numbers that a table or picture shows."""
+        try:
+            yield
+        except Exception as error:
+            self.warn(f"{what}; the run goes on: {describe_error(error)}", error)
+
+    def where(self) -> str:
+        """How far the run is, for an error: `task digits, step 17`."""
+        strategy = getattr(self, "strategy", None)
+        experience = getattr(strategy, "experience", None)
+        if strategy is None or experience is None:
+            return str(self.folder)
+        name = getattr(experience, "task_name", "")
+        return f"task {name}, {f'step {strategy.step}' if strategy.is_training else 'evaluation'}"
+
+    def log_error(self, error: BaseException, explanation: MulkiError | None) -> MulkiError | None:
+        """Log an error with its traceback; returns what to report. An unforeseen error says where its traceback is."""
+        report = explanation
+        if not isinstance(error, MulkiError) or error.__cause__ is not None:
+            hint = f"the full traceback is in {self.log.path}" if self.log.traceback(error) else ""
+            if report is None and isinstance(error, Exception):
+                report = UnexpectedError(f"{self.where()}: {describe_error(error)}", hint)
+            elif report is not None and not report.hint:
+                report.hint = hint
+        for line in report.lines() if report else [type(error).__name__]:
+            self.log.line(f"ended: {line}")
+        return report
+
+    def write_failure(self, error: BaseException) -> None:
+        """Write into result.json how the run ended, if that is still possible."""
+        self.result.status = "stopped" if isinstance(error, Stopped) else "failed"
+        self.result.error = describe_error(error)
+        with contextlib.suppress(OSError):  # such as a full disk, which may be the error itself
+            self.result.write(self.folder)
+
+    # The task loop
+
+    def run_tasks(self) -> None:
+        base = self.recipe.strategy.base
+        if not self.result.zero_shot:
+            self.result.zero_shot = self.evaluate()
+            self.progress.say(f"zero-shot: mean accuracy {_mean(self.result.zero_shot):.1f} %")
+            self.result.write(self.folder)
+            self.checkpointing.started()
+        if base == "none":
+            self.train_nothing()
+        elif base == "joint":
+            self.train_jointly()
+        else:
+            for i, experience in enumerate(self.built.benchmark.train_stream):
+                self.train_task(i, experience)
+
+    def train_task(self, i: int, experience: Any) -> None:
+        name = self.built.stream.tasks[i].name
+        if i >= len(self.result.matrix):
+            row = self.train_and_evaluate(i + 1, name, experience, lambda row: [row])
+            self.progress.say(f"    {name} {row[i]:.1f} %, mean of all {_mean(row):.1f} %")
+
+    def train_jointly(self) -> None:
+        """Train once, on the whole stream. Every row of the matrix is that one model's."""
+        tasks = len(self.result.tasks)
+        if not self.result.matrix:
+            row = self.train_and_evaluate(
+                tasks, "all", self.built.benchmark.train_stream, lambda row: [list(row) for _ in range(tasks)]
+            )
+            self.progress.say(f"    mean of all {_mean(row):.1f} %")
+
+    def train_nothing(self) -> None:
+        """Every row is the zero-shot row, unless the classes to choose from grow with the tasks."""
+        for i in range(len(self.result.tasks)):
+            self.strategy.learned.add(i)
+            grows = self.recipe.evaluate.classes == "seen"
+            self.result.matrix.append(self.evaluate() if grows else list(self.result.zero_shot))
+
+    def train_and_evaluate(
+        self, learned: int, name: str, experiences: Any, rows: Callable[[list[float]], list[list[float]]]
+    ) -> list[float]:
+        """Train, save the weights, evaluate. learned: the number of tasks learned by then; rows: what joins the matrix."""
+        if self.checkpointing.tasks < learned:
+            seed_everything(self.seed, learned)
+            self.checkpointing.task_begins()
+            workers = self.recipe.train.workers
+            self.strategy.train(experiences, eval_streams=[], num_workers=workers, persistent_workers=workers > 0)
+            self.result.seconds.setdefault("train", []).append(round(self.checkpointing.task_seconds(), 2))
+            self.checkpointing.learned(learned, name)
+        began = time.monotonic()
+        row = self.evaluate()
+        self.result.seconds.setdefault("evaluate", []).append(round(time.monotonic() - began, 2))
+        self.result.matrix += rows(row)
+        self.count_left_out()
+        self.result.write(self.folder)
+        self.checkpointing.evaluated()
+        return row
+
+    def evaluate(self) -> list[float]:
+        """Accuracy in percent on every task's test set."""
+        workers = self.recipe.train.workers
+        self.strategy.eval(self.built.benchmark.test_stream, num_workers=workers, persistent_workers=workers > 0)
+        return [self.recorder.accuracies[task.name] for task in self.built.stream.tasks]
+
+    def count_left_out(self) -> None:
+        """Record the images that could not be read, and report new ones."""
+        if self.recipe.train.unreadable == "stop":
+            return
+        streams = {"train": self.built.benchmark.train_stream, "test": self.built.benchmark.test_stream}
+        for kind, experiences in streams.items():
+            for experience in experiences:
+                name = f"{experience.task_name}/{kind}"
+                known = self.result.left_out.get(name, [])
+                if new := set(experience.images.left_out) - set(known):
+                    self.result.left_out[name] = sorted({*known, *new})
+                    first = ", ".join(map(str, sorted(new)[:3]))
+                    self.progress.say(f"    {name}: {len(new)} images cannot be read and are left out, such as {first}")
+
+
+def _mean(row: Sequence[float]) -> float:
+    return sum(row) / len(row)
+
+
+def _csv(result: Result) -> str:
+    """The zero-shot row and the matrix, with headings."""
+    rows = [["after", *result.tasks], ["zero-shot", *map(_cell, result.zero_shot)]]
+    rows += [[task, *map(_cell, row)] for task, row in zip(result.tasks, result.matrix, strict=False)]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)  # the name of a task may contain a comma
+    return text.getvalue()
+
+
+def _cell(value: float) -> str:
+    return f"{value:.4f}"
