@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+import torch
+
 from mulki_plugins.errors import MulkiError, UnreadableImage
 from mulki_plugins.known import known_failure, machine_failure
 from mulki_plugins.recipe.schema import Recipe

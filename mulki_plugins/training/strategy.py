@@ -51,6 +51,7 @@ class ContinualTemplate(SupervisedTemplate):
     """
 
     model: ClipClassifier
+    optimizer: torch.optim.Optimizer
     experience: Any
     dataloader: Any
     mbatch: Any
