@@ -1,7 +1,7 @@
-"""Imports torch, matplotlib, open_clip and Avalanche whatever the environment holds, and explains why one cannot be imported.
+"""Imports torch, matplotlib, open_clip and Avalanche late, in any environment, and explains why one cannot be imported.
 
-Some of them read or write settings while they are imported: Avalanche a file in the home folder, matplotlib its variables,
-its settings and its cache, torch the variables of its logs. MulKI needs none of these, so none of them may end a command.
+Some of them read or write settings during the import: Avalanche reads a file in the home folder, matplotlib its variables,
+settings and cache, torch the variables of its logs. MulKI needs none of these, so none of them may end a command.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,25 +32,41 @@ PACKAGES = {
     "open_clip": "open_clip_torch",
     "avalanche": "avalanche-lib",
 }
-"""The libraries in the order of import, and the packages that bring them."""
+"""The libraries in the order of import, and their packages."""
 
 _TORCH_LOGS = ("TORCH_LOGS", "TORCH_LOGS_OUT", "TORCH_LOGS_FORMAT", "TORCH_TRACE", "TORCH_DTRACE")
 
 
+def load_lazily(package: str, homes: Mapping[str, str], light: Collection[str] = ()) -> Callable[[str], Any]:
+    """A package's `__getattr__`, which imports the module of a name on its first use.
+
+    homes: for each name its module, below the package. light: the modules that need no torch.
+    """
+
+    def load(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        if homes[name] not in light:
+            import_libraries()
+        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+
+    return load
+
+
 def import_libraries(*names: str) -> None:
-    """Import these libraries, or all of them. MulkiError says why one cannot be imported, and what to do."""
+    """Import these libraries, by default all of them. MulkiError says why one cannot be imported, and what to do."""
     for name in names or PACKAGES:
         import_library(name)
 
 
 def import_library(name: str) -> Any:
-    """One of the libraries, imported in a clean environment, which is afterwards as it was before."""
+    """Import one of the libraries in a clean environment, which is restored afterwards."""
     if name in sys.modules:
         return sys.modules[name]
     provide_user()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are of no use to a user, and PYTHONWARNINGS may make errors of them
+            warnings.simplefilter("ignore")  # useless to a user, and PYTHONWARNINGS may turn them into errors
             return _IMPORTS[name]()
     except KeyboardInterrupt:
         raise
@@ -69,15 +85,15 @@ def hint_for(name: str, error: BaseException) -> str:
     if variables := [key for key, value in os.environ.items() if len(value) > 2 and _is_named(value, text)]:
         return f"correct or unset {' and '.join(variables)} in the environment"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "make room"
+        return "free some disk space"
     if isinstance(error, (MemoryError, OSError)) and ("llocate memory" in text or "map segment" in text or not text):
-        return "there is not enough memory for it"
+        return "there is not enough memory to load it"
     if isinstance(error, OSError) and error.filename:
         return f"{name} must be able to use this file"
     if isinstance(error, json.JSONDecodeError):
-        return f"a settings file of {name} is damaged: remove it"
+        return f"a settings file of {name} is damaged; remove it"
     if "numpy" in text.lower() and name != "numpy":
-        return f"numpy and {package} do not fit together: pip install --upgrade numpy {package}"
+        return f"numpy and {package} do not match; pip install --upgrade numpy {package}"
     return f"pip install --force-reinstall {package}"
 
 
@@ -88,14 +104,14 @@ def _torch() -> Any:
     if settings:
         try:
             importlib.import_module("torch._logging")._init_logs()
-        except Exception:  # they are no settings of torch's, and what is imported later must not read them again
+        except Exception:  # not valid for torch; later imports must not read them either
             for key in settings:
                 os.environ.pop(key, None)
     return torch
 
 
 def _matplotlib() -> Any:
-    """With the user's own settings where they can be read; the pictures of a run use none of them."""
+    """With the user's settings if they are readable; the pictures of a run do not use them."""
     backend = os.environ.get("MPLBACKEND")
     changes: dict[str, str | None] = {"MPLBACKEND": None}
     settings = os.environ.get("MATPLOTLIBRC")
@@ -105,41 +121,41 @@ def _matplotlib() -> Any:
     if not folders or not all(
         _takes_files(folder) and _is_text_or_absent(folder / "matplotlibrc") for folder in folders
     ):
-        changes["MPLCONFIGDIR"] = str(_throwaway() / "matplotlib")
+        changes["MPLCONFIGDIR"] = str(_temporary_folder() / "matplotlib")
     with _environment(changes), _without_settings_here():
         library = importlib.import_module("matplotlib")
-        library.get_configdir(), library.get_cachedir()  # which it notes
+        library.get_configdir(), library.get_cachedir()  # matplotlib remembers both
         importlib.import_module("matplotlib.font_manager")
     if backend:
-        with contextlib.suppress(ValueError):  # no backend of that name
+        with contextlib.suppress(ValueError):  # an unknown backend
             library.rcParams["backend"] = backend
     return library
 
 
 def _matplotlib_folders() -> list[Path]:
-    """Where matplotlib would look for its settings and keep its cache."""
-    if chosen := os.environ.get("MPLCONFIGDIR"):
-        return [Path(chosen)]
+    """The folders of matplotlib's settings and cache."""
+    if folder := os.environ.get("MPLCONFIGDIR"):
+        return [Path(folder)]
     try:
         config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:  # nobody knows the home folder
+    except RuntimeError:  # unknown home folder
         return []
     return [Path(config, "matplotlib"), Path(cache, "matplotlib")]
 
 
 @contextlib.contextmanager
 def _without_settings_here() -> Iterator[None]:
-    """A damaged `matplotlibrc` in the current folder, which matplotlib looks at first, is left alone."""
+    """Hide a damaged `matplotlibrc` in the current folder, which matplotlib reads first."""
     if _is_text_or_absent(Path("matplotlibrc")):
         yield
         return
-    here = os.getcwd()
-    os.chdir(_throwaway())
+    folder = os.getcwd()
+    os.chdir(_temporary_folder())
     try:
         yield
     finally:
-        os.chdir(here)
+        os.chdir(folder)
 
 
 def _open_clip() -> Any:
@@ -148,8 +164,8 @@ def _open_clip() -> Any:
 
 
 def _avalanche() -> Any:
-    """Its settings come from a home folder of its own; then from the user's file, where there is a good one."""
-    home = str(_throwaway())
+    """Import Avalanche with an empty home folder, then apply the user's own settings file if it is valid."""
+    home = str(_temporary_folder())
     with _environment({"HOME": home, "USERPROFILE": home}):
         library = importlib.import_module("avalanche")
         module: Any = importlib.import_module("avalanche.benchmarks.datasets.dataset_utils")
@@ -168,7 +184,7 @@ _IMPORTS = {"torch": _torch, "matplotlib": _matplotlib, "open_clip": _open_clip,
 
 
 def provide_user() -> None:
-    """A name and a home folder for a user who has none, such as a number in a container, since libraries ask for them."""
+    """Give a user without a name or a home folder, such as a bare number in a container, what libraries ask for."""
     try:
         getpass.getuser()
     except Exception:  # KeyError, ImportError or OSError, depending on Python's version
@@ -176,12 +192,12 @@ def provide_user() -> None:
     try:
         Path.home()
     except RuntimeError:
-        os.environ["HOME"] = str(_throwaway())
+        os.environ["HOME"] = str(_temporary_folder())
 
 
 @contextlib.contextmanager
 def _environment(changes: Mapping[str, str | None]) -> Iterator[None]:
-    """Variables of the environment set, or unset where they are None, and put back."""
+    """Set environment variables, or unset those that are None, and restore them afterwards."""
     before = {key: os.environ.get(key) for key in changes}
     _apply(changes)
     try:
@@ -199,19 +215,17 @@ def _apply(changes: Mapping[str, str | None]) -> None:
 
 
 @functools.cache
-def _throwaway() -> Path:
-    """An empty folder that goes when the process ends. MulkiError where there is no room for one."""
+def _temporary_folder() -> Path:
+    """An empty folder that is removed when the process ends. MulkiError if it cannot be created."""
     try:
         folder = tempfile.mkdtemp(prefix="mulki-")
     except OSError as error:
         reason = error.strerror or str(error)
-        raise MulkiError(
-            f"no temporary folder can be made: {reason}", "set TMPDIR to a folder that can be written"
-        ) from error
+        raise MulkiError(f"cannot create a temporary folder: {reason}", "set TMPDIR to a writable folder") from error
     process = os.getpid()
 
     def remove() -> None:
-        if os.getpid() == process:  # not at the end of a loader's worker
+        if os.getpid() == process:  # rather than a loader's worker that ends
             shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(remove)
@@ -219,7 +233,7 @@ def _throwaway() -> Path:
 
 
 def _is_usable(key: str) -> bool:
-    """Whether a variable of the hub that has to be a number is one."""
+    """Whether a variable of the Hugging Face hub is a number, if it has to be one."""
     return not key.endswith("_TIMEOUT") or os.environ[key].strip().isdecimal()
 
 
@@ -236,7 +250,7 @@ def _is_text_or_absent(path: Path) -> bool:
 
 
 def _takes_files(folder: Path) -> bool:
-    """Whether a folder can be written, or made in the nearest folder above it that exists."""
+    """Whether a folder is writable, or can be created in the nearest folder above it that exists."""
     folder = Path(os.path.abspath(folder))
     while not os.path.exists(folder) and folder != folder.parent:
         folder = folder.parent
@@ -248,7 +262,7 @@ def _takes_files(folder: Path) -> bool:
 
 
 def _hiding_file(error: BaseException) -> Path | None:
-    """A file of the user's that was imported in place of a module of Python or of a library."""
+    """A user's file that was imported instead of a module of Python or of a library."""
     here = os.path.abspath(os.curdir) if os.path.exists(os.curdir) else ""
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)

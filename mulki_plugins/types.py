@@ -19,8 +19,8 @@ import cattrs
 from cattrs.cols import list_structure_factory
 from cattrs.gen import make_dict_structure_fn, mapping_structure_factory
 
+from mulki_plugins.corrections import advise, suggest_value
 from mulki_plugins.errors import MAX_REPORTED, UNKNOWN_OPTION, Location, OptionError, did_you_mean, format_value
-from mulki_plugins.meant import advice, meant
 
 Schema = dict[str, Any]
 """JSON Schema, draft 2020-12."""
@@ -117,8 +117,8 @@ def _fits(value: Any, type_: Any) -> bool:
 
 
 def _mismatch(value: Any, type_: Any) -> OptionError:
-    message = f"expected {describe(type_)}, got {format_value(value)}" + advice(type_, value)
-    return OptionError(message, write=meant(type_, value))
+    message = f"expected {describe(type_)}, got {format_value(value)}" + advise(type_, value)
+    return OptionError(message, write=suggest_value(type_, value))
 
 
 def _in_range(value: Any, type_: Any) -> Any:
@@ -143,7 +143,7 @@ def _first_fitting_arm(value: Any, type_: Any) -> Any:
             try:
                 return CONVERTER.structure(value, arm)
             except OptionError:
-                if meant(type_, value).startswith("["):  # a list written as text rather than a misspelt word
+                if suggest_value(type_, value).startswith("["):  # a list written as text rather than a misspelt word
                     break
                 raise
     raise _mismatch(value, type_)

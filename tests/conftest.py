@@ -14,9 +14,8 @@ from avalanche.training.supervised import Naive
 from open_clip.model import CLIP
 
 from mulki_plugins.models import ClipClassifier, LoadedClip
+from mulki_plugins.registry.catalog import Catalog, Provenance, Register
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.registry.parts import Catalog, Provenance
-from mulki_plugins.registry.register import Register
 from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, Teachers
 from mulki_plugins.streams import ArrayImages, Task, TaskStream, as_benchmark
 from tests.environments import ROOT, Environment, copied, wheel_of

@@ -14,9 +14,8 @@ from torch import nn
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.resolve import Changes, resolve
+from mulki_plugins.registry.catalog import Catalog, Provenance, Register
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.registry.parts import Catalog, Provenance
-from mulki_plugins.registry.register import Register
 from mulki_plugins.streams import ArrayImages, Task, TaskStream
 from mulki_plugins.streams.folders import folders
 from mulki_plugins.training import provenance, state

@@ -100,7 +100,7 @@ def test_bases_see_what_they_say(tmp_path, monkeypatch):
         ("joint", ["train.per_task={digits: {lr: 0.1}}"], [], "all tasks at once, in one budget"),
         ("icarl", [], ["avalanche.replay"], "does not work together with 'avalanche.replay'"),
         ("finetune", [], ["lwf"], "needs the plugin 'teachers'"),
-        ("finetune", [], ["avalanche.der"], "keeps logits of one fixed width"),
+        ("finetune", [], ["avalanche.der"], "a fixed width"),
         ("finetune", [], ["avalanche.gem"], "take avalanche.agem"),
         ("finetune", [], ["avalanche.lfl"], "get_features"),
         ("finetune", ["strategy.base=jiont"], [], "expected 'naive' or 'cumulative' or 'joint' or 'none'"),

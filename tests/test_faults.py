@@ -15,9 +15,8 @@ from avalanche.training.plugins import SupervisedPlugin
 
 from mulki_plugins.errors import MulkiError, UnexpectedError
 from mulki_plugins.recipe.resolve import Changes, resolve
+from mulki_plugins.registry.catalog import Catalog, Provenance, Register
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.registry.parts import Catalog, Provenance
-from mulki_plugins.registry.register import Register
 from mulki_plugins.report import progress
 from mulki_plugins.report.result import read_result
 from mulki_plugins.streams import Task, TaskStream
@@ -101,7 +100,7 @@ def test_out_of_memory_names_the_settings_that_help(tmp_path, capsys):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     [line], folder, recipe = failing(tmp_path, wanted)
-    assert line.startswith("task second, step 3: out of memory: 20.00 GiB more were asked for; ")
+    assert line.startswith("task second, step 3: out of memory: another 20.00 GiB were needed; ")
     for setting in ("train.batch_size", "train.precision=bf16", "model.train=image"):
         assert setting in line
     goes_on(recipe, folder, capsys)

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mulki_plugins.errors import describe_error
-from mulki_plugins.known import known_failure
+from mulki_plugins.failures import explain_failure
 
 
 class Bad(Dataset):
@@ -65,16 +65,16 @@ def damaged(tmp_path):
 
 
 def test_weights_that_do_not_fit_are_named():
-    what, _ = known_failure(misfit())
+    what, _ = explain_failure(misfit())
     for words in ("'bias'", "'other'", "'weight'"):
         assert words in what
     assert "\n" not in what
 
 
 def test_files_of_weights_that_are_none(tmp_path):
-    assert "more than tensors" in known_failure(unpickled(tmp_path))[0]
-    assert "weights_only" not in " ".join(known_failure(unpickled(tmp_path)))
-    assert "damaged" in known_failure(damaged(tmp_path))[0]
+    assert "more than tensors" in explain_failure(unpickled(tmp_path))[0]
+    assert "weights_only" not in " ".join(explain_failure(unpickled(tmp_path)))
+    assert "damaged" in explain_failure(damaged(tmp_path))[0]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_files_of_weights_that_are_none(tmp_path):
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory", "train.batch_size"),
         (OSError(errno.EMFILE, "Too many open files"), "too many files", "ulimit -n"),
         (RuntimeError("can't start new thread"), "no further process", "train.workers"),
-        (OSError(errno.ENOSPC, "x", "runs/a"), "runs/a: no room", "make room"),
+        (OSError(errno.ENOSPC, "x", "runs/a"), "runs/a: no room", "disk space"),
         (RuntimeError("DataLoader worker (pid 3) is killed by signal: Bus error. It is"), "/dev/shm", "--shm-size"),
         (RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed. "), "signal Killed", "train.workers"),
         (RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors"), "out of range", "device=cpu"),
@@ -97,11 +97,11 @@ def test_files_of_weights_that_are_none(tmp_path):
     ],
 )  # fmt: skip
 def test_known_failures(error, what, hint):
-    found = known_failure(error)
+    found = explain_failure(error)
     assert what in found[0]
     assert hint in found[1]
 
 
 @pytest.mark.parametrize("error", [ValueError("timed out"), KeyError("x"), RuntimeError("mat1 and mat2"), Exception()])
 def test_what_is_not_known_is_not_guessed(error):
-    assert known_failure(error) is None
+    assert explain_failure(error) is None

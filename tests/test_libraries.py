@@ -74,7 +74,7 @@ def test_a_user_without_a_name_and_a_home_gets_both_for_the_process(monkeypatch)
         (ModuleNotFoundError("No module named 'torch'", name="torch"), "pip install torch"),
         (ModuleNotFoundError("No module named 'sympy'", name="sympy"), "torch needs 'sympy'"),
         (PermissionError(errno.EACCES, "Permission denied", "/home/x/.config"), "use this file"),
-        (OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), "make room"),
+        (OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), "disk space"),
         (json.JSONDecodeError("Expecting value", "", 0), "damaged"),
         (MemoryError(), "memory"),
         (ImportError("numpy.core.multiarray failed to import"), "--upgrade numpy"),

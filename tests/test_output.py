@@ -157,7 +157,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_its_traceback_a_file(tmp_p
 def test_a_known_failure_of_a_command_is_a_line_with_what_to_do():
     done = failing(RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of ..."))
     assert done.exit_code == 2
-    assert done.stderr.startswith("error: out of memory: 20.00 GiB more were asked for; ")
+    assert done.stderr.startswith("error: out of memory: another 20.00 GiB were needed; ")
     assert "train.batch_size" in done.stderr
 
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from mulki_plugins.cli import main
-from mulki_plugins.registry import selection, signature, syntax
+from mulki_plugins.registry import discovery, static
 from mulki_plugins.registry.discovery import catalog
 
 HOOKS = "from mulki_plugins import hookimpl\n\n@hookimpl\ndef mulki_register(register):\n"
@@ -29,7 +29,7 @@ def site(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    monkeypatch.setattr(selection, "_off", ())
+    monkeypatch.setattr(discovery, "_off", ())
     forget()
     yield folder
     for name in [n for n in sys.modules if n.startswith("pkg_")]:
@@ -39,7 +39,7 @@ def site(tmp_path, monkeypatch):
 
 def forget():
     """What a process reads only once."""
-    for kept in (catalog, syntax.parsed, syntax.imports, syntax.source_file, signature._read):
+    for kept in (catalog, static.parse_module, static.read_imports, static.find_source, static._read_signature):
         kept.cache_clear()
 
 
@@ -219,9 +219,8 @@ def test_packages_are_switched_off(install, monkeypatch):
     assert mulki("validate", "mtil", "--with", "b").exit_code == 0, "only for that command"
     typo = mulki("--no-plugin", "secnd", "list")
     assert typo.exit_code == 2
-    assert (
-        "--no-plugin names 'secnd', and no package with plugins is called that (did you mean 'second'?)" in typo.stderr
-    )
+    assert "--no-plugin names 'secnd'" in typo.stderr
+    assert "did you mean 'second'?" in typo.stderr
     for value, expected in {"": [], "second": ["b"], " first_one , second": ["a", "b"], "nobody": []}.items():
         monkeypatch.setenv("MULKI_PLUGINS", value)
         catalog.cache_clear()
@@ -249,7 +248,7 @@ def test_circles_and_missing_requirements(install):
     assert states["free"]["state"] == "ok"
     assert states["needy"]["cause"] == "it needs the plugin 'gone', which is not there"
     assert "it needs the plugin 'needy', which is not there (other 1.2: it needs" in states["needier"]["cause"]
-    assert "says that it does not work with it" in states["both"]["cause"]
+    assert "requires the plugin 'teachers' and conflicts with it" in states["both"]["cause"]
     done = mulki("validate", "mtil", "--with", "a")
     assert "the plugin 'a' cannot be used: circle 1.2: a circle" in done.stderr
 
@@ -314,7 +313,7 @@ def test_what_avalanche_cannot_do_is_refused_under_another_name_too(install):
         "early",
         HOOKS + "    register.plugin('early', 'avalanche.training.plugins:EarlyStoppingPlugin', summary='stops')\n",
     )
-    assert "looks for a metric's name" in row("early", "plugin")["cause"]
+    assert "early stopping looks up a metric" in row("early", "plugin")["cause"]
 
 
 def test_the_names_of_callbacks_are_avalanches():
@@ -354,7 +353,7 @@ def test_targets_are_found_through_imports_and_fields(install):
     )
     base = "from avalanche.training.plugins import SupervisedPlugin\nclass Base(SupervisedPlugin):\n    def __init__(self, depth: int = 3): ...\n"
     install("deep", HOOKS + targets, **{"stage.py": stage}, base__py=base)
-    from mulki_plugins.registry.signature import signature_of
+    from mulki_plugins.registry.catalog import signature_of
 
     options = {n: list(signature_of(catalog().find("plugin", n)).options) for n in ("child", "other", "third", "stage")}
     assert options["child"] == ["weight", "temperature", "relations", "classes"]
@@ -436,10 +435,8 @@ def test_packages_are_told_of_runs_and_change_nothing(install, tmp_path):
     after = json.loads(done.stdout)["runs"][0]
     assert after["matrix"] == before["matrix"]
     assert after["zero_shot"] == before["zero_shot"]
-    assert (
-        "the hook mulki_run_started of angry 1.2 failed, which changes nothing: it ends the program: sys.exit('no') (pkg_angry/hooks.py:5)"
-        in done.stderr
-    )
+    assert "the hook mulki_run_started of angry 1.2 failed" in done.stderr
+    assert "sys.exit('no') (pkg_angry/hooks.py:5)" in done.stderr
     assert "the hook mulki_run_started of listener 1.2 printed: begun" in done.stderr
     assert json.loads(next(tmp_path.rglob("told.json")).read_text()) == ["complete", 2, "mtil"]
 

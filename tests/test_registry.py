@@ -9,10 +9,9 @@ import pytest
 
 from mulki_plugins import hookimpl
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.registry import discovery, installed
-from mulki_plugins.registry.parts import Catalog, Part, Provenance
-from mulki_plugins.registry.register import Register
-from mulki_plugins.registry.signature import REQUIRED, UNKNOWN, _inspected, signature_of
+from mulki_plugins.registry import discovery
+from mulki_plugins.registry.catalog import Catalog, Part, Provenance, Register, signature_of
+from mulki_plugins.registry.static import REQUIRED, UNKNOWN, inspect_signature
 from mulki_plugins.types import Weight
 
 MINE = Provenance(distribution="mine", version="1.0")
@@ -37,7 +36,7 @@ def test_built_in_parts_load_and_their_signature_is_read_as_python_sees_it(built
     loaded = built_in.load()
     read = signature_of(built_in)
     assert built_in.summary
-    inspected = _inspected(loaded)
+    inspected = inspect_signature(loaded)
     given = {"reference"} if built_in.needs_reference else set()
     assert given <= inspected.options.keys(), "what the recipe declares once is a keyword argument"
     assert read.options.keys() == inspected.options.keys() - given
@@ -132,7 +131,7 @@ def packages(monkeypatch):
             if module is not None:
                 monkeypatch.setitem(sys.modules, f"pkg_{name}", module)
             entries.append(EntryPoint(name=name, value=f"pkg_{name}", group="mulki"))
-        monkeypatch.setattr(installed, "entry_points", lambda group: entries)
+        monkeypatch.setattr(discovery, "entry_points", lambda group: entries)
         discovery.catalog.cache_clear()
         return discovery.catalog()
 

@@ -12,7 +12,7 @@ import torch
 from mulki_plugins.errors import Mistakes, MulkiError
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.registry.guard import called, guarded
+from mulki_plugins.registry.guard import guarded_call, try_call
 from mulki_plugins.report.compare import comparison_data, comparison_text
 from mulki_plugins.report.result import read_result
 from mulki_plugins.training.resume import resume_experiment
@@ -42,8 +42,7 @@ def run(tmp_path, *settings, with_plugins=(), strategy="finetune"):
 
 
 def register_small(stream, model):
-    from mulki_plugins.registry.parts import Catalog, Provenance
-    from mulki_plugins.registry.register import Register
+    from mulki_plugins.registry.catalog import Catalog, Provenance, Register
 
     mine = Catalog()
     register = Register(mine, Provenance(distribution="mulki", version=""))
@@ -383,11 +382,11 @@ def test_a_package_may_raise_keyboard_interrupt_and_ctrl_c_still_counts(install)
         signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    for call in (guarded, lambda function: called("it fails", function)):
+    for call in (try_call, lambda function: guarded_call("it fails", function)):
         with pytest.raises(KeyboardInterrupt):
             call(press)
         assert signal.getsignal(signal.SIGINT) is before
-    guarded(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    try_call(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
     assert signal.getsignal(signal.SIGINT) is before
 
 

@@ -21,7 +21,7 @@ from mulki_plugins.models import load_clip
 from mulki_plugins.models.load import settings_of_tag
 from mulki_plugins.models.weights import CLIP_MEAN, TrainedWith
 from mulki_plugins.recipe.resolve import Changes, resolve
-from mulki_plugins.registry import open_clip_names as names
+from mulki_plugins.registry import builtin as names
 from mulki_plugins.training.build import build
 from mulki_plugins.training.checkpoint import Moment, write_checkpoint
 

@@ -1,9 +1,9 @@
-"""Writes what is generated from the code: docs/reference.md, and the JSON Schemas beside the recipes and strategies.
+"""Writes the generated files: docs/reference.md, and the JSON Schemas beside the recipes and strategies.
 
     python tools/reference.py            write them
-    python tools/reference.py --check    say what is stale or undocumented; status 1 where something is
+    python tools/reference.py --check    list stale files and missing documentation; status 1 if there are any
 
-Only MulKI's own parts are in them, whatever else is installed.
+They cover MulKI's own parts only, whatever else is installed.
 """
 
 from __future__ import annotations
@@ -23,18 +23,17 @@ from attrs import fields
 
 from mulki_plugins.cli import main as mulki
 from mulki_plugins.recipe.json_schema import recipe_schema, strategy_schema
-from mulki_plugins.registry import builtin, events, hookspecs
-from mulki_plugins.registry.open_clip_names import open_clip_part
-from mulki_plugins.registry.parts import Catalog, Part
-from mulki_plugins.registry.register import Register
-from mulki_plugins.registry.signature import REQUIRED, UNKNOWN, signature_of
+from mulki_plugins.registry import builtin, hookspecs
+from mulki_plugins.registry.builtin import open_clip_part
+from mulki_plugins.registry.catalog import Catalog, Part, Register, signature_of
+from mulki_plugins.registry.static import REQUIRED, UNKNOWN
 from mulki_plugins.testing.names import PLUGIN_CHECKS, STREAM_CHECKS
 from mulki_plugins.types import describe
 
 ROOT = Path(__file__).parents[1]
 HEAD = """# Reference: hooks, parts and their options, commands
 
-Generated from the code by `python tools/reference.py`; do not edit it. How to use this: [write a plugin](write-a-plugin.md).
+Generated from the code by `python tools/reference.py`; do not edit. For a tutorial see [write a plugin](write-a-plugin.md).
 """
 
 
@@ -47,55 +46,50 @@ def generated() -> dict[str, str]:
     }
 
 
-def own() -> Catalog:
-    """The parts that MulKI brings."""
+def builtin_catalog() -> Catalog:
+    """The parts that come with MulKI."""
     catalog = Catalog()
     builtin.mulki_register(Register(catalog, builtin.PROVENANCE))
     return catalog
 
 
 def reference() -> str:
-    sections = [HEAD, "## Hooks", *_hooks(), "## What a run's hooks are told", *_run(), "## register", *_register()]
-    sections += [
-        "## Plugins, streams and models",
-        *_parts(),
-        "## Commands",
-        *_commands(),
-        "## The kit's checks",
-        *_checks(),
-    ]
-    return "\n\n".join(section.strip() for section in sections) + "\n"
+    sections = {
+        "Hooks": _hooks(), "The argument of a run's hooks": _run(), "register": _register(),
+        "Plugins, streams and models": _parts(), "Commands": _commands(), "The kit's checks": _checks(),
+    }  # fmt: skip
+    texts = [HEAD, *(text for title, section in sections.items() for text in (f"## {title}", *section))]
+    return "\n\n".join(text.strip() for text in texts) + "\n"
 
 
 def _hooks() -> Iterator[str]:
-    yield "In a module that the entry-point group `mulki` names, marked with `mulki_plugins.hookimpl`; each takes what it needs."
-    for name, hook in _specs().items():
+    yield (
+        "Functions in a module that the entry-point group `mulki` names, marked with `mulki_plugins.hookimpl`. "
+        "A hook may leave out arguments that it does not need."
+    )
+    for name, hook in hookspecs.specs().items():
         yield f"### `{name}{inspect.signature(hook)}`\n\n{_text(hook)}"
 
 
-def _specs() -> dict[str, Callable[..., Any]]:
-    return {name: value for name, value in vars(hookspecs).items() if name.startswith("mulki_")}
-
-
 def _run() -> Iterator[str]:
-    yield _text(events.Run)
-    said = _attribute_docs(events.Run)
-    lines = [f"| `{a.name}` | {_cell(said.get(a.name, ''))} |" for a in fields(events.Run)]
-    yield "\n".join(["| | |", "| --- | --- |", *lines])
+    yield _text(hookspecs.Run)
+    docs = _attribute_docs(hookspecs.Run)
+    yield _table(["", ""], [[f"`{a.name}`", docs.get(a.name, "")] for a in fields(hookspecs.Run)])
 
 
-def _attribute_docs(kind: type) -> dict[str, str]:
-    """The texts below a class's fields."""
-    found = re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""', inspect.getsource(kind), re.S | re.M)
-    return {name: " ".join(text.split()) for name, text in found}
+def _attribute_docs(cls: type) -> dict[str, str]:
+    """The docstrings below a class's fields."""
+    docs = re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""', inspect.getsource(cls), re.S | re.M)
+    return {name: " ".join(text.split()) for name, text in docs}
 
 
 def _register() -> Iterator[str]:
     yield _text(Register)
     for name, method in _methods().items():
         parameters = [p for p in inspect.signature(method).parameters.values() if p.name != "self"]
-        said = ", ".join(str(p).replace("mulki_plugins.registry.parts.", "") for p in parameters)
-        yield f"### `register.{name}`\n\n```\nregister.{name}({said})\n```\n\n{_text(method)}"
+        arguments = ", ".join(re.sub(r": '([^']*)'", r": \1", str(parameter)) for parameter in parameters)
+        signature = f"register.{name}({arguments})"
+        yield f"### `register.{name}`\n\n```\n{signature}\n```\n\n{_text(method)}"
 
 
 def _methods() -> dict[str, Callable[..., Any]]:
@@ -103,39 +97,43 @@ def _methods() -> dict[str, Callable[..., Any]]:
 
 
 def _parts() -> Iterator[str]:
-    catalog = own()
-    for kind in ("plugin", "stream", "model"):
-        for part in catalog.of_kind(kind):  # type: ignore[arg-type]
-            yield f"### {kind} `{part.name}`\n\n{_part(part)}"
+    catalog = builtin_catalog()
+    for part in _documented_parts(catalog):
+        yield f"### {part.kind} `{part.name}`\n\n{_part(part)}"
     yield f"### models of open_clip, such as `ViT-B-16-quickgelu`\n\n{_part(open_clip_part('ViT-B-16-quickgelu'))}"
-    refused = [f"| `{name}` | {_cell(reason)} |" for (kind, name), reason in sorted(catalog.refused.items())]
     yield "### Plugins of Avalanche that cannot be used"
-    yield "\n".join(["| name | why |", "| --- | --- |", *refused])
-    for kind in ("metric", "logger"):
-        lines = [f"| `{p.name}` | {_cell(p.summary)} | {p.source} |" for p in catalog.of_kind(kind)]  # type: ignore[arg-type]
-        yield f"### {kind}s\n\n" + "\n".join(["| name | what | source |", "| --- | --- | --- |", *lines])
+    yield _table(["name", "why"], [[f"`{name}`", reason] for (_, name), reason in sorted(catalog.refused.items())])
+    for title, parts in (("metrics", catalog.of_kind("metric")), ("loggers", catalog.of_kind("logger"))):
+        rows = [[f"`{part.name}`", part.summary, part.source] for part in parts]
+        yield f"### {title}\n\n{_table(['name', 'what', 'source'], rows)}"
+
+
+def _documented_parts(catalog: Catalog) -> list[Part]:
+    return [*catalog.of_kind("plugin"), *catalog.of_kind("stream"), *catalog.of_kind("model")]
 
 
 def _part(part: Part) -> str:
-    said = [part.summary[0].upper() + part.summary[1:] + "." + (f" Source: {part.source}." if part.source else "")]
-    declared = {
-        "Requires": ", ".join(part.requires), "Conflicts with": ", ".join(part.conflicts), "After": ", ".join(part.after),
-        "Keeps images of past tasks": "yes" * part.keeps_images, "Needs reference data": "yes" * part.needs_reference,
-        "Adds parameters": "yes" * part.adds_parameters, "Tasks": ", ".join(part.tasks),
+    summary = part.summary[0].upper() + part.summary[1:] + "." + (f" Source: {part.source}." if part.source else "")
+    lists = {
+        "Requires": part.requires, "Conflicts with": part.conflicts, "After": part.after, "Tasks": part.tasks,
     }  # fmt: skip
-    said += ["".join(f"{what}: {value}. " for what, value in declared.items() if value and value != "yes").strip()]
-    said += ["".join(f"{what}. " for what, value in declared.items() if value == "yes").strip()]
-    options = signature_of(part).options
-    if options:
-        rows = []
-        for name, option in options.items():
-            default = part.defaults.get(name, option.default)
-            shown = "required" if default is REQUIRED else "" if default is UNKNOWN else f"`{json.dumps(default)}`"
-            rows.append(
-                f"| `{name}` | {_cell(describe(option.kind))} | {shown} | {_cell(part.options.get(name, ''))} |"
-            )
-        said.append("\n".join(["| option | type | default | |", "| --- | --- | --- | --- |", *rows]))
-    return "\n\n".join(text for text in said if text)
+    flags = {
+        "Keeps images of past tasks": part.keeps_images, "Needs reference data": part.needs_reference,
+        "Adds parameters": part.adds_parameters,
+    }  # fmt: skip
+    paragraphs = [
+        summary,
+        " ".join(f"{what}: {', '.join(names)}." for what, names in lists.items() if names),
+        " ".join(f"{what}." for what, flag in flags.items() if flag),
+    ]
+    rows = []
+    for name, option in signature_of(part).options.items():
+        default = part.defaults.get(name, option.default)
+        shown = "required" if default is REQUIRED else "" if default is UNKNOWN else f"`{json.dumps(default)}`"
+        rows.append([f"`{name}`", describe(option.kind), shown, part.options.get(name, "")])
+    if rows:
+        paragraphs.append(_table(["option", "type", "default", ""], rows))
+    return "\n\n".join(text for text in paragraphs if text)
 
 
 def _commands() -> Iterator[str]:
@@ -158,47 +156,38 @@ def _checks() -> Iterator[str]:
     for function, fixture, checks in (
         ("check_plugin", "mulki_plugin_check", PLUGIN_CHECKS), ("check_stream", "mulki_stream_check", STREAM_CHECKS),
     ):  # fmt: skip
-        rows = [f"| `{name}` | {_cell(what)} |" for name, what in checks.items()]
-        yield f"`mulki_plugins.testing.{function}`, and one by one the pytest fixture `{fixture}`:"
-        yield "\n".join(["| check | passes where |", "| --- | --- |", *rows])
+        yield f"`mulki_plugins.testing.{function}`, or check by check with the pytest fixture `{fixture}`:"
+        yield _table(["check", "passes if"], [[f"`{name}`", what] for name, what in checks.items()])
 
 
 def undocumented() -> list[str]:
-    """What a reader of the reference would look for in vain."""
-    wrong = [f"the hook {name} has no docstring" for name, hook in _specs().items() if not hook.__doc__]
-    run = _attribute_docs(events.Run)
-    wrong += [f"Run.{a.name} says nothing" for a in fields(events.Run) if a.name not in run]
-    general = _text(Register)
+    """A line for everything that the reference should explain and does not."""
+    missing = [f"the hook {name} has no docstring" for name, hook in hookspecs.specs().items() if not hook.__doc__]
+    run = _attribute_docs(hookspecs.Run)
+    missing += [f"Run.{a.name} is not documented" for a in fields(hookspecs.Run) if a.name not in run]
     for name, method in _methods().items():
-        text = f"{general}\n{_text(method)}"
         get_type_hints(method, localns={"Traversable": Path})
+        text = f"{_text(Register)}\n{_text(method)}"
         for parameter in inspect.signature(method).parameters:
             if parameter not in ("self", "kind", "path", "reason") and not re.search(rf"\b{parameter}\b", text):
-                wrong.append(f"register.{name}: nothing is said of {parameter}")
-        wrong += [f"register.{name} has no docstring"] * (not method.__doc__)
-    for part in own().parts.values():
-        if part.kind in ("plugin", "stream", "model"):
-            for option in signature_of(part).options:
-                if not part.options.get(option):
-                    wrong.append(
-                        f"{part.kind} {part.name}: nothing is said of the option {option}; see registry/described.py"
-                    )
+                missing.append(f"register.{name}: the argument {parameter} is not documented")
+        missing += [f"register.{name} has no docstring"] * (not method.__doc__)
+    for part in _documented_parts(builtin_catalog()):
+        for option in signature_of(part).options.keys() - {o for o, text in part.options.items() if text}:
+            where = f"see `Args:` in the docstring of {part.target}"
+            missing.append(f"{part.kind} {part.name}: the option {option} is not documented; {where}")
     for name, command in _all_commands():
-        wrong += [f"{name} has no help"] * (not command.help)
+        missing += [f"{name} has no help"] * (not command.help)
         for parameter in command.params:
             if isinstance(parameter, click.Option) and not parameter.help:
-                wrong.append(f"{name}: nothing is said of {parameter.opts[0]}")
-    return wrong
+                missing.append(f"{name}: the option {parameter.opts[0]} is not documented")
+    return missing
 
 
 def stale() -> list[str]:
-    """Generated files that are not what the code would write now."""
-    found = {name: ROOT / name for name in generated()}
-    return [
-        name
-        for name, text in generated().items()
-        if not found[name].is_file() or found[name].read_text("utf-8") != text
-    ]
+    """The generated files that differ from what the code would write now."""
+    files = {name: (ROOT / name, text) for name, text in generated().items()}
+    return [name for name, (path, text) in files.items() if not path.is_file() or path.read_text("utf-8") != text]
 
 
 def _json(value: Any) -> str:
@@ -209,8 +198,9 @@ def _text(thing: Any) -> str:
     return inspect.cleandoc(thing.__doc__ or "")
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *cells))
 
 
 def main() -> None:
@@ -220,7 +210,7 @@ def main() -> None:
     os.environ["MULKI_PLUGINS"] = ""
     if check:
         lines = [f"{name} is stale: python tools/reference.py" for name in stale()] + undocumented()
-        print("\n".join(lines) or "nothing is stale, nothing is undocumented")
+        print("\n".join(lines) or "everything is up to date and documented")
         sys.exit(bool(lines))
     for name, text in generated().items():
         (ROOT / name).write_text(text, "utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mulki_plugins.lazy import from_modules
+from mulki_plugins.libraries import load_lazily
 
 if TYPE_CHECKING:
     from mulki_plugins.baselines.avalanche import SynapticIntelligence
@@ -19,7 +19,7 @@ __all__ = [
     "WeightConstraint",
 ]  # fmt: skip
 
-__getattr__ = from_modules(
+__getattr__ = load_lazily(
     __name__,
     {
         "ICarl": "icarl",

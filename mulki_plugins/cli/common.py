@@ -14,7 +14,7 @@ from click.exceptions import Exit
 
 from mulki_plugins.characters import printable
 from mulki_plugins.errors import Mistakes, MulkiError, describe_error
-from mulki_plugins.known import known_failure
+from mulki_plugins.failures import explain_failure
 
 if TYPE_CHECKING:
     from mulki_plugins.recipe.resolve import Changes, Resolution
@@ -51,7 +51,7 @@ def reports_mistakes(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _report_unforeseen(error: Exception) -> NoReturn:
     """One line, and the traceback in a file of its own."""
-    if (known := known_failure(error)) is not None:
+    if (known := explain_failure(error)) is not None:
         click.echo(f"error: {printable(known[0])}; {known[1]}", err=True)
         raise SystemExit(2) from None
     click.echo(f"error: {describe_error(error)}; this was not expected, and {traceback_kept(error)}", err=True)

@@ -13,8 +13,8 @@ from typing import Any
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.libraries import import_library
-from mulki_plugins.registry.guard import guarded
-from mulki_plugins.registry.requirements import unmet
+from mulki_plugins.registry.discovery import unmet_requirements
+from mulki_plugins.registry.guard import try_call
 
 LEAST_FREE = 2 * 2**30
 """Bytes that a run with a ViT-B/16, its optimizer and its checkpoint may need."""
@@ -34,7 +34,7 @@ def examine() -> list[dict[str, str]]:
     ]  # fmt: skip
     checks: list[dict[str, str]] = []
     for name, look in looks:
-        outcome = guarded(lambda look=look: list(look()))
+        outcome = try_call(lambda look=look: list(look()))
         checks += outcome.value or []
         if outcome.cause:
             checks.append(_check(name, "error", f"cannot be examined: {outcome.cause}"))
@@ -67,7 +67,7 @@ def _torch() -> Iterator[dict[str, str]]:
 
 def _library(module: str, package: str) -> Iterator[dict[str, str]]:
     """Whether it can be imported, and in which version; what to do depends on why it cannot."""
-    outcome = guarded(_imported, module)
+    outcome = try_call(_imported, module)
     problem = outcome.value if isinstance(outcome.value, MulkiError) else None
     if outcome.cause or problem:
         found = problem.message if problem else f"{module} cannot be imported: {outcome.cause}"
@@ -88,7 +88,7 @@ def _imported(module: str) -> Any:
 
 
 def _devices() -> Iterator[dict[str, str]]:
-    outcome = guarded(_imported, "torch")
+    outcome = try_call(_imported, "torch")
     if outcome.cause or isinstance(outcome.value, MulkiError):
         yield _check("devices", "error", "torch, which would say, cannot be imported")
         return
@@ -126,7 +126,7 @@ def _plugins() -> Iterator[dict[str, str]]:
 
 
 def _unmet(name: str, package: str) -> Iterator[dict[str, str]]:
-    for what, hint in unmet(package):
+    for what, hint in unmet_requirements(package):
         yield _check(name, "warning", what, hint)
 
 

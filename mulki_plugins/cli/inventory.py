@@ -6,11 +6,9 @@ from typing import Any
 
 from mulki_plugins.errors import Mistakes, MulkiError
 from mulki_plugins.recipe.files import SINGULAR, YamlFile
-from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.registry.methods import callback_mistakes
-from mulki_plugins.registry.parts import Package, Part, Provenance
-from mulki_plugins.registry.requirements import unmet
-from mulki_plugins.registry.signature import signature_of
+from mulki_plugins.registry.callbacks import callback_mistakes
+from mulki_plugins.registry.catalog import Package, Part, Provenance, signature_of
+from mulki_plugins.registry.discovery import catalog, unmet_requirements
 
 OURS = "mulki"
 
@@ -49,7 +47,7 @@ def _row(
 
 
 def _package(package: Package) -> dict[str, Any]:
-    missing = unmet(package.provenance.distribution) if package.state != "switched off" else []
+    missing = unmet_requirements(package.provenance.distribution) if package.state != "switched off" else []
     notes = [*package.notes, *(f"{what}; {hint}" for what, hint in missing)]
     return _row("package", package.name, package.provenance, package.summary, package.state, package.cause, notes)
 

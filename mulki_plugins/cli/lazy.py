@@ -13,7 +13,7 @@ from mulki_plugins.characters import printable
 from mulki_plugins.cli.common import reports_mistakes, traceback_kept
 from mulki_plugins.cli.output import surviving_output
 from mulki_plugins.cli.stdout import given_to_command, kept_for_results
-from mulki_plugins.registry.parts import Part
+from mulki_plugins.registry.catalog import Part
 
 _CLICKS = (click.ClickException, click.Abort, click.exceptions.Exit)
 
@@ -109,6 +109,6 @@ def _theirs() -> list[Part]:
 @reports_mistakes
 def switch_off(ctx: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> None:
     """The callback of `--no-plugin`: before anything else asks which packages there are."""
-    from mulki_plugins.registry.discovery import leave_alone
+    from mulki_plugins.registry.discovery import ignore_packages
 
-    leave_alone(names)
+    ignore_packages(names)

@@ -81,7 +81,7 @@ OPEN_CLIP = "open_clip_torch"
 
 def _architectures() -> list[dict[str, Any]]:
     """open_clip's models, each with the tags of its weights."""
-    from mulki_plugins.registry.open_clip_names import open_clip_models, open_clip_tags
+    from mulki_plugins.registry.builtin import open_clip_models, open_clip_tags
 
     entries = []
     for name in open_clip_models():
@@ -105,7 +105,7 @@ def _with_text(kind: str, text: str, entries: list[dict[str, Any]]) -> list[dict
 
 def _more_models(listed: bool) -> None:
     """What there is beside the registered models; `listed` where open_clip's stand above."""
-    from mulki_plugins.registry.open_clip_names import open_clip_models
+    from mulki_plugins.registry.builtin import open_clip_models
 
     names = open_clip_models()
     some = [name for name in ("RN50", "ViT-B-32", "ViT-B-16", "ViT-L-14") if name in names]

@@ -16,7 +16,7 @@ def schema(kind: str) -> None:
     `mulki schema > recipe.schema.json`, and as the first line of a recipe `# yaml-language-server: $schema=recipe.schema.json`.
     """
     from mulki_plugins.recipe.json_schema import recipe_schema, strategy_schema
-    from mulki_plugins.registry.open_clip_names import open_clip_models
+    from mulki_plugins.registry.builtin import open_clip_models
 
     make = recipe_schema if kind == "recipe" else strategy_schema
     echo_json(make(open_clip_models() or None))

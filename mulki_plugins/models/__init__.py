@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mulki_plugins.lazy import from_modules
+from mulki_plugins.libraries import load_lazily
 
 if TYPE_CHECKING:
     from mulki_plugins.models.classifier import ClipClassifier, Features
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ClipClassifier", "Features", "LoadedClip", "Prompts", "load_clip"]
 
-__getattr__ = from_modules(
+__getattr__ = load_lazily(
     __name__,
     {
         "ClipClassifier": "classifier",

@@ -7,7 +7,7 @@ from typing import Any
 
 from mulki_plugins.errors import MulkiError, OptionError, did_you_mean
 from mulki_plugins.models.weights import WeightFile, looks_like_a_path, weight_file
-from mulki_plugins.registry.open_clip_names import open_clip_models, open_clip_tags, tags_are_known, twin
+from mulki_plugins.registry.builtin import open_clip_models, open_clip_tags, tags_are_known, twin
 
 RANDOM = "random"
 """The value of `pretrained` for random weights."""

@@ -30,9 +30,9 @@ from mulki_plugins.models.weights import (
     looks_like_a_path,
     weight_file,
 )
+from mulki_plugins.registry.builtin import open_clip_config, open_clip_models, open_clip_tags
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.registry.guard import called
-from mulki_plugins.registry.open_clip_names import open_clip_config, open_clip_models, open_clip_tags
+from mulki_plugins.registry.guard import guarded_call
 
 
 @frozen(kw_only=True, eq=False)
@@ -90,7 +90,7 @@ def load_clip(name: str, **options: Any) -> LoadedClip:
         make = part.load()
         what = f"the model {name!r} of {part.provenance}"
         options = copy.deepcopy(options)
-        loaded = make(**options) if part.is_ours else called(f"{what} cannot be made", make, **options)
+        loaded = make(**options) if part.is_ours else guarded_call(f"{what} cannot be made", make, **options)
         if not isinstance(loaded, LoadedClip):
             raise MulkiError(f"{what} cannot be used: returned a {type(loaded).__name__}, expected a LoadedClip")
         return loaded

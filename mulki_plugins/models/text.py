@@ -19,7 +19,7 @@ from attrs import field, frozen
 
 from mulki_plugins.errors import Mistakes
 from mulki_plugins.models.check import TINY
-from mulki_plugins.registry.open_clip_names import open_clip_config, open_clip_folder
+from mulki_plugins.registry.builtin import open_clip_config, open_clip_folder
 
 if TYPE_CHECKING:
     from torch import Tensor

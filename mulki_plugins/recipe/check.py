@@ -13,11 +13,11 @@ from typing import Any
 from mulki_plugins.errors import MAX_REPORTED, Location, MulkiError, OptionError, did_you_mean, format_value
 from mulki_plugins.recipe.layers import get
 from mulki_plugins.recipe.schema import Recipe, as_data, as_recipe, is_yaml_value
+from mulki_plugins.registry.builtin import open_clip_models, open_clip_part
+from mulki_plugins.registry.callbacks import callback_mistakes
+from mulki_plugins.registry.catalog import Kind, Part, signature_of
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.registry.methods import callback_mistakes
-from mulki_plugins.registry.open_clip_names import open_clip_models, open_clip_part
-from mulki_plugins.registry.parts import Kind, Part
-from mulki_plugins.registry.signature import REQUIRED, UNKNOWN, signature_of
+from mulki_plugins.registry.static import REQUIRED, UNKNOWN
 from mulki_plugins.types import collect_mistakes, convert
 
 _PARTS: dict[str, Kind] = {"stream": "stream", "reference": "stream", "model": "model"}

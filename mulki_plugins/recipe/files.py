@@ -16,8 +16,8 @@ from mulki_plugins.recipe.check import check_name, check_plugins, check_recipe
 from mulki_plugins.recipe.layers import overlay, write_out_plugins
 from mulki_plugins.recipe.schema import StrategyFile
 from mulki_plugins.recipe.yaml import Origin, Tree, locate, read_yaml, sort_by_line
+from mulki_plugins.registry.catalog import Provenance
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.registry.parts import Provenance
 from mulki_plugins.types import collect_mistakes, convert
 
 SINGULAR = {"recipes": "recipe", "strategies": "strategy"}

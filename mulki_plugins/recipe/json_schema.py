@@ -14,10 +14,10 @@ from attrs import NOTHING, Factory, fields
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.files import DEFAULTABLE, list_registered
 from mulki_plugins.recipe.schema import Choice, Entry, Recipe, Strategy, StrategyFile, is_yaml_value
+from mulki_plugins.registry.builtin import open_clip_part
+from mulki_plugins.registry.catalog import Kind, Part, signature_of
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.registry.open_clip_names import open_clip_part
-from mulki_plugins.registry.parts import Kind, Part
-from mulki_plugins.registry.signature import REQUIRED, UNKNOWN, signature_of
+from mulki_plugins.registry.static import REQUIRED, UNKNOWN
 from mulki_plugins.types import Schema, json_schema
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

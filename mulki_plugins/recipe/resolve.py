@@ -26,8 +26,8 @@ from mulki_plugins.recipe.layers import get, overlay, parse_setting, put, remove
 from mulki_plugins.recipe.schema import Recipe, as_data
 from mulki_plugins.recipe.suggest import report
 from mulki_plugins.recipe.yaml import Origin, Tree, locate, read_yaml, sort_by_line
+from mulki_plugins.registry.builtin import twin
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.registry.open_clip_names import twin
 
 _STRATEGY: Location = ("strategy",)
 _STACK: Location = ("strategy", "plugins")

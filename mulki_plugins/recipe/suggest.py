@@ -10,14 +10,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 import attrs
 
 from mulki_plugins.characters import simplify
+from mulki_plugins.corrections import IN_QUOTES
 from mulki_plugins.errors import UNKNOWN_OPTION, MulkiError, OptionError
-from mulki_plugins.meant import IN_QUOTES
 from mulki_plugins.recipe.layers import get
 from mulki_plugins.recipe.schema import Choice, Recipe
 from mulki_plugins.recipe.yaml import Origin, Tree, locate
+from mulki_plugins.registry.catalog import Kind, signature_of
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.registry.parts import Kind
-from mulki_plugins.registry.signature import signature_of
 
 MAX_SUGGESTED = 50
 """For how many unknown keys a similar one is searched."""

@@ -1,1 +1,1 @@
-"""Names and what they stand for: parts, where they come from, and what options they take."""
+"""Names and their meaning: the parts a recipe can use, the packages they come from, and the options they take."""

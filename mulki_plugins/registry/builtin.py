@@ -1,161 +1,77 @@
-"""The parts that MulKI brings, registered through the same hook as anybody else's."""
+"""The parts that come with MulKI, registered through the same hook as anybody else's, and open_clip's architectures.
+
+Summaries, options and facts of a plugin stand in its class. The architectures and the tags of their weights are read from
+open_clip's files without importing it.
+"""
 
 from __future__ import annotations
 
+import ast
+import functools
+import json
 from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from mulki_plugins.registry.described import describe_options
+from mulki_plugins.registry.callbacks import UNFIT
+from mulki_plugins.registry.catalog import OURS, Part, Provenance, Register
 from mulki_plugins.registry.hookspecs import hookimpl
-from mulki_plugins.registry.parts import Provenance
-from mulki_plugins.registry.register import Register
-from mulki_plugins.registry.unfit import UNFIT
+from mulki_plugins.registry.static import read_docstring
 from mulki_plugins.types import Count, Fraction, Positive, Weight
-
-MULKI = "arXiv 2411.06764"
 
 
 def _version() -> str:
     try:
-        return version("mulki")
-    except PackageNotFoundError:  # run from a checkout that was never installed
+        return version(OURS)
+    except PackageNotFoundError:  # a checkout that was never installed
         return ""
 
 
-PROVENANCE = Provenance(distribution="mulki", version=_version())
+PROVENANCE = Provenance(distribution=OURS, version=_version())
 
 
 @hookimpl
 def mulki_register(register: Register) -> None:
-    for kind in ("recipes", "strategies"):
-        register.folder(kind, _yaml_folder(kind))  # type: ignore[arg-type]
+    register.folder("recipes", _yaml_folder("recipes"))
+    register.folder("strategies", _yaml_folder("strategies"))
     _register_stages(register)
     _register_baselines(register)
     _register_avalanche(register)
     _register_streams_and_models(register)
-    _register_reports(register)
-    describe_options(register)
-    for name, summary in _COMMANDS.items():
-        module = "listing:list_command" if name == "list" else f"{name}:{name}"
-        register.command(name, f"mulki_plugins.cli.{module}", summary=summary)
-
-
-_COMMANDS = {
-    "run": "train and evaluate a recipe",
-    "resume": "go on with a run that was stopped or killed",
-    "data": "which data sets of a recipe are there, and how to get the others",
-    "validate": "check a recipe or a strategy",
-    "show": "print a recipe as it will run",
-    "list": "what there is to put into a recipe",
-    "results": "the tables of finished runs",
-    "plugins": "the packages that add parts, and their state",
-    "doctor": "whether everything that is needed is there and works",
-    "new": "files to start from",
-    "schema": "the JSON Schema of a recipe or a strategy",
-}
-"""MulKI's own, so that no other package takes their names."""
+    _register_metrics_and_loggers(register)
+    _register_commands(register)
 
 
 def _yaml_folder(kind: str) -> Path:
     """Inside the package in a wheel, beside it in a checkout."""
-    package = Path(str(files("mulki_plugins")))
+    package = Path(__file__).parents[1]
     inside = package / kind
     return inside if inside.is_dir() else package.parent / kind
 
 
 def _register_stages(register: Register) -> None:
-    register.plugin(
-        "teachers",
-        "mulki_plugins.stages.teachers:Teachers",
-        summary="holds the pre-trained model and the model before this task, frozen; forwards each once per step",
-        source=MULKI,
-    )
-    register.plugin(
-        "eliciting",
-        "mulki_plugins.stages.eliciting:Eliciting",
-        summary="stage 1: aligns images and texts through visual prototypes that follow the student",
-        source=MULKI,
-        requires=["teachers"],
-    )
-    register.plugin(
-        "adding",
-        "mulki_plugins.stages.adding:Adding",
-        summary="stage 2: distils the relations between samples and prototypes from each teacher",
-        source=MULKI,
-        requires=["teachers"],
-    )
-    register.plugin(
-        "recalling",
-        "mulki_plugins.stages.recalling:Recalling",
-        summary="distils the relations of earlier tasks' classes to the prototypes from each teacher, without their images",
-        requires=["teachers"],
-    )
-    register.plugin(
-        "distinguishing",
-        "mulki_plugins.stages.distinguishing:Distinguishing",
-        summary="stage 3: weighs the two teachers for each sample",
-        source=MULKI,
-        requires=["teachers"],
-    )
-    register.plugin(
-        "connecting",
-        "mulki_plugins.stages.connecting:Connecting",
-        summary="stage 4: averages weights within a task and interpolates with the weights before it",
-        source=MULKI,
-    )
+    register.plugin("teachers", "mulki_plugins.stages.teachers:Teachers")
+    register.plugin("eliciting", "mulki_plugins.stages.eliciting:Eliciting")
+    register.plugin("adding", "mulki_plugins.stages.adding:Adding")
+    register.plugin("recalling", "mulki_plugins.stages.recalling:Recalling")
+    register.plugin("distinguishing", "mulki_plugins.stages.distinguishing:Distinguishing")
+    register.plugin("connecting", "mulki_plugins.stages.connecting:Connecting")
 
 
 def _register_baselines(register: Register) -> None:
-    package = "mulki_plugins.baselines"
-    register.plugin(
-        "lwf",
-        f"{package}.lwf:LearningWithoutForgetting",
-        summary="distils the previous model's image-text similarities on this task's images; over random texts: LwF-VR",
-        source="arXiv 1606.09282, arXiv 2207.09248",
-        requires=["teachers"],
-    )
-    register.plugin(
-        "l2",
-        f"{package}.l2:WeightConstraint",
-        summary="holds the weights near those before this task (WC)",
-        source="arXiv 2303.06628",
-    )
-    register.plugin(
-        "icarl",
-        f"{package}.icarl:ICarl",
-        summary="keeps herded exemplars of earlier tasks, trains on them and distils the previous model on them",
-        source="arXiv 1611.07725",
-        requires=["teachers"],
-        conflicts=["avalanche.replay"],
-        keeps_images=True,
-    )
-    register.plugin(
-        "zscl",
-        f"{package}.zscl:ReferenceDistillation",
-        summary="distils the pre-trained model on reference images and texts",
-        source="arXiv 2303.06628",
-        requires=["teachers"],
-        needs_reference=True,
-    )
-    register.plugin(
-        "snd",
-        f"{package}.snd:SelectiveDistillation",
-        summary="distils both teachers' features on reference images, each where it knows better",
-        source="arXiv 2403.09296",
-        requires=["teachers"],
-        needs_reference=True,
-    )
+    register.plugin("lwf", "mulki_plugins.baselines.lwf:LearningWithoutForgetting")
+    register.plugin("l2", "mulki_plugins.baselines.l2:WeightConstraint")
+    register.plugin("icarl", "mulki_plugins.baselines.icarl:ICarl")
+    register.plugin("zscl", "mulki_plugins.baselines.zscl:ReferenceDistillation")
+    register.plugin("snd", "mulki_plugins.baselines.snd:SelectiveDistillation")
 
 
 def _register_avalanche(register: Register) -> None:
-    package, own = "avalanche.training.plugins", "mulki_plugins.baselines.avalanche"
+    """Avalanche's own plugins, whose signatures name no types that YAML can express."""
     register.plugin(
         "avalanche.ewc",
-        f"{own}:EWC",
-        summary="elastic weight consolidation: holds the weights that mattered to earlier tasks",
-        source="arXiv 1612.00796",
+        "mulki_plugins.baselines.avalanche:EWC",
         defaults={"ewc_lambda": 1.0},
         kinds={
             "ewc_lambda": Weight,
@@ -163,50 +79,41 @@ def _register_avalanche(register: Register) -> None:
             "decay_factor": Fraction | None,
             "keep_importance_data": bool,
         },
-        sequential=True,
     )
     register.plugin(
         "avalanche.si",
-        f"{own}:SynapticIntelligence",
-        summary="synaptic intelligence: like EWC, with importances gathered along the path of training",
-        source="arXiv 1703.04200",
+        "mulki_plugins.baselines.avalanche:SynapticIntelligence",
         defaults={"si_lambda": 1.0},
         kinds={"si_lambda": Weight | list[Weight], "eps": Positive, "device": Literal["as_strategy"]},
-        sequential=True,
     )
     register.plugin(
         "avalanche.mas",
-        f"{own}:MAS",
-        summary="memory-aware synapses: like EWC, with importances from the outputs' sensitivity",
-        source="arXiv 1711.09601",
+        "mulki_plugins.baselines.avalanche:MAS",
         kinds={"lambda_reg": Weight, "alpha": Fraction, "verbose": bool},
-        sequential=True,
     )
     register.plugin(
         "avalanche.lwf",
-        f"{own}:LwF",
-        summary="learning without forgetting: distils the previous model's outputs on this task's images",
-        source="arXiv 1606.09282",
+        "mulki_plugins.baselines.avalanche:LwF",
         kinds={"alpha": Weight | list[Weight], "temperature": Positive},
-        sequential=True,
     )
     register.plugin(
         "avalanche.replay",
-        f"{own}:Replay",
-        summary="rehearsal: keeps images of earlier tasks and mixes them into every batch",
-        source="arXiv 1902.10486",
+        "mulki_plugins.baselines.avalanche:Replay",
         kinds={"mem_size": Count, "batch_size": Count | None, "batch_size_mem": Count | None},
-        keeps_images=True,
     )
     register.plugin(
         "avalanche.agem",
-        f"{package}.agem:AGEMPlugin",
+        "avalanche.training.plugins.agem:AGEMPlugin",
         summary="projects gradients so that the loss on kept images does not rise",
         source="arXiv 1812.00420",
+        options={
+            "patterns_per_experience": "Images to keep of each task.",
+            "sample_size": "Kept images that a step's gradient is compared on.",
+        },
         defaults={"patterns_per_experience": 64, "sample_size": 64},
         kinds={"patterns_per_experience": Count, "sample_size": Count},
         keeps_images=True,
-        no_resume="Avalanche's AGEM draws from its memory by an iterator whose place cannot be stored",
+        no_resume="Avalanche's AGEM draws from its memory with an iterator whose position cannot be stored",
     )
     for name, (_, reason) in UNFIT.items():
         register.refuse("plugin", f"avalanche.{name}", reason)
@@ -225,58 +132,46 @@ def _register_streams_and_models(register: Register) -> None:
     register.stream(
         "mtil-mini-reference",
         "mulki_plugins.streams.mini.stream:mtil_mini_reference",
-        summary="reference images and texts for mtil-mini, of other drawings and with other names than its eleven",
+        summary="reference images and texts for mtil-mini, with other drawings and names than its eleven tasks",
         tasks=["reference"],
         extra="mini",
     )
     register.stream(
         "mtil",
         "mulki_plugins.streams.mtil.stream:mtil",
-        summary="the published MTIL: eleven data sets that are on disk, with their splits, class names and templates",
+        summary="the published MTIL: eleven data sets on disk, with their splits, class names and templates",
         source="arXiv 2303.06628",
         tasks=[
-            "Aircraft",
-            "Caltech101",
-            "CIFAR100",
-            "DTD",
-            "EuroSAT",
-            "Flowers",
-            "Food",
-            "MNIST",
-            "OxfordPet",
-            "StanfordCars",
+            "Aircraft", "Caltech101", "CIFAR100", "DTD", "EuroSAT", "Flowers", "Food", "MNIST", "OxfordPet", "StanfordCars",
             "SUN397",
         ],
         extra="mtil",
         check="mulki_plugins.streams.mtil.root:check",
-    )
+    )  # fmt: skip
     register.stream(
         "folders",
         "mulki_plugins.streams.folders.stream:folders",
-        summary="your own images: tasks of one folder for each class",
+        summary="your own images: tasks with one folder per class",
         check="mulki_plugins.streams.folders.declared:check",
     )
     register.model(
         "mulki-tiny",
         "mulki_plugins.models.tiny:mulki_tiny",
-        summary="the bundled CLIP of 2.8 M parameters for 48 x 48 images and sentences of 16 tokens, pre-trained",
+        summary="the bundled pre-trained CLIP: 2.8 M parameters, 48 x 48 images, sentences of 16 tokens",
         check="mulki_plugins.models.check:check_tiny",
     )
 
 
-def _register_reports(register: Register) -> None:
+def _register_metrics_and_loggers(register: Register) -> None:
     zscl = "arXiv 2303.06628"
     register.metric(
         "transfer",
         "mulki_plugins.metrics:transfer",
-        summary="accuracy on tasks before they are learned: what is left of the zero-shot ability",
+        summary="accuracy on tasks before they are learned: what remains of the zero-shot ability",
         source=zscl,
     )
     register.metric(
-        "average",
-        "mulki_plugins.metrics:average",
-        summary="accuracy over all tasks and all moments",
-        source=zscl,
+        "average", "mulki_plugins.metrics:average", summary="accuracy over all tasks and all moments", source=zscl
     )
     register.metric(
         "last",
@@ -288,7 +183,7 @@ def _register_reports(register: Register) -> None:
     register.metric(
         "forgetting",
         "mulki_plugins.metrics:forgetting",
-        summary="how far each task has fallen from its best, at the end; less is better",
+        summary="how far each task has fallen from its best by the end; lower is better",
         source="arXiv 1801.10112",
     )
     register.logger(
@@ -299,3 +194,125 @@ def _register_reports(register: Register) -> None:
     register.logger(
         "csv", "mulki_plugins.report.csv_log:CsvLogger", summary="every logged value as a line of metrics.csv"
     )
+
+
+def _register_commands(register: Register) -> None:
+    """MulKI's own commands, so that no other package takes their names."""
+    register.command("list", "mulki_plugins.cli.listing:list_command", summary="list what a recipe can use")
+    for name, summary in (
+        ("run", "train and evaluate a recipe"),
+        ("resume", "continue a run that was stopped or killed"),
+        ("data", "check for a recipe's data sets and download missing ones"),
+        ("validate", "check a recipe or a strategy"),
+        ("show", "print a recipe as it will run"),
+        ("results", "show the tables of finished runs"),
+        ("plugins", "list the packages that add parts, and their state"),
+        ("doctor", "check that everything works"),
+        ("new", "create files to start from"),
+        ("schema", "print the JSON Schema of a recipe or a strategy"),
+    ):
+        register.command(name, f"mulki_plugins.cli.{name}:{name}", summary=summary)
+
+
+QUICKGELU = "-quickgelu"
+"""The suffix of open_clip's names for architectures with QuickGELU instead of GELU."""
+
+
+def open_clip_part(name: str) -> Part:
+    """An architecture of open_clip, as a part that a recipe can name."""
+    target = "mulki_plugins.models.load:open_clip_model"
+    return Part(
+        kind="model",
+        name=name,
+        target=target,
+        summary="an architecture of open_clip",
+        provenance=Provenance(distribution="open_clip_torch", version=""),
+        defaults={"name": name},
+        options=read_docstring(target)[1],
+        check="mulki_plugins.models.check:check_open_clip",
+    )
+
+
+@functools.cache
+def open_clip_models() -> list[str]:
+    """Names such as `ViT-B-16`, sorted; empty if open_clip is not installed."""
+    folder = open_clip_folder()
+    return sorted(path.stem for path in (folder / "model_configs").glob("*.json")) if folder else []
+
+
+def open_clip_config(name: str) -> dict[str, Any]:
+    """open_clip's configuration of an architecture; empty for an unknown name."""
+    folder = open_clip_folder()
+    if folder is None or name not in open_clip_models():
+        return {}
+    config: dict[str, Any] = json.loads((folder / "model_configs" / f"{name}.json").read_text("utf-8"))
+    return config
+
+
+def twin(name: str) -> str:
+    """The same architecture with the other activation: `ViT-B-16` and `ViT-B-16-quickgelu`."""
+    return name.removesuffix(QUICKGELU) if name.endswith(QUICKGELU) else name + QUICKGELU
+
+
+def open_clip_tags(name: str) -> dict[str, str]:
+    """The tags of the weights that fit an architecture, each with the name under which open_clip lists it.
+
+    These are the tags of the name itself and of its twin, which has the same weights.
+    """
+    return {tag: other for other in (twin(name), name) for tag in _tags().get(other, ())}
+
+
+def tags_are_known() -> bool:
+    """Whether the table of tags could be read; another version of open_clip may write it differently."""
+    return bool(_tags())
+
+
+@functools.cache
+def open_clip_folder() -> Path | None:
+    """The folder of the installed open_clip, or None."""
+    spec = find_spec("open_clip")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+@functools.cache
+def _tags() -> dict[str, list[str]]:
+    """The tags of each architecture, from the table in open_clip's `pretrained.py`."""
+    folder = open_clip_folder()
+    try:
+        module = ast.parse((folder / "pretrained.py").read_text("utf-8")) if folder else ast.Module([], [])
+        tables: dict[str, ast.expr] = {}
+        for node in module.body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                tables[node.targets[0].id] = node.value
+        entries = {name: _entries(value, tables) for name, value in _entries(tables["_PRETRAINED"], tables).items()}
+    except (OSError, SyntaxError, LookupError, ValueError):
+        return {}
+    for name, tags in list(entries.items()):  # as open_clip itself does at the end of its table
+        if quick := {tag: value for tag, value in tags.items() if _is_quick(value)}:
+            entries[name + QUICKGELU] = quick
+    return {name: list(tags) for name, tags in entries.items()}
+
+
+def _entries(node: ast.expr, tables: dict[str, ast.expr]) -> dict[str, ast.expr]:
+    """The items of a dictionary that is written as `{...}`, as `dict(...)` or as a name of another one."""
+    if isinstance(node, ast.Name):
+        return _entries(tables[node.id], tables)
+    if isinstance(node, ast.Dict):
+        pairs = [
+            (ast.literal_eval(key) if key else None, value) for key, value in zip(node.keys, node.values, strict=True)
+        ]
+    elif isinstance(node, ast.Call) and not node.args:
+        pairs = [(keyword.arg, keyword.value) for keyword in node.keywords]
+    else:
+        raise ValueError
+    entries: dict[str, ast.expr] = {}
+    for key, value in pairs:
+        entries |= _entries(value, tables) if key is None else {key: value}
+    return entries
+
+
+def _is_quick(node: ast.expr) -> bool:
+    keywords = node.keywords if isinstance(node, ast.Call) else []
+    return any(k.arg == "quick_gelu" and isinstance(k.value, ast.Constant) and bool(k.value.value) for k in keywords)

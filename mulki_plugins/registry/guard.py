@@ -1,4 +1,4 @@
-"""Calls code of other packages so that it harms nothing: no exception and no exit gets out, and no output reaches stdout."""
+"""Calls third-party code so that it harms nothing: no exception and no exit escapes, and no output reaches stdout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OURS = Path(__file__).parents[1]
 
 @frozen(kw_only=True)
 class Outcome:
-    """The result of a call: its value, or the error and its cause on one line; and the first line of what it printed."""
+    """The result of a call: its value, or the error with its cause on one line; and the first line that it printed."""
 
     value: Any = None
     cause: str = ""
@@ -32,107 +32,105 @@ class Outcome:
     error: BaseException | None = None
 
 
-def guarded(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Outcome:
-    """Call third-party code. Only the user's own Ctrl-C gets out; the current folder is as it was."""
-    value, failure, text = None, None, io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(io.StringIO()), _contained() as pressed:
+def try_call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Outcome:
+    """Call third-party code and report what happened. Only the user's own Ctrl-C escapes."""
+    value, failure, output = None, None, io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(io.StringIO()), _contained() as interrupts:
         try:
             value = function(*args, **kwargs)
-        except BaseException as error:  # SystemExit too: whatever it raises must not stop the program
-            if isinstance(error, KeyboardInterrupt) and pressed:
+        except BaseException as error:  # SystemExit too: third-party code must not stop the program
+            if isinstance(error, KeyboardInterrupt) and interrupts:
                 raise
             failure = error
     cause = cause_of(failure) if failure is not None else ""
-    return Outcome(value=value, cause=cause, printed=_first_line(text.getvalue()), error=failure)
+    return Outcome(value=value, cause=cause, printed=_first_line(output.getvalue()), error=failure)
 
 
-def called(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The value of third-party code; what it prints goes to stderr.
+def guarded_call(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The value of third-party code, whose output goes to stderr.
 
-    MulkiError `<what>: <cause>` for whatever it raises but a MulkiError and the user's own Ctrl-C.
+    MulkiError `<what>: <cause>` for whatever it raises, except a MulkiError and the user's own Ctrl-C.
     """
-    with contextlib.redirect_stdout(sys.stderr), _contained() as pressed:
+    with contextlib.redirect_stdout(sys.stderr), _contained() as interrupts:
         try:
             return function(*args, **kwargs)
         except MulkiError:
             raise
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and pressed:
+            if isinstance(error, KeyboardInterrupt) and interrupts:
                 raise
             raise MulkiError(f"{what}: {cause_of(error)}") from error
 
 
 @contextlib.contextmanager
 def _contained() -> Iterator[list[int]]:
-    """Puts the current folder and SIGINT's handler back; yields a list that is not empty once the user has pressed Ctrl-C.
+    """Restore the current folder and the handler of SIGINT afterwards.
 
-    Third-party code may raise KeyboardInterrupt itself, which must not end the program.
+    Yields a list that fills when the user presses Ctrl-C, because third-party code may raise KeyboardInterrupt itself.
     """
-    pressed: list[int] = []
-    here = _folder()
+    interrupts: list[int] = []
+    folder = _current_folder()
     handler = signal.getsignal(signal.SIGINT)
     replaced = callable(handler) and threading.current_thread() is threading.main_thread()
 
     def note(number: int, frame: FrameType | None) -> Any:
-        pressed.append(number)
-        return handler(number, frame)  # type: ignore[operator, misc]
+        interrupts.append(number)
+        return handler(number, frame) if callable(handler) else None
 
     if replaced:
         signal.signal(signal.SIGINT, note)
     try:
-        yield pressed
+        yield interrupts
     finally:
-        if replaced and not (
-            pressed and signal.getsignal(signal.SIGINT) is not note
-        ):  # the handler may have put another
+        # After a Ctrl-C the handler itself may have installed another one, which then stays.
+        if replaced and (not interrupts or signal.getsignal(signal.SIGINT) is note):
             signal.signal(signal.SIGINT, handler)
-        if here and _folder() != here:
+        if folder and _current_folder() != folder:
             with contextlib.suppress(OSError):
-                os.chdir(here)
+                os.chdir(folder)
 
 
 def cause_of(error: BaseException, package: str = "") -> str:
-    """An error on one line: its type, its text, and the line of code that raised it, in that top-level package if named."""
+    """An error on one line: its type, its text, and the line of code that raised it.
+
+    package: prefer a line of this top-level package.
+    """
     if isinstance(error, MulkiError):
         return printable(error.lines()[0]) if error.lines() else "MulkiError"
-    place = f" ({where})" if (where := place_of(error, package)) else ""
+    place = f" ({line})" if (line := place_of(error, package)) else ""
     if isinstance(error, SystemExit):
-        return printable(f"it ends the program: sys.exit({_text(error.code, repr)}){place}")
-    said = printable(" ".join(_text(error, str).split())[:500])
-    return printable(f"{type(error).__name__}{': ' if said else ''}{said}{place}")
-
-
-def _text(value: object, render: Callable[[Any], str]) -> str:
-    try:
-        return render(value)
-    except BaseException:  # an error whose own text fails
-        return ""
+        return printable(f"it ends the program: sys.exit({_render(error.code, repr)}){place}")
+    text = printable(" ".join(_render(error, str).split())[:500])
+    return printable(f"{type(error).__name__}{': ' if text else ''}{text}{place}")
 
 
 def place_of(error: BaseException, package: str = "") -> str:
-    """`folder/file.py:line` where third-party code raised the error, or nothing.
+    """`folder/file.py:line` of the third-party code that raised the error; empty if it was not third-party code.
 
-    package: prefer the innermost line of this top-level package, such as before it called a library.
+    package: prefer the innermost line of this top-level package, such as its call of a library that failed.
     """
-    if isinstance(error, SyntaxError):  # it names its place itself
+    if isinstance(error, SyntaxError):  # its text names the place
         return ""
     frames = list(traceback.walk_tb(error.__traceback__))
-    inside = [each for each in frames if _root(each[0]) == package]
-    others = [each for each in frames if each[0].f_code.co_filename != __file__ and _is_file(each[0])]
-    if not (chosen := inside or others):
+    inside = [each for each in frames if str(each[0].f_globals.get("__name__", "")).partition(".")[0] == package]
+    others = [each for each in frames if each[0].f_code.co_filename != __file__ and _has_file(each[0])]
+    if not (candidates := inside or others):
         return ""
-    frame, line = chosen[-1]
+    frame, line = candidates[-1]
     path = Path(frame.f_code.co_filename)
     return "" if path.is_relative_to(_OURS) else f"{path.parent.name}/{path.name}:{line}"
 
 
-def _root(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
-
-
-def _is_file(frame: FrameType) -> bool:
+def _has_file(frame: FrameType) -> bool:
     name = frame.f_code.co_filename
     return not name.startswith("<") and "importlib" not in name
+
+
+def _render(value: object, render: Callable[[Any], str]) -> str:
+    try:
+        return render(value)
+    except BaseException:  # an error whose own text fails
+        return ""
 
 
 def _first_line(text: str) -> str:
@@ -140,7 +138,7 @@ def _first_line(text: str) -> str:
     return printable(lines[0][:200]) if lines else ""
 
 
-def _folder() -> str:
+def _current_folder() -> str:
     try:
         return os.getcwd()
     except OSError:  # it has been removed

@@ -1,46 +1,69 @@
-"""The hooks by which a package adds to MulKI. Marker and entry-point group are both named `mulki`.
+"""The hooks by which a package extends MulKI. Marker and entry-point group are both named `mulki`.
 
-A package declares, in its pyproject.toml, `[project.entry-points.mulki] my-name = "my_package.hooks"`, and in that module
-functions of these names, marked with `mulki_plugins.hookimpl`. Built-in parts register in the same way.
+A package declares `[project.entry-points.mulki] my-name = "my_package.hooks"` in its pyproject.toml. That module defines
+functions of the names below, marked with `mulki_plugins.hookimpl`. The built-in parts register in the same way.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import pluggy
+from attrs import frozen
 
 if TYPE_CHECKING:
-    from mulki_plugins.registry.events import Run
-    from mulki_plugins.registry.register import Register
+    from mulki_plugins.registry.catalog import Register
 
 PROJECT = "mulki"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
+Event = Literal["mulki_run_started", "mulki_run_finished"]
+
+
+@frozen(kw_only=True)
+class Run:
+    """One recipe with one seed. The data are copies: a hook may change them without any effect on the run."""
+
+    folder: Path
+    """The folder with the run's files."""
+    recipe: Mapping[str, Any]
+    """The resolved recipe, as in `recipe.yaml`."""
+    seed: int
+    """The seed of this run."""
+    result: Mapping[str, Any] | None = None
+    """The content of `result.json`; None when the run starts."""
+
 
 @hookspec
 def mulki_register(register: Register) -> None:
-    """Register parts: `register.plugin("my-stage", "my_package.stage:MyStage", summary="...")`.
+    """Register parts: `register.plugin("my-stage", "my_package.stage:MyStage")`.
 
-    Called once, before anything else, for every command. Name a part by a text `module:attribute`, which is imported when
-    the part is used, and import no torch in the module that holds the hook, so that `mulki list` stays fast.
+    Every command calls this hook once, before anything else. Name a target by a text `module:attribute`, which is imported
+    when the part is used, and do not import torch in the module of the hook, so that `mulki list` stays fast.
     """
 
 
 @hookspec
 def mulki_run_started(run: Run) -> None:
-    """Be told that a run begins: its folder is there and holds `recipe.yaml`; model and data are ready, nothing is trained.
+    """React to the start of a run: its folder contains `recipe.yaml`, the model and the data are ready, nothing is trained yet.
 
-    Called once for each seed. An error in it is reported with the package's name and does not end the run.
+    Called once per seed. An error in the hook is reported with the package's name and does not end the run.
     """
 
 
 @hookspec
 def mulki_run_finished(run: Run) -> None:
-    """Be told that a run is over: `run.result` is what `result.json` holds, `run.result["status"]` complete or failed.
+    """React to the end of a run: `run.result` is the content of `result.json`; its `status` is `complete` or `failed`.
 
-    Called once for each seed, also where the run ended in an error or was interrupted. An error in it is reported with the
-    package's name and changes nothing.
+    Called once per seed, also if the run failed or was interrupted. An error in the hook is reported with the package's name
+    and does not change the run.
     """
+
+
+def specs() -> dict[str, Callable[..., Any]]:
+    """The hooks by name."""
+    return {name: hook for name, hook in globals().items() if name.startswith("mulki_")}

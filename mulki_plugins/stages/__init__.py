@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mulki_plugins.lazy import from_modules
+from mulki_plugins.libraries import load_lazily
 
 if TYPE_CHECKING:
     from mulki_plugins.stages.adding import Adding
@@ -16,4 +16,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Adding", "Connecting", "Distinguishing", "Eliciting", "Recalling", "Teachers"]
 
-__getattr__ = from_modules(__name__, {name: name.lower() for name in __all__})
+__getattr__ = load_lazily(__name__, {name: name.lower() for name in __all__})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mulki_plugins.lazy import from_modules
+from mulki_plugins.libraries import load_lazily
 
 if TYPE_CHECKING:
     from mulki_plugins.streams.benchmark import as_benchmark
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ArrayImages", "Reference", "Task", "TaskStream", "as_benchmark", "as_reference", "mtil_mini"]
 
-__getattr__ = from_modules(
+__getattr__ = load_lazily(
     __name__,
     {
         "ArrayImages": "task",

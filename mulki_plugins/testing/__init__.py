@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mulki_plugins.lazy import from_modules
+from mulki_plugins.libraries import load_lazily
 from mulki_plugins.testing.names import PLUGIN_CHECKS, STREAM_CHECKS
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ __all__ = [
     "train_two_tasks",
 ]
 
-__getattr__ = from_modules(
+__getattr__ = load_lazily(
     __name__,
     {
         "CheckFailed": "kit",

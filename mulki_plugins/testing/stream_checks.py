@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mulki_plugins.registry.guard import cause_of, guarded
+from mulki_plugins.registry.guard import cause_of, try_call
 from mulki_plugins.streams.check import StreamFault, stream_faults
 from mulki_plugins.streams.task import LabelledImages, Task, TaskStream
 from mulki_plugins.testing.subject import Fault, Subject
@@ -39,7 +39,7 @@ class Library:
         return list(stream_faults(self.stream))
 
     def made(self) -> TaskStream:
-        outcome = guarded(self.subject.made)
+        outcome = try_call(self.subject.made)
         self.printed = self.printed or outcome.printed
         if outcome.cause:
             raise Fault(

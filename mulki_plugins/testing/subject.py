@@ -8,9 +8,9 @@ from typing import Any
 
 from attrs import define, frozen
 
+from mulki_plugins.registry.catalog import Kind, Part
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.guard import cause_of
-from mulki_plugins.registry.parts import Kind, Part
 from mulki_plugins.testing.world import small_model, small_reference
 
 Factory = str | Callable[..., Any]

@@ -13,7 +13,7 @@ from mulki_plugins.characters import printable
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.registry.guard import cause_of, guarded
+from mulki_plugins.registry.guard import cause_of, try_call
 from mulki_plugins.report.result import Result
 from mulki_plugins.streams.readable import LEFT_OUT
 from mulki_plugins.training.logbook import Warn
@@ -66,7 +66,7 @@ def compute_metrics(recipe: Recipe, result: Result, warn: Warn) -> dict[str, flo
         if part.sequential and recipe.strategy.base == "joint":
             continue
         matrix = [list(row) for row in result.matrix]
-        outcome = guarded(lambda part=part, matrix=matrix: _number(part.load()(matrix)))
+        outcome = try_call(lambda part=part, matrix=matrix: _number(part.load()(matrix)))
         if outcome.printed:
             warn(f"the {part} printed: {outcome.printed}", None)
         if outcome.error is not None:

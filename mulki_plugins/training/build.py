@@ -20,7 +20,7 @@ from mulki_plugins.recipe.schema import Choice, Recipe
 from mulki_plugins.recipe.settings import needs_reference
 from mulki_plugins.registry.callbacks import methods_of, wrong_callbacks
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.registry.guard import called
+from mulki_plugins.registry.guard import guarded_call
 from mulki_plugins.streams.benchmark import as_benchmark
 from mulki_plugins.streams.check import check_stream
 from mulki_plugins.streams.reference import Reference, as_reference
@@ -113,7 +113,7 @@ def _make(kind: Any, name: str, options: dict[str, Any], **given: Any) -> Any:
         except (TypeError, ValueError) as error:
             raise MulkiError(f"{what}: {describe_error(error)}") from error
     else:
-        made = called(what, factory, **options)
+        made = guarded_call(what, factory, **options)
     if not isinstance(made, _CLASSES[kind]):
         what = f"returned a {type(made).__name__}, expected a {_CLASSES[kind].__name__}"
         raise MulkiError(f"the {kind} {name!r} of {part.provenance} cannot be used: {what}")

@@ -16,11 +16,11 @@ from types import FrameType
 import torch
 
 from mulki_plugins.errors import MulkiError, UnreadableImage
-from mulki_plugins.known import known_failure, machine_failure
+from mulki_plugins.failures import explain_failure, explain_machine_failure
 from mulki_plugins.recipe.schema import Recipe
+from mulki_plugins.registry.catalog import Kind, Part
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.guard import cause_of
-from mulki_plugins.registry.parts import Kind, Part
 from mulki_plugins.training.state import StackEntry
 from mulki_plugins.training.step_checks import Diverged
 
@@ -64,11 +64,11 @@ def explain(
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "make room" if full else "the run must be able to write into its folder"
         return MulkiError(f"{where}: {file}{error.strerror}", f"what was written before is still there; {hint}")
-    if (failure := machine_failure(error)) is not None:
+    if (failure := explain_machine_failure(error)) is not None:
         return MulkiError(f"{where}: {failure[0]}", failure[1])
     if (blame := blame_part(error, recipe, plugins)) is not None:
         return MulkiError(f"{where}: {blame}")
-    if (failure := known_failure(error)) is not None:
+    if (failure := explain_failure(error)) is not None:
         return MulkiError(f"{where}: {failure[0]}", failure[1])
     return None
 

@@ -15,8 +15,8 @@ from avalanche.evaluation.metric_results import MetricValue
 from avalanche.logging import BaseLogger
 from torch import Tensor
 
+from mulki_plugins.registry.catalog import Part
 from mulki_plugins.registry.guard import cause_of
-from mulki_plugins.registry.parts import Part
 
 Reduction = Literal["last", "sum", "mean"]
 Warn = Callable[[str, BaseException | None], None]

@@ -20,10 +20,9 @@ import torch
 from mulki_plugins.recipe.files import find_strategy_provenance, warn_of_borrowed_name
 from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.recipe.settings import fingerprint, flatten, select_decisive
-from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.registry.open_clip_names import open_clip_models
-from mulki_plugins.registry.parts import OURS, Part, Provenance
-from mulki_plugins.registry.requirements import unmet
+from mulki_plugins.registry.builtin import open_clip_models
+from mulki_plugins.registry.catalog import OURS, Part, Provenance
+from mulki_plugins.registry.discovery import catalog, unmet_requirements
 from mulki_plugins.report.result import Result
 from mulki_plugins.streams.task import TaskStream
 from mulki_plugins.training.build import Built
@@ -96,7 +95,7 @@ def unmet_of(recipe: Recipe) -> list[str]:
     used = {part.provenance.distribution for part in parts_of(recipe) if not part.is_ours}
     if (strategy := _strategy(recipe)) is not None and strategy.distribution != OURS:
         used.add(strategy.distribution)
-    return [f"{what}; {hint}" for package in sorted(used) for what, hint in unmet(package)]
+    return [f"{what}; {hint}" for package in sorted(used) for what, hint in unmet_requirements(package)]
 
 
 def _protocol(recipe: Recipe) -> dict[str, Any]:

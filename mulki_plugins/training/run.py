@@ -18,9 +18,9 @@ from mulki_plugins.errors import MulkiError, UnexpectedError, describe_error
 from mulki_plugins.recipe.emit import dump_yaml
 from mulki_plugins.recipe.resolve import Resolution
 from mulki_plugins.recipe.schema import Recipe, as_data
-from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.registry.events import Event, tell
-from mulki_plugins.registry.events import Run as RunOfHooks
+from mulki_plugins.registry.discovery import call_run_hooks, catalog
+from mulki_plugins.registry.hookspecs import Event
+from mulki_plugins.registry.hookspecs import Run as RunOfHooks
 from mulki_plugins.report.folder import held, prepare_folder, run_folder, write_bytes, write_text
 from mulki_plugins.report.plots import matrix_figure, png
 from mulki_plugins.report.progress import ProgressLogger
@@ -202,7 +202,9 @@ class Run:
             result = asdict(self.result)
             del result["folder"]
         data = as_data(self.recipe)
-        tell(event, RunOfHooks(folder=self.folder.absolute(), recipe=data, seed=self.seed, result=result), self.warn)
+        call_run_hooks(
+            event, RunOfHooks(folder=self.folder.absolute(), recipe=data, seed=self.seed, result=result), self.warn
+        )
 
     def warn(self, text: str, error: BaseException | None = None) -> None:
         """Print a warning. The traceback of an error goes into the log."""

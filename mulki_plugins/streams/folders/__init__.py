@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mulki_plugins.lazy import from_modules
+from mulki_plugins.libraries import load_lazily
 
 if TYPE_CHECKING:
     from mulki_plugins.streams.folders.stream import folders
 
 __all__ = ["folders"]
 
-__getattr__ = from_modules(__name__, {"folders": "stream"})
+__getattr__ = load_lazily(__name__, {"folders": "stream"})

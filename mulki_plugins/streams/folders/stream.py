@@ -51,6 +51,9 @@ def folders(*, tasks: list[Any]) -> TaskStream:
     behind are passed over. leave_out: names of folders beside the classes that are no classes. class_names: a list in the
     order of the sorted folder names, or a mapping from folder to name; without, the folder names made readable. templates:
     `a photo of a {}.` without. Mistakes, all at once, where something is wrong.
+
+    Args:
+        tasks: A list of {name, train, test} or {name, images}, with class_names, templates and leave_out.
     """
     if wrong := check_tasks(tasks):
         raise Mistakes([f"folders: {_written(error.path)}: {error.message}" for error in wrong])

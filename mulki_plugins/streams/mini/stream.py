@@ -45,6 +45,11 @@ def mtil_mini(
     evaluate_on: `validation` holds a fifth of each class's training images out of training and tests on those, so that
     settings are chosen without a look at the test images.
     The images are drawn on first use, which takes some seconds, and cached. MissingData where a package is missing.
+
+    Args:
+        order: I, II, or a list of names; null for the order as written.
+        tasks: Use only these tasks.
+        evaluate_on: The `test` images, or a held-out fifth of the training images (`validation`).
     """
     entries = declared_tasks()
     names = chosen("mtil-mini", ORDERS, order, tasks)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mulki_plugins.errors import MulkiError, describe_error
-from mulki_plugins.known import known_failure
+from mulki_plugins.failures import explain_failure
 from mulki_plugins.libraries import import_libraries
 from mulki_plugins.streams.mtil.declaration import ORDERS, Declaration
 from mulki_plugins.streams.mtil.found import look
@@ -49,7 +49,7 @@ def fetch(declared: Declaration, root: Path) -> Path:
     except Exception as error:  # the network, the disk, an archive of another checksum
         if isinstance(error, MulkiError):
             raise
-        reason, hint = known_failure(error) or (describe_error(error), "")
+        reason, hint = explain_failure(error) or (describe_error(error), "")
         hint = f"{hint}; by hand: {declared.page}" if hint else f"by hand: {declared.page}"
         raise MulkiError(f"{declared.name} cannot be downloaded: {reason}", hint) from error
     return place

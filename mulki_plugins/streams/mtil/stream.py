@@ -36,6 +36,14 @@ def mtil(
     a fixed seed. download: get what is missing and can be had.
 
     No image is opened here. MulkiError, of all data sets at once, where one is missing, damaged or cannot be downloaded.
+
+    Args:
+        root: Folder that holds the data sets' folders.
+        order: I (alphabetical), II, or a list of names; null for the order as written.
+        tasks: Use only these tasks.
+        split: The official parts, or four fifths at random (`zscl`); or the published CoOp splits (`coop`).
+        shots: Training images per class; null for all.
+        download: Download the missing data sets that can be downloaded.
     """
     names = chosen("mtil", ORDERS, order, tasks)
     below = root_folder(root)

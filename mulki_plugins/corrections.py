@@ -1,4 +1,4 @@
-"""What a value of the wrong type was probably meant to be, as it is written in YAML."""
+"""Corrections for values of the wrong type: what the user probably meant, as YAML writes it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from mulki_plugins.characters import simplify
 
+IN_QUOTES = "put it in quotes if it is a text"
 _TRUTHS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
+_FIGURES = re.compile("[0-9.]+")
 
 
-def _arms(kind: Any) -> list[Any]:
-    """A type and all that it may be instead, without their ranges."""
-    if get_origin(kind) is Annotated:
-        return _arms(get_args(kind)[0])
-    if get_origin(kind) in (Union, types.UnionType):
-        return [arm for inner in get_args(kind) for arm in _arms(inner)]
-    return [kind]
-
-
-def advice(kind: Any, value: Any) -> str:
-    """What to do where a text was meant and YAML read something else; which keys a mapping has."""
+def advise(kind: Any, value: Any) -> str:
+    """The end of an error message: put quotes around a text that YAML read as something else, or use a mapping's keys."""
     classes = [arm for arm in _arms(kind) if hasattr(arm, "__attrs_attrs__")]
     if classes and not isinstance(value, (Mapping, list, tuple)):
         return f"; its keys are {', '.join(a.name for a in classes[0].__attrs_attrs__)}"
@@ -31,11 +24,8 @@ def advice(kind: Any, value: Any) -> str:
     return f"; {IN_QUOTES}" + (', such as "null"' if value is None else "")
 
 
-IN_QUOTES = "put it in quotes if it is a text"
-
-
-def meant(kind: Any, value: Any) -> str:
-    """What a value was probably meant to be, as YAML: a whole number, a truth value, a list; empty where nobody can tell."""
+def suggest_value(kind: Any, value: Any) -> str:
+    """The value of the right type that was probably meant, as YAML: a number, a truth value, a list; empty if unclear."""
     arms = _arms(kind)
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 and int in arms:
         return str(int(value))
@@ -43,41 +33,48 @@ def meant(kind: Any, value: Any) -> str:
     if text and bool in arms:
         return _TRUTHS.get(text.lower(), "")
     if text and (int in arms or float in arms):
-        return _number_in(text, whole=float not in arms)
+        return _read_number(text, whole=float not in arms)
     lists = [arm for arm in arms if get_origin(arm) in (list, tuple)]
     if not lists or isinstance(value, (Mapping, list, tuple)) or value is None:
         return ""
     if isinstance(value, str) and any(get_origin(arm) is Literal for arm in arms) and "," not in text:
         return ""
-    return _list_in(text if isinstance(value, str) else str(value), lists[0])
+    return _read_list(text if isinstance(value, str) else str(value), lists[0])
 
 
-def _list_in(text: str, kind: Any) -> str:
-    """The list that a text means: a,b and `a b` and (a, b); for whole numbers also 0-4 and 0..4."""
+def _arms(kind: Any) -> list[Any]:
+    """The members of a union, or the type itself, without their ranges."""
+    if get_origin(kind) is Annotated:
+        return _arms(get_args(kind)[0])
+    if get_origin(kind) in (Union, types.UnionType):
+        return [arm for inner in get_args(kind) for arm in _arms(inner)]
+    return [kind]
+
+
+def _read_list(text: str, kind: Any) -> str:
+    """The list that a text means: `a,b`, `a b` or `(a, b)`, and `0-4` or `0..4` for whole numbers."""
     words = [word.strip() for word in text.strip("[]()").split("," if "," in text else None) if word.strip()]
-    elements, most = get_args(kind), len(get_args(kind)) if get_origin(kind) is tuple else 0
+    elements, length = get_args(kind), len(get_args(kind)) if get_origin(kind) is tuple else 0
+    arms = _arms(elements[0])
     if not words or not all(re.fullmatch(r"[\w.+-]+", word) for word in words):
         return ""
-    if (int in _arms(elements[0])) and (span := re.fullmatch(r"(\d{1,9})(?:-|\.\.)(\d{1,9})", words[0])):
+    if int in arms and (span := re.fullmatch(r"(\d{1,9})(?:-|\.\.)(\d{1,9})", words[0])):
         first, last = int(span[1]), int(span[2])
         words = [str(n) for n in range(first, last + 1)] if len(words) == 1 and last - first < 20 else []
-    numbers = any(arm in (int, float) for arm in _arms(elements[0]))
-    if numbers and not all(_number_in(word, whole=float not in _arms(elements[0])) == word for word in words):
+    numbers = int in arms or float in arms
+    if numbers and not all(_read_number(word, whole=float not in arms) == word for word in words):
         return ""
     ranges = [extra for extra in getattr(elements[0], "__metadata__", ()) if hasattr(extra, "__contains__")]
     if numbers and not all(float(word) in allowed for word in words for allowed in ranges):
         return ""
-    if not numbers and str in _arms(elements[0]) and _FIGURES.fullmatch("".join(words)):
+    if not numbers and str in arms and _FIGURES.fullmatch("".join(words)):
         return ""
-    exact = get_origin(kind) is not tuple or len(words) == most
-    return f"[{','.join(words)}]" if words and exact else ""
+    complete = get_origin(kind) is not tuple or len(words) == length
+    return f"[{','.join(words)}]" if words and complete else ""
 
 
-_FIGURES = re.compile("[0-9.]+")
-
-
-def _number_in(text: str, whole: bool) -> str:
-    """The number that a text with signs of other notations means: 1_000, 1,000, 1e-4 with a long dash."""
+def _read_number(text: str, whole: bool) -> str:
+    """The number that a text in another notation means: `1_000`, `1,000`, or `1e-4` with a long dash."""
     text = text.replace("_", "").lstrip("= ")
     if re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+", text):
         text = text.replace(",", "")
