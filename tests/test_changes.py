@@ -17,7 +17,7 @@ from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.registry.catalog import Catalog, Provenance, Register
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.streams import ArrayImages, Task, TaskStream
-from mulki_plugins.streams.folders import folders
+from mulki_plugins.streams.folders.stream import folders
 from mulki_plugins.training import provenance, state
 from mulki_plugins.training.checkpoint import MANIFEST, _signed, checkpoints
 from mulki_plugins.training.provenance import differences

@@ -122,12 +122,12 @@ def test_what_a_camera_appends_is_no_damage(root):
         (lambda path: path.write_bytes(b""), "this image is empty", False),
         (
             lambda path: path.write_bytes(path.read_bytes()[:-40]),
-            "this image cannot be decoded",
+            "this image cannot be read",
             False,
         ),
-        (lambda path: path.write_text("<html>404</html>"), "this image cannot be decoded: it is no image", False),
-        (with_thumbnail_cut_off, "this image cannot be decoded: image file is truncated", False),
-        (lambda path: path.write_bytes(path.read_bytes()[:200] + b"\xff\xd9"), "this image cannot be decoded", True),
+        (lambda path: path.write_text("<html>404</html>"), "this image cannot be read: it is not an image", False),
+        (with_thumbnail_cut_off, "this image cannot be read: image file is truncated", False),
+        (lambda path: path.write_bytes(path.read_bytes()[:200] + b"\xff\xd9"), "this image cannot be read", True),
     ],
 )
 def test_a_damaged_image_is_named(root, spoil, said, decode):
@@ -141,14 +141,14 @@ def test_a_damaged_image_is_named(root, spoil, said, decode):
 
 
 def test_a_data_set_as_published_is_fine(root, monkeypatch):
-    from mulki_plugins.streams.mtil import found
+    from mulki_plugins.streams.mtil import dataset
 
     def small(name):
         from attrs import evolve
 
         return evolve(declaration(name), images={"zscl": (8, 2)}, classes={"Forest": "forest", "River": "river"})
 
-    monkeypatch.setattr(found, "declaration", small)
+    monkeypatch.setattr(dataset, "declaration", small)
     said = checked("--set", f"stream.root={root}", "--set", "stream.tasks=[EuroSAT]", status=0)
     assert said["ok"]
     assert said["datasets"][0]["state"] == "found"
@@ -340,7 +340,7 @@ def test_a_damaged_image_ends_a_run_with_its_name(root, tmp_path):
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert line.startswith("error: task DTD, evaluation: ")  # the zero-shot one meets it first
     assert str(root / "dtd/dtd/images/banded") in line
-    assert "cannot be decoded" in line
+    assert "cannot be read" in line
 
 
 @pytest.mark.parametrize("recipe", ["mtil-vitb16", "mtil-vitb16-order2", "mtil-vitb16-5shot"])

@@ -19,10 +19,11 @@ from mulki_plugins.cli import main
 from mulki_plugins.errors import Mistakes, MulkiError
 from mulki_plugins.models import load_clip
 from mulki_plugins.streams import entries
-from mulki_plugins.streams.folders import folders, scan
-from mulki_plugins.streams.folders.names import readable_names
-from mulki_plugins.streams.folders.picture import open_picture
-from mulki_plugins.streams.folders.split import split
+from mulki_plugins.streams.folders import classes
+from mulki_plugins.streams.folders.classes import readable_names
+from mulki_plugins.streams.folders.stream import folders
+from mulki_plugins.streams.images import open_picture
+from mulki_plugins.streams.split import split_by_hash
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
 
@@ -152,7 +153,7 @@ def test_no_image_is_opened_and_the_order_of_the_file_system_never_shows(tmp_pat
             def __exit__(self, *_):
                 pass
 
-        patch.setattr(scan.os, "scandir", Shuffled)
+        patch.setattr(classes.os, "scandir", Shuffled)
         assert [parts() for _ in range(5)] == [expected] * 5
     (train, labels), (test, test_labels) = expected
     assert [test_labels.count(label) for label in range(3)] == [3, 3, 3], "a share of each class"
@@ -172,13 +173,13 @@ def test_no_image_is_opened_and_the_order_of_the_file_system_never_shows(tmp_pat
 def test_the_split_of_a_class():
     files = [f"x/{i}.png" for i in range(40)]
     for share, count in ((0.2, 8), (0.01, 1), (0.99, 39), (0.5, 20)):
-        train, test = split(files, share, 0)
+        train, test = split_by_hash(files, share, 0)
         assert len(test) == count
         assert sorted(train + test) == sorted(files)
-    assert [len(part) for part in split(["a", "b"], 0.9, 3)] == [1, 1]
-    test = set(split(files, 0.2, 0)[1])
+    assert [len(part) for part in split_by_hash(["a", "b"], 0.9, 3)] == [1, 1]
+    test = set(split_by_hash(files, 0.2, 0)[1])
     for i in range(20):
-        assert len(test ^ set(split([*files, f"x/new{i}.png"], 0.2, 0)[1])) <= 2, "a new file moves at most one"
+        assert len(test ^ set(split_by_hash([*files, f"x/new{i}.png"], 0.2, 0)[1])) <= 2, "a new file moves at most one"
 
 
 def test_pictures_of_every_kind_are_rgb(tmp_path):
@@ -301,7 +302,7 @@ def wrong(tmp_path, monkeypatch, *tasks):
         ("name: a, images: good, train: good", ".train: stands beside `images`"),
         ("name: a, train: good", ".test: missing, beside `train`"),
         ("name: a, train: good, test: good", ".test: this is the folder of `train`"),
-        ("name: a, train: good, test: other, seed: 1", ".seed: says how `images` are parted"),
+        ("name: a, train: good, test: other, seed: 1", ".seed: is an option of `images`"),
         ("name: a, images: good, test_share: 1", ".test_share: expected a number, above 0 and below 1"),
         ("name: a, images: good, seed: -1", ".seed: expected a whole number, at least 0"),
         ("name: a, images: good, shots: 1", ".shots: unknown option"),
@@ -311,18 +312,18 @@ def wrong(tmp_path, monkeypatch, *tasks):
         ("name: a, images: good, templates: [a photo]", ".templates[0]: expected '{}' in the class name's"),
         ("name: a, images: flat", ".images: flat: images lie in it, but no folder"),
         ("name: a, images: nothing", ".images: nothing: there is no folder in it"),
-        ("name: a, images: parts", ".images: parts: its folders 'test', 'train' are parts, no classes"),
+        ("name: a, images: parts", ".images: parts: its folders 'test', 'train' are splits, not classes"),
         ("name: a, images: hollow", ".images: hollow: no image (.jpg, .png and the like) lies in 'blue', but 1 .txt ("),
-        ("name: a, images: lonely", ".images: lonely: one image alone lies in 'green', and train and test need"),
+        ("name: a, images: lonely", ".images: lonely: only one image lies in 'green', but train and test need"),
         ("name: a, images: good, leave_out: [rad]", ".leave_out[0]: there is no folder 'rad' beside the classes"),
         ("name: a, images: good, leave_out: [red, green]", ".images: good: `leave_out` leaves no folder in it"),
         ("name: a, images: broken", ".images: broken/red/x.png: this is no file, or a link that leads"),
         ("name: a, train: good, test: less", ".train: good: the class folder 'green' is not in `test`, less"),
         ("name: a, train: less, test: good", ".test: good: the class folder 'green' is not in `train`, less; add or"),
-        ("name: a, images: twins", ".images: the class folders '001.red', 'Red' are told apart by their names"),
-        ("name: a, images: mute", ".images: the name of the class folder '___' is empty; write what it is in class_names"),
+        ("name: a, images: twins", ".images: the class folders '001.red', 'Red' get the same name"),
+        ("name: a, images: mute", ".images: the name of the class folder '___' is empty; give a better name in class_names"),
         ("name: a, images: good, class_names: [x]", ".class_names: expected 2 names, in the order of the folders 'green', 'red'"),
-        ("name: a, images: good, class_names: [x, X]", ".class_names: the class folders 'green', 'red' are told apart"),
+        ("name: a, images: good, class_names: [x, X]", ".class_names: the class folders 'green', 'red' get the same name"),
         ("name: a, images: good, class_names: [x, ' ']", ".class_names: the name of the class folder 'red' is empty"),
         ("name: a, images: good, class_names: {rad: x}", ".class_names.rad: there is no such class folder (did you mean 'red'?)"),
     ],
@@ -392,7 +393,7 @@ def test_train_and_test_may_spell_accents_differently(tmp_path):
 
 def test_a_folder_whose_name_is_no_text(tmp_path):
     root = fill(tmp_path / "a", [os.fsdecode(b"caf\xe9"), "tea"])
-    with pytest.raises(Mistakes, match=r"the name of the class folder 'caf\\udce9' is no text; rename it"):
+    with pytest.raises(Mistakes, match=r"the name of the class folder 'caf\\udce9' is not valid text; rename it"):
         folders(tasks=[{"name": "a", "images": str(root)}])
     [task] = folders(tasks=[{"name": "a", "images": str(root), "class_names": ["café", "tea"]}]).tasks
     assert task.train[0][0].size == (24, 20)
@@ -452,7 +453,7 @@ def three(tmp_path, monkeypatch):
 def test_a_recipe_for_folders_validates_and_runs(three, tmp_path):
     done = mulki("new", "recipe", "--from-folders", *three, "--out", "own.yaml", "--name", "own")
     assert "mulki run own.yaml" in done.stdout
-    assert "there is 'Train' alone" in done.stderr
+    assert "there is only 'Train'" in done.stderr
     assert "valid; stream folders" in mulki("validate", "own.yaml").stdout
     text = (tmp_path / "own.yaml").read_text()
     assert "01_red: red" in text
@@ -498,7 +499,7 @@ def test_recipes_for_odd_folders(tmp_path, monkeypatch):
     fill(tmp_path / "nested" / "p", ["x", "y"])
     fill(tmp_path / "nested" / "q", ["x", "y"])
     done = mulki("new", "recipe", "--from-folders", "a/images", "b/images/", "vehicles", "ünï: c'ode", "nested")
-    assert done.stderr.count("'Dog', 'dog' would not be told apart by their names") == 2
+    assert done.stderr.count("'Dog', 'dog' cannot be told apart by their names") == 2
     assert "mulki new recipe nested/p nested/q" in done.stderr
     [file] = tmp_path.glob("*.yaml")
     assert file.name == "a-images-and-4-more.yaml"
@@ -523,7 +524,7 @@ def test_recipes_that_cannot_be_written(tmp_path, monkeypatch):
     ):
         assert why in mulki("new", "recipe", *arguments, ok=False).stderr
     fill(tmp_path / "latin", [os.fsdecode(b"caf\xe9"), "tea"])
-    assert r"latin: the name of 'caf\udce9' is no UTF-8 text; rename it" in mulki(
+    assert r"latin: the name of 'caf\udce9' is not UTF-8; rename it" in mulki(
         "new", "recipe", "--from-folders", "latin", ok=False
     ).stderr  # fmt: skip
     lines = mulki("new", "recipe", "--from-folders", "b", "empty", "a", ok=False).stderr.splitlines()
@@ -662,7 +663,7 @@ def cluttered(tmp_path, monkeypatch):
 
 
 PASSED_OVER = (
-    "data: passed over, since Pillow reads no image in them: 4 files: 2 .heic (such as red/IMG_1.HEIC), "
+    "data: ignored, since Pillow cannot read them: 4 files: 2 .heic (such as red/IMG_1.HEIC), "
     "1 without a suffix (such as red/no_suffix), 1 .txt (such as red/notes.txt); to read .heic: pip install pillow-heif"
 )
 
@@ -671,8 +672,8 @@ def test_folders_that_are_no_classes_are_left_out_with_a_word(cluttered, tmp_pat
     done = mulki("new", "recipe", "data", "--out", "own.yaml")
     for line in (
         "no image lies in 'annotations', 'labels'; left out of the classes (leave_out)",
-        "passed over, since hidden or made by the system: '$RECYCLE.BIN', '.ipynb_checkpoints', '@eaDir', 'System Volume",
-        "passed over, since in no class's folder: 1 image (such as beside.jpg)",
+        "ignored, since hidden or made by the system: '$RECYCLE.BIN', '.ipynb_checkpoints', '@eaDir', 'System Volume",
+        "ignored, since in no class folder: 1 image (such as beside.jpg)",
         PASSED_OVER,
     ):
         assert line in done.stderr
@@ -711,8 +712,8 @@ def test_classes_that_cannot_be_parted_are_left_out_with_a_word(tmp_path, monkey
     fill(tmp_path / "b" / "train", ["Red", "green", "fish"])
     fill(tmp_path / "b" / "test", ["red", "green"], 2)
     done = mulki("new", "recipe", "a", "b", "--out", "own.yaml")
-    assert "a: 'lone': one image alone" in done.stderr
-    assert "b: 'fish': not in both parts" in done.stderr
+    assert "a: 'lone': only one image" in done.stderr
+    assert "b: 'fish': not in both train and test" in done.stderr
     tasks = json.loads(mulki("show", "own.yaml", "--json").stdout)["recipe"]["stream"]["tasks"]
     assert [task["leave_out"] for task in tasks] == [["lone"], ["fish"]]
     b = folders(tasks=tasks).tasks[1]

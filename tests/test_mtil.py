@@ -1,4 +1,4 @@
-"""The stream mtil: every loader on a miniature of its layout, the declarations, the splits, the cache, and what is refused."""
+"""The stream mtil: every loader on a miniature of its layout, the declarations, the splits, and what is refused."""
 
 import importlib.util
 import io
@@ -6,7 +6,6 @@ import json
 import pickle
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +20,9 @@ from torchvision.transforms import InterpolationMode
 from mulki_plugins.errors import Mistakes, MulkiError, UnreadableImage
 from mulki_plugins.models import LoadedClip
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.streams import as_benchmark
-from mulki_plugins.streams.mtil import listing as listings
-from mulki_plugins.streams.mtil import splits
+from mulki_plugins.streams import as_benchmark, split
+from mulki_plugins.streams.mtil.dataset import look
 from mulki_plugins.streams.mtil.declaration import ORDERS, declaration
-from mulki_plugins.streams.mtil.found import look
 from mulki_plugins.streams.mtil.stream import mtil
 
 ROOT = Path(__file__).parent.parent
@@ -259,14 +256,14 @@ def test_orders_tasks_and_few_shots(root):
 
 def test_shots_and_four_fifths():
     labels = np.random.default_rng(0).integers(0, 7, 1000)
-    five, sixteen = splits.few(labels, 5), splits.few(labels, 16)
+    five, sixteen = split.few(labels, 5), split.few(labels, 16)
     assert np.bincount(labels[five]).tolist() == [5] * 7
     assert set(five) <= set(sixteen)
     assert (np.diff(five) > 0).all()
-    kept = splits.four_fifths(labels)
+    kept = split.four_fifths(labels)
     counts = np.bincount(labels)
     assert np.bincount(labels[kept]).tolist() == [n - round(0.2 * n) for n in counts]
-    assert splits.few(np.zeros(0, dtype=np.int64), 5).tolist() == []
+    assert split.few(np.zeros(0, dtype=np.int64), 5).tolist() == []
 
 
 # CoOp's splits
@@ -385,7 +382,7 @@ SPOILT = [
         "images_variant_train.txt names an image that is not there",
     ),
     ("Aircraft", f"{AIRCRAFT}/variants.txt", b"\xff\xfe", "variants.txt: "),
-    ("CIFAR100", "cifar-100-python/train", b"junk", "cifar-100-python/train: this is no pickle"),
+    ("CIFAR100", "cifar-100-python/train", b"junk", "cifar-100-python/train: not a readable pickle"),
     ("CIFAR100", "cifar-100-python/test", None, "cifar-100-python/test: not there"),
     (
         "CIFAR100",
@@ -406,8 +403,13 @@ SPOILT = [
         "expected classes from 0 to",
     ),
     ("DTD", "dtd/dtd/labels/test1.txt", "banded_0001.jpg\n", "test1.txt:1: expected class/image.jpg"),
-    ("Flowers", "flowers-102/imagelabels.mat", b"MATLAB 5.0 MAT-file, cut", "imagelabels.mat: this is no MATLAB file"),
-    ("Flowers", "flowers-102/setid.mat", b"", "setid.mat: this is no MATLAB file"),
+    (
+        "Flowers",
+        "flowers-102/imagelabels.mat",
+        b"MATLAB 5.0 MAT-file, cut",
+        "imagelabels.mat: not a readable MATLAB file",
+    ),
+    ("Flowers", "flowers-102/setid.mat", b"", "setid.mat: not a readable MATLAB file"),
     ("Flowers", "flowers-102/setid.mat", matlab(trnid=[[1, 2], [3, 4]], tstid=[1]), "whole numbers named 'trnid'"),
     ("Flowers", "flowers-102/imagelabels.mat", matlab(labels=[1.0, float("nan")]), "whole numbers named 'labels'"),
     ("Flowers", "flowers-102/imagelabels.mat", matlab(labels=[1.5, 2.0]), "whole numbers named 'labels'"),
@@ -421,7 +423,7 @@ SPOILT = [
         b"\0\0\x08\x03" + b"\0\0\0\x1c" * 3,
         "expected 21,968 bytes",
     ),
-    ("MNIST", "MNIST/raw/t10k-labels-idx1-ubyte", b"<html>", "t10k-labels-idx1-ubyte: this is no idx file"),
+    ("MNIST", "MNIST/raw/t10k-labels-idx1-ubyte", b"<html>", "t10k-labels-idx1-ubyte: not an idx file"),
     (
         "OxfordPet",
         "oxford-iiit-pet/annotations/test.txt",
@@ -429,7 +431,7 @@ SPOILT = [
         "test.txt:1: expected an image, its class",
     ),
     ("OxfordPet", "oxford-iiit-pet/annotations/trainval.txt", "beagle_1 1 1 1\nPug_1 1 1 1\n", "is 'beagle' elsewhere"),
-    ("StanfordCars", "stanford_cars/devkit/cars_meta.mat", b"x" * 200, "cars_meta.mat: this is no MATLAB file"),
+    ("StanfordCars", "stanford_cars/devkit/cars_meta.mat", b"x" * 200, "cars_meta.mat: not a readable MATLAB file"),
     (
         "StanfordCars",
         "stanford_cars/cars_test/00002.jpg",
@@ -481,13 +483,13 @@ def test_a_damaged_image_is_named_also_by_a_worker(own):
     stream = mtil(root=str(own), tasks=["EuroSAT"])
     parts = stream.tasks[0].train, stream.tasks[0].test
     part, at = next((part, i) for part in parts for i in range(len(part)) if part.path(i) == str(path))
-    with pytest.raises(UnreadableImage, match=f"^{path}: this image cannot be decoded"):
+    with pytest.raises(UnreadableImage, match=f"^{path}: this image cannot be read"):
         part[at]
     to_tensor = transforms.ToTensor()
     loader = torch.utils.data.DataLoader([0], num_workers=1, collate_fn=lambda _: to_tensor(part[at][0]))
     with pytest.raises(UnreadableImage) as caught:
         next(iter(loader))
-    assert caught.value.message.startswith(f"{path}: this image cannot be decoded")
+    assert caught.value.message.startswith(f"{path}: this image cannot be read")
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16"])
@@ -501,31 +503,7 @@ def test_every_kind_of_image_becomes_rgb(own, mode):
     assert task.train[0][0].size == (8, 6)
 
 
-# the cache of listings
-
-
-def test_a_listing_is_kept_and_noticed_when_a_folder_changes(own, tmp_path, monkeypatch):
-    monkeypatch.setenv("MULKI_CACHE", str(tmp_path / "cache"))
-    walks = []
-    walked = listings.walked
-    monkeypatch.setattr(listings, "walked", lambda folder: walks.append(folder) or walked(folder))
-    folder = own / "eurosat" / "2750"
-    first = listings.listing(folder)
-    listings.listing(folder)
-    assert len(walks) == 2, "a folder that changed a moment ago is not kept"
-    monkeypatch.setattr(listings, "SETTLED", -60.0)
-    assert listings.listing(folder) == listings.listing(folder) == first
-    assert len(walks) == 3
-    time.sleep(0.02)
-    shutil.copy(folder / "SeaLake" / "SeaLake_1.jpg", folder / "SeaLake" / "SeaLake_77.jpg")
-    again = listings.listing(folder)
-    assert len(walks) == 4
-    assert set(again.files) - set(first.files) == {"SeaLake/SeaLake_77.jpg"}
-    for kept in (tmp_path / "cache").glob("*.npz"):
-        kept.write_bytes(b"PK\x03\x04 damaged")
-    assert listings.listing(folder) == again
-    monkeypatch.setenv("MULKI_CACHE", "/dev/null/nowhere")
-    assert listings.listing(folder) == again
+# listings
 
 
 def test_the_order_is_that_of_the_names_whatever_the_file_system_says(own, monkeypatch):

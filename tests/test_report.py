@@ -13,9 +13,10 @@ from click.testing import CliRunner
 
 from mulki_plugins.cli import main
 from mulki_plugins.errors import MulkiError
+from mulki_plugins.files import is_locked, locked, write_bytes, write_text
 from mulki_plugins.recipe.resolve import resolve
 from mulki_plugins.report.compare import comparison_data, comparison_text, groups
-from mulki_plugins.report.folder import held, is_held, prepare_folder, run_folder, write_bytes, write_text
+from mulki_plugins.report.folder import prepare_folder, run_folder
 from mulki_plugins.report.plots import matrix_figure, png
 from mulki_plugins.report.result import Result, find_results, read_result
 from mulki_plugins.report.table import matrix_table
@@ -144,7 +145,7 @@ def test_many_tasks_make_a_picture_of_bounded_size():
 
 def test_a_run_whose_process_is_gone_is_not_running(tmp_path):
     result(status="running").write(tmp_path)
-    with held(tmp_path):
+    with locked(tmp_path):
         assert read_result(tmp_path / "result.json").status == "running"
     found = read_result(tmp_path / "result.json")
     assert found.status == "stopped"
@@ -156,9 +157,9 @@ def test_looking_whether_a_run_is_going_on_stops_none_from_beginning(tmp_path):
     descriptor = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_SH)  # as a reader has it for a moment
     threading.Timer(0.1, os.close, [descriptor]).start()
-    with held(tmp_path):
-        assert is_held(tmp_path)
-    assert is_held(tmp_path) is False
+    with locked(tmp_path):
+        assert is_locked(tmp_path)
+    assert is_locked(tmp_path) is False
 
 
 def test_what_cannot_be_compared_is_said():
@@ -225,8 +226,8 @@ def test_two_processes_cannot_write_one_run(tmp_path):
     folder = tmp_path / "seed-0"
     prepare_folder(folder)
     (folder / "result.json").write_text("1")
-    with held(folder):
-        for attempt in (prepare_folder, lambda path: held(path).__enter__()):
+    with locked(folder):
+        for attempt in (prepare_folder, lambda path: locked(path).__enter__()):
             with pytest.raises(MulkiError, match="another process is writing this run"):
                 attempt(folder)
     assert prepare_folder(folder).name == "seed-0.before-1"

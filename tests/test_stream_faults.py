@@ -12,10 +12,10 @@ from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.registry.catalog import Catalog, Provenance, Register
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.streams import ArrayImages, Task, TaskStream
+from mulki_plugins.streams.benchmark import ReadableImages
 from mulki_plugins.streams.check import check_stream
-from mulki_plugins.streams.folders import folders
-from mulki_plugins.streams.mtil.images import FileImages
-from mulki_plugins.streams.readable import ReadableImages
+from mulki_plugins.streams.folders.stream import folders
+from mulki_plugins.streams.images import FileImages
 from mulki_plugins.training.build import build
 
 WHO = "the stream 'shades' of somebodys-streams 1.2"
@@ -209,5 +209,5 @@ class Shifted(ArrayImages):
 def test_an_image_that_comes_with_another_class_than_its_target(training):
     plain = images([10, 200], [0, 1])
     read = ReadableImages(Shifted(plain.images, plain.labels), "shades", training=training, unreadable="skip")
-    with pytest.raises(MulkiError, match="image 1 comes with class 0, and its target is 1"):
+    with pytest.raises(MulkiError, match="image 1 comes with class 0, but its target is 1"):
         read[1]

@@ -8,7 +8,7 @@ from mulki_plugins.errors import MissingData, MulkiError
 from mulki_plugins.models import load_clip
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.streams import as_benchmark, mtil_mini
-from mulki_plugins.streams.mini import artworks, cache, pictures
+from mulki_plugins.streams.mini import pictures, sprites
 from mulki_plugins.streams.mini.renditions import BANDS, SIZE, STYLES, angles
 from mulki_plugins.streams.mini.stream import ORDERS, declared_tasks, mtil_mini_reference
 
@@ -70,12 +70,12 @@ def test_train_and_test_share_no_pose_and_no_font():
     bands = [set(((a / 30 + 1) / 2 * BANDS).long().tolist()) for a in (train, test)]
     assert bands == [set(range(0, BANDS, 2)), set(range(1, BANDS, 2))]
     assert torch.cdist(train[:2000, None], test[:2000, None]).min() > 0.1
-    assert not set(artworks.TRAIN_FONTS) & set(artworks.TEST_FONTS)
+    assert not set(sprites.TRAIN_FONTS) & set(sprites.TEST_FONTS)
 
     def family(name):
         return name.split("-")[0]
 
-    assert not set(map(family, artworks.TRAIN_FONTS)) & set(map(family, artworks.TEST_FONTS))
+    assert not set(map(family, sprites.TRAIN_FONTS)) & set(map(family, sprites.TEST_FONTS))
     assert all(style.rotation > 0 for style in STYLES.values())
 
 
@@ -91,7 +91,7 @@ def test_the_cache_is_used_and_a_damaged_one_drawn_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("MULKI_CACHE", str(tmp_path / "cache"))
     drawn = []
     draw = pictures.draw
-    monkeypatch.setattr(cache, "draw", lambda *args: drawn.append(args[2]) or draw(*args))
+    monkeypatch.setattr(pictures, "draw", lambda *args: drawn.append(args[2]) or draw(*args))
     first = mtil_mini(tasks=["scans"])
     assert drawn == ["train", "test"]
     assert np.array_equal(mtil_mini(tasks=["scans"]).tasks[0].train.images, first.tasks[0].train.images)
@@ -110,19 +110,19 @@ def test_the_cache_is_used_and_a_damaged_one_drawn_anew(tmp_path, monkeypatch):
 @pytest.mark.parametrize("damage", [b"", b"junk", b"PK\x03\x04"])
 def test_a_damaged_cache_is_drawn_anew(damage, stream):
     scans = declared_tasks()["scans"]
-    [path] = cache.cache_folder().glob("mtil-mini-scans-test-*.npz")
+    [path] = pictures.cache_folder().glob("mtil-mini-scans-test-*.npz")
     whole = path.read_bytes()
     path.write_bytes(damage)
-    drawn = cache.cached("scans", scans, "test", [])
+    drawn = pictures.cached("scans", scans, "test", [])
     assert path.read_bytes() == whole
     assert len(drawn.images) == 320
-    assert not list(cache.cache_folder().glob("*.part"))
+    assert not list(pictures.cache_folder().glob("*.part"))
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):
-    monkeypatch.setattr(artworks, "find_spec", lambda name: None)
+    monkeypatch.setattr(sprites, "find_spec", lambda name: None)
     with pytest.raises(MissingData) as caught:
-        artworks.openmoji_sprites(["x"])
+        sprites.openmoji_sprites(["x"])
     assert caught.value.lines() == ["mtil-mini needs the package 'fontTools'; pip install 'mulki[mini]'"]
 
 

@@ -29,9 +29,9 @@ from avalanche.benchmarks.utils.data_loader import TaskBalancedDataLoader
 from PIL import Image
 
 from mulki_plugins.streams.benchmark import as_benchmark
+from mulki_plugins.streams.images import open_rgb
+from mulki_plugins.streams.mtil.dataset import look
 from mulki_plugins.streams.mtil.declaration import ORDERS, declaration
-from mulki_plugins.streams.mtil.found import look
-from mulki_plugins.streams.mtil.images import decoded
 from mulki_plugins.streams.mtil.stream import mtil
 from mulki_plugins.streams.task import TaskStream
 from mulki_plugins.training.batches import TaskBatches
@@ -142,11 +142,11 @@ def _begin(transform: Any) -> None:
 
 
 def _decode(path: str) -> None:
-    decoded(path)
+    open_rgb(path)
 
 
 def _prepare(path: str) -> None:
-    _transform(decoded(path))
+    _transform(open_rgb(path))
 
 
 def index(root: Path) -> None:

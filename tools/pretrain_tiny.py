@@ -29,7 +29,7 @@ from tiny_vocabulary import learn_merges, write_merges
 from torch import Tensor
 
 from mulki_plugins.streams.mini.pictures import draw
-from mulki_plugins.streams.mini.renditions import SIZE, STYLES, disturbed, posed, render
+from mulki_plugins.streams.mini.renditions import SIZE, STYLES, disturb, pose, render
 
 TASKS = Path(__file__).parents[1] / "mulki_plugins" / "streams" / "mini" / "tasks.yaml"
 
@@ -107,14 +107,14 @@ class Corpus:
 
     def _scanned(self, sprites: Tensor) -> Tensor:
         """Bright ink on black or dark ink on paper, of any thickness and coarseness, as scanners deliver it."""
-        _, ink = posed(sprites, LOOKS["digit"], "any", self.generator)
+        _, ink = pose(sprites, LOOKS["digit"], "any", self.generator)
         if self._below(2):
             ink = F.max_pool2d(ink, 3, 1, 1)
         if self._below(2):
             coarse = F.interpolate(ink, size=8 + self._below(12), mode="area")
             ink = F.interpolate(coarse, size=SIZE, mode="bicubic").clamp(0, 1)
         image = ink if self._below(2) else 1 - ink
-        return disturbed(image.repeat(1, 3, 1, 1), evolve(LOOKS["digit"], noise=0.03), self.generator)
+        return disturb(image.repeat(1, 3, 1, 1), evolve(LOOKS["digit"], noise=0.03), self.generator)
 
     def _below(self, n: int) -> int:
         return int(torch.randint(0, n, (1,), generator=self.generator))

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.stages.stage import Stage, Strategy, autocast_of, classifier_of
-from mulki_plugins.streams.reference import Reference
+from mulki_plugins.streams.benchmark import Reference
 
 
 class OnReference(Stage):

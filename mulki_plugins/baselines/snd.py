@@ -8,7 +8,7 @@ from mulki_plugins.baselines.reference import OnReference
 from mulki_plugins.losses import selection, selective_distillation
 from mulki_plugins.stages.stage import Strategy
 from mulki_plugins.stages.teachers import Teachers
-from mulki_plugins.streams.reference import Reference
+from mulki_plugins.streams.benchmark import Reference
 from mulki_plugins.types import Count, Positive, Weight, checked
 
 

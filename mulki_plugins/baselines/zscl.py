@@ -10,7 +10,7 @@ from mulki_plugins.baselines.reference import OnReference, encode_tokens
 from mulki_plugins.losses import contrastive_distillation
 from mulki_plugins.stages.stage import Strategy, classifier_of
 from mulki_plugins.stages.teachers import Teacher, Teachers
-from mulki_plugins.streams.reference import Reference
+from mulki_plugins.streams.benchmark import Reference
 from mulki_plugins.types import Count, Positive, Weight, checked
 
 

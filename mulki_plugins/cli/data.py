@@ -36,23 +36,23 @@ def check(recipe: str, decode: bool, as_json: bool, **options: Any) -> None:
     stream = resolved(recipe, changes_from(options)).recipe.stream
     if stream.name not in (STREAM, OWN):
         return _nothing_to_do(recipe, as_json)
-    from mulki_plugins.streams.mtil.report import checked, problems, report_text
+    from mulki_plugins.streams.report import format_report, list_problems, report_mtil
 
     if stream.name == OWN:
-        from mulki_plugins.streams.folders.report import checked as checked_folders
+        from mulki_plugins.streams.report import report_folders as checked_folders
 
         report = checked_folders(stream.options["tasks"], decode=decode)
         for note in report["notes"]:
             click.echo(printable(note), err=True)
     else:
-        report = checked(stream.options, decode=decode)
+        report = report_mtil(stream.options, decode=decode)
     if as_json:
         echo_json(report)
         if not report["ok"]:
             raise SystemExit(2)
         return None
-    click.echo(plain_lines(report_text(report)))
-    if wrong := problems(report):
+    click.echo(plain_lines(format_report(report)))
+    if wrong := list_problems(report):
         raise Mistakes(wrong)
     return None
 

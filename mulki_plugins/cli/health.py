@@ -133,7 +133,7 @@ def _unmet(name: str, package: str) -> Iterator[dict[str, str]]:
 def _data() -> Iterator[dict[str, str]]:
     from importlib.util import find_spec
 
-    from mulki_plugins.streams.cache_folder import cache_folder
+    from mulki_plugins.files import cache_folder
 
     folder = cache_folder()
     drawn = len(list(folder.glob("*.npz"))) if folder.is_dir() else 0

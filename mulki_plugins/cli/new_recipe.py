@@ -29,7 +29,7 @@ def new_recipe(folders: tuple[str, ...], from_folders: bool, out: str | None, na
     mulki new recipe data/birds data/mushrooms --out mine.yaml
     mulki run mine.yaml
     """
-    from mulki_plugins.streams.folders.drafted import draft
+    from mulki_plugins.streams.folders.draft import draft
 
     if not folders:
         raise MulkiError("expected the folders of the tasks", "type: mulki new recipe DIR...")

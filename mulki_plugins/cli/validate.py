@@ -42,9 +42,9 @@ def _recipe(name: str, options: dict[str, Any]) -> str:
     recipes = [result.recipe for result in all_resolved(name, variants_from(options))]
     for choice in (recipes[0].stream, recipes[0].reference):
         if choice is not None and choice.name == "folders":
-            from mulki_plugins.streams.folders.declared import passed_over
+            from mulki_plugins.streams.folders.tasks import unused_files
 
-            for line in passed_over(choice.options["tasks"]):
+            for line in unused_files(choice.options["tasks"]):
                 click.echo(printable(f"note: {line}"), err=True)
     for warning in check_class_names(recipes[0]):
         click.echo(printable(warning), err=True)

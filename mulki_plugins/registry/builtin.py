@@ -146,13 +146,13 @@ def _register_streams_and_models(register: Register) -> None:
             "SUN397",
         ],
         extra="mtil",
-        check="mulki_plugins.streams.mtil.root:check",
+        check="mulki_plugins.streams.mtil.declaration:check_options",
     )  # fmt: skip
     register.stream(
         "folders",
         "mulki_plugins.streams.folders.stream:folders",
         summary="your own images: tasks with one folder per class",
-        check="mulki_plugins.streams.folders.declared:check",
+        check="mulki_plugins.streams.folders.tasks:check_options",
     )
     register.model(
         "mulki-tiny",

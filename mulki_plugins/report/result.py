@@ -12,7 +12,8 @@ from typing import Any, Literal
 from attrs import asdict, define, field
 
 from mulki_plugins.errors import Mistakes, MulkiError
-from mulki_plugins.report.folder import is_aside, is_held, write_text
+from mulki_plugins.files import is_locked, write_text
+from mulki_plugins.report.folder import is_aside
 
 FILE = "result.json"
 
@@ -73,7 +74,7 @@ def read_result(path: Path) -> Result:
         known = {a.name for a in Result.__attrs_attrs__} - {"folder"}  # type: ignore[attr-defined]
         result = Result(**{key: value for key, value in data.items() if key in known}, folder=str(path.parent))
         _check(result)
-        if result.status == "running" and is_held(path.parent) is False:  # it was killed, or the machine went down
+        if result.status == "running" and is_locked(path.parent) is False:  # it was killed, or the machine went down
             result.status, result.error = "stopped", "its process ended before it was done"
     except json.JSONDecodeError as error:
         raise MulkiError(f"{path}: this is no result of a run: line {error.lineno} is no JSON") from error

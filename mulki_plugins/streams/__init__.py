@@ -1,4 +1,4 @@
-"""Streams of image-classification tasks. The names below are loaded when they are used, since they bring torch."""
+"""Streams of image-classification tasks. The names below are loaded on first use, since most of them need torch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 from mulki_plugins.libraries import load_lazily
 
 if TYPE_CHECKING:
-    from mulki_plugins.streams.benchmark import as_benchmark
+    from mulki_plugins.streams.benchmark import Reference, as_benchmark, as_reference
     from mulki_plugins.streams.mini.stream import mtil_mini
-    from mulki_plugins.streams.reference import Reference, as_reference
     from mulki_plugins.streams.task import ArrayImages, Task, TaskStream
 
 __all__ = ["ArrayImages", "Reference", "Task", "TaskStream", "as_benchmark", "as_reference", "mtil_mini"]
@@ -18,11 +17,11 @@ __getattr__ = load_lazily(
     __name__,
     {
         "ArrayImages": "task",
-        "Reference": "reference",
+        "Reference": "benchmark",
         "Task": "task",
         "TaskStream": "task",
         "as_benchmark": "benchmark",
-        "as_reference": "reference",
+        "as_reference": "benchmark",
         "mtil_mini": "mini.stream",
     },
     light=("task",),

@@ -1,11 +1,11 @@
-"""Which files in a folder are images, and what operating systems leave behind; Pillow is imported when it is first asked."""
+"""The entries of folders: the walk through all of them, which are images, and which are an operating system's own."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 _NO_DECODER = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF")
 """Formats that Pillow recognises and cannot decode, or only by starting another program."""
@@ -16,32 +16,54 @@ _PICTURES = (
     *_HEIF, ".ai", ".arw", ".avif", ".avifs", ".cr2", ".cr3", ".dcm", ".dng", ".eps", ".jp2", ".jpg", ".jpeg", ".jxl", ".jxr",
     ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".svg", ".webp", ".xcf",
 )  # fmt: skip
-"""Of pictures, whether or not Pillow reads them."""
+"""Suffixes of pictures, whether or not Pillow reads them."""
 _SYSTEM_FOLDERS = (
     "$recycle.bin", "#recycle", "@eadir", "@recycle", "@sharebin", "@tmp", "__macosx", "__pycache__", "found.000", "lost+found",
     "network trash folder", "recycled", "recycler", "system volume information", "temporary items",
 )  # fmt: skip
 _SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r")
 
+Entry = tuple[str, "os.DirEntry[str]"]
+"""A path relative to the folder of the walk, with `/`, and the entry itself."""
+
+
+def walk(folder: str, prefix: str = "", parents: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Entry]:
+    """All files and folders below a folder, unsorted, without hidden and system entries; links are followed, circles are not.
+
+    OSError if a folder cannot be read.
+    """
+    status = os.stat(folder)
+    here = (status.st_dev, status.st_ino)
+    if here in parents:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_system(entry.name):
+                continue
+            path = prefix + entry.name
+            yield path, entry
+            if entry.is_dir():
+                yield from walk(entry.path, f"{path}/", parents | {here})
+
 
 def is_image(name: str) -> bool:
-    """Whether a file's name ends as those that the installed Pillow decodes, in lower or upper case."""
+    """Whether a file's name has the suffix of a format that the installed Pillow decodes, in either case."""
     return name.lower().endswith(suffixes())
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file's name ends as a picture's, even one that Pillow does not decode, such as a phone's or a camera's."""
+    """Whether a file's name has a picture's suffix, even one that Pillow does not decode, such as a camera's raw format."""
     return name.lower().endswith(_PICTURES) or is_image(name)
 
 
 def is_system(name: str) -> bool:
-    """Whether a file or folder is hidden, or one that operating systems and archivers make for themselves."""
+    """Whether a file or folder is hidden, or made by an operating system or an archiver for itself."""
     return name.startswith(".") or name.lower() in (*_SYSTEM_FOLDERS, *_SYSTEM_FILES)
 
 
 @functools.cache
 def suffixes() -> tuple[str, ...]:
-    """What the names of image files end with, each with its dot, in lower case."""
+    """The suffixes of image files, each with its dot, in lower case."""
     from PIL import Image, features
 
     register_openers()
@@ -56,27 +78,27 @@ def suffixes() -> tuple[str, ...]:
 
 @functools.cache
 def register_openers() -> None:
-    """Let Pillow read phones' HEIC where the package pillow-heif is installed."""
+    """Let Pillow read phones' HEIC if the package pillow-heif is installed."""
     try:
         importlib.import_module("pillow_heif").register_heif_opener()
     except (ImportError, OSError):  # not installed, or its library is missing
         return
 
 
-def kinds_of(files: Iterable[str]) -> str:
-    """Files that are no images by their suffixes, with what to do: `10 .heic (such as cat/1.heic), 2 .txt (...)`; or nothing."""
-    found: dict[str, list[str]] = {}
+def describe_others(files: Iterable[str]) -> str:
+    """Files that are not images, by suffix, with advice: `10 .heic (such as cat/1.heic), 2 .txt (...)`; empty for no files."""
+    groups: dict[str, list[str]] = {}
     for file in files:
-        found.setdefault(os.path.splitext(file)[1].lower(), []).append(file)
-    kinds = sorted(found, key=lambda kind: (not is_picture(kind), -len(found[kind]), kind))
-    said = [f"{len(found[k]):,} {k or 'without a suffix'} (such as {min(found[k])})" for k in kinds[:6]]
-    if rest := sum(len(found[kind]) for kind in kinds[6:]):
-        said.append(f"{rest:,} of other kinds")
+        groups.setdefault(os.path.splitext(file)[1].lower(), []).append(file)
+    kinds = sorted(groups, key=lambda kind: (not is_picture(kind), -len(groups[kind]), kind))
+    counts = [f"{len(groups[k]):,} {k or 'without a suffix'} (such as {min(groups[k])})" for k in kinds[:6]]
+    if rest := sum(len(groups[kind]) for kind in kinds[6:]):
+        counts.append(f"{rest:,} of other kinds")
     hints = []
     if any(kind in _HEIF for kind in kinds):
         hints.append("to read .heic: pip install pillow-heif")
     if others := [kind for kind in kinds if is_picture(kind) and kind not in _HEIF]:
         hints.append(f"save {', '.join(others[:6])} as .jpg or .png")
-    if "" in found:
+    if "" in groups:
         hints.append("an image needs a suffix, such as .jpg")
-    return "; ".join([", ".join(said), *hints])
+    return "; ".join([", ".join(counts), *hints])

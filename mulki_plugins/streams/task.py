@@ -12,10 +12,10 @@ from PIL import Image
 
 
 class LabelledImages(Protocol):
-    """Images with class indices, as torchvision's data sets are; `targets` is known without decoding an image.
+    """Images with class indices, like torchvision's data sets; `targets` is known without decoding an image.
 
-    Images that lie in files may have a method `path(index)`: those left out of a run are then recorded by their files, and
-    test files that are training files are found.
+    Images in files may have a method `path(index)`. Skipped images are then recorded by path, and a run warns of test files
+    that are training files too.
     """
 
     @property
@@ -28,7 +28,7 @@ class LabelledImages(Protocol):
 
 @frozen(eq=False)
 class ArrayImages:
-    """Images held in memory: uint8 [N, H, W, 3], and their class indices [N]."""
+    """Images in memory, uint8 [N, H, W, 3], and their class indices [N]."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -47,7 +47,7 @@ class ArrayImages:
 
 @frozen(kw_only=True, eq=False)
 class Task:
-    """One data set: what it is called, what its classes are called, and its images."""
+    """One data set: its name, class names, prompt templates and images."""
 
     name: str
     class_names: tuple[str, ...]
@@ -59,11 +59,11 @@ class Task:
 
 @frozen(kw_only=True, eq=False)
 class TaskStream:
-    """Tasks in the order in which they are learned."""
+    """Tasks in the order of learning."""
 
     name: str
     tasks: tuple[Task, ...]
     notices: tuple[str, ...] = ()
-    """What whoever runs it must be told of its data."""
+    """Notices about the data, for whoever runs the stream."""
     incomparable: tuple[str, ...] = ()
-    """What keeps numbers on it from standing beside published ones of the same name."""
+    """Reasons why numbers on it cannot be compared with published ones."""

@@ -8,7 +8,7 @@ from open_clip.model import CLIP
 from torch import Tensor
 
 from mulki_plugins.models.load import LoadedClip
-from mulki_plugins.streams.reference import Reference, as_reference
+from mulki_plugins.streams.benchmark import Reference, as_reference
 from mulki_plugins.streams.task import ArrayImages, Task, TaskStream
 
 SIZE = 16

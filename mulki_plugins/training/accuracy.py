@@ -15,7 +15,7 @@ from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.guard import cause_of, try_call
 from mulki_plugins.report.result import Result
-from mulki_plugins.streams.readable import LEFT_OUT
+from mulki_plugins.streams.benchmark import LEFT_OUT
 from mulki_plugins.training.logbook import Warn
 
 

@@ -21,9 +21,8 @@ from mulki_plugins.recipe.settings import needs_reference
 from mulki_plugins.registry.callbacks import methods_of, wrong_callbacks
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.guard import guarded_call
-from mulki_plugins.streams.benchmark import as_benchmark
+from mulki_plugins.streams.benchmark import Reference, as_benchmark, as_reference
 from mulki_plugins.streams.check import check_stream
-from mulki_plugins.streams.reference import Reference, as_reference
 from mulki_plugins.streams.task import TaskStream
 
 

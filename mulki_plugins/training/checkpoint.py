@@ -28,8 +28,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mulki_plugins.errors import MulkiError, describe_error
+from mulki_plugins.files import write_text
 from mulki_plugins.models.weights import WEIGHTS
-from mulki_plugins.report.folder import write_text
 
 FORMAT = 2
 FOLDER = "checkpoints"

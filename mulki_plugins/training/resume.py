@@ -7,11 +7,12 @@ from pathlib import Path
 from attrs import evolve
 
 from mulki_plugins.errors import MulkiError
+from mulki_plugins.files import locked
 from mulki_plugins.recipe.resolve import Resolution, resolve
 from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.recipe.settings import select_decisive
 from mulki_plugins.registry.discovery import catalog
-from mulki_plugins.report.folder import held, refuse_links
+from mulki_plugins.report.folder import refuse_links
 from mulki_plugins.report.progress import ProgressLogger
 from mulki_plugins.report.result import FILE, Result, read_result
 from mulki_plugins.training.checkpoint import checkpoints, latest_checkpoint
@@ -36,7 +37,7 @@ def resume_experiment(resolved: Resolution, seed: int, folder: Path, *, force: b
             raise MulkiError(
                 f"{folder}: cannot resume a run with the plugin {entry.name!r}: {reason}", "start it again"
             )
-    with held(folder):
+    with locked(folder):
         refuse_links(folder)
         checkpoint, problems = latest_checkpoint(folder)
         for line in problems:

@@ -15,13 +15,14 @@ from avalanche.training.plugins import EvaluationPlugin
 
 from mulki_plugins.characters import printable
 from mulki_plugins.errors import MulkiError, UnexpectedError, describe_error
+from mulki_plugins.files import locked, write_bytes, write_text
 from mulki_plugins.recipe.emit import dump_yaml
 from mulki_plugins.recipe.resolve import Resolution
 from mulki_plugins.recipe.schema import Recipe, as_data
 from mulki_plugins.registry.discovery import call_run_hooks, catalog
 from mulki_plugins.registry.hookspecs import Event
 from mulki_plugins.registry.hookspecs import Run as RunOfHooks
-from mulki_plugins.report.folder import held, prepare_folder, run_folder, write_bytes, write_text
+from mulki_plugins.report.folder import prepare_folder, run_folder
 from mulki_plugins.report.plots import matrix_figure, png
 from mulki_plugins.report.progress import ProgressLogger
 from mulki_plugins.report.result import Result
@@ -52,7 +53,7 @@ def start(recipe: Recipe, seed: int, folder: Path) -> Result:
     progress = ProgressLogger(len(built.stream.tasks))
     if aside:
         progress.say(f"{folder}: moved an earlier run to {aside}")
-    with held(folder):
+    with locked(folder):
         return Run(recipe, built, folder, seed, progress).execute()
 
 

@@ -1,1 +1,1 @@
-"""mtil-mini: eleven small image domains, drawn on the user's machine from packages that pip brings."""
+"""mtil-mini: eleven small image domains, drawn on the user's machine from packages installed by pip."""

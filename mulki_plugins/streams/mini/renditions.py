@@ -1,4 +1,4 @@
-"""Renditions: a sprite seen in many poses, on many backgrounds, a little bent, blurred and noisy."""
+"""Renditions of sprites: in many poses, on many backgrounds, slightly bent, blurred and noisy."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ SIZE = 48
 """Side of a rendition in pixels."""
 
 BANDS = 12
-"""The range of rotations is cut into this many bands, which train and test take in turn."""
+"""Bands of the range of rotations, used by train and test alternately."""
 
 Split = Literal["train", "test", "any"]
 
 
 @frozen(kw_only=True)
 class Style:
-    """The ranges from which a rendition is drawn; lengths are fractions of the picture's side."""
+    """Ranges from which renditions are drawn; lengths are fractions of the picture's side."""
 
     rotation: float = 16.0
     """Largest rotation, in degrees, either way."""
@@ -37,9 +37,9 @@ class Style:
     noise: float = 0.04
     """Largest standard deviation of the pixel noise."""
     clutter: float = 0.35
-    """How much of the backgrounds is uneven, from 0 (all plain) to 1."""
+    """Share of uneven backgrounds, from 0 to 1."""
     inked: bool = False
-    """Sprites are stencils: each is filled with a colour of its own, away from the background's."""
+    """Sprites are stencils, filled with a colour that differs from the background's."""
 
 
 STYLES = {
@@ -54,19 +54,22 @@ def render(sprites: Tensor, style: Style, split: Split, generator: torch.Generat
     """One rendition of each sprite.
 
     sprites: uint8 [N, S, S, 4] (RGBA). Returns uint8 [N, SIZE, SIZE, 3].
-    Train and test rotate by angles from disjoint bands, so that they share no pose.
+    Train and test rotate by angles from disjoint bands, so they share no pose.
     """
     n = len(sprites)
-    colour, alpha = posed(sprites, style, split, generator)
+    colour, alpha = pose(sprites, style, split, generator)
     background = _backgrounds(n, style.clutter, generator)
     if style.inked:
         colour = alpha * _ink(background, generator)
     gain = 1 + style.tint * _uniform((n, 3, 1, 1), -1, 1, generator)
-    return disturbed(colour * gain + (1 - alpha) * background, style, generator)
+    return disturb(colour * gain + (1 - alpha) * background, style, generator)
 
 
-def posed(sprites: Tensor, style: Style, split: Split, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Each sprite turned, sized, sheared, shifted and bent: colours times alpha [N, 3, SIZE, SIZE], alpha [N, 1, ...]."""
+def pose(sprites: Tensor, style: Style, split: Split, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Rotate, scale, shear, shift and bend each sprite.
+
+    Returns colours times alpha [N, 3, SIZE, SIZE], and alpha [N, 1, SIZE, SIZE].
+    """
     n = len(sprites)
     picture = sprites.permute(0, 3, 1, 2).float() / 255
     picture[:, :3] *= picture[:, 3:]  # premultiplied, so that edges blend without a dark rim
@@ -76,17 +79,17 @@ def posed(sprites: Tensor, style: Style, split: Split, generator: torch.Generato
     return warped[:, :3], warped[:, 3:]
 
 
-def disturbed(image: Tensor, style: Style, generator: torch.Generator) -> Tensor:
-    """Blurred and noisy, as uint8: float [N, 3, H, W] in 0..1 -> [N, H, W, 3]."""
+def disturb(image: Tensor, style: Style, generator: torch.Generator) -> Tensor:
+    """Add blur and noise: float [N, 3, H, W] in 0..1 -> uint8 [N, H, W, 3]."""
     n = len(image)
-    image = _blurred(image, _uniform((n,), 0.0, style.blur, generator))
+    image = _blur(image, _uniform((n,), 0.0, style.blur, generator))
     sigma = _uniform((n, 1, 1, 1), 0.0, style.noise, generator)
     image = image + sigma * torch.randn(image.shape, generator=generator)
     return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def angles(n: int, limit: float, split: Split, generator: torch.Generator) -> Tensor:
-    """Rotations in degrees, within ±limit: `train` from the even bands, `test` from the odd ones, `any` from all."""
+    """Rotations [n] in degrees within ±limit: `train` from the even bands, `test` from the odd ones, `any` from all."""
     if split == "any":
         return _uniform((n,), -limit, limit, generator)
     band = torch.randint(0, BANDS // 2, (n,), generator=generator) * 2 + (split == "test")
@@ -95,7 +98,7 @@ def angles(n: int, limit: float, split: Split, generator: torch.Generator) -> Te
 
 
 def _affine_grid(n: int, style: Style, split: Split, side: int, generator: torch.Generator) -> Tensor:
-    """Sampling positions [N, side, side, 2] in -1..1 for rotation, size, shear, proportion and shift."""
+    """Sampling positions [N, side, side, 2] in -1..1 for rotation, scale, shear, aspect and shift."""
     angle = torch.deg2rad(angles(n, style.rotation, split, generator))
     scale = _uniform((n,), *style.scale, generator)
     aspect = torch.exp(_uniform((n,), -style.aspect, style.aspect, generator) / 2)
@@ -121,7 +124,7 @@ def _bending(n: int, style: Style, side: int, generator: torch.Generator) -> Ten
 
 
 def _backgrounds(n: int, clutter: float, generator: torch.Generator) -> Tensor:
-    """Plain, shaded or mottled colours, [N, 3, SIZE, SIZE] in 0..1; most of them pale."""
+    """Uniform, shaded or mottled colours, [N, 3, SIZE, SIZE] in 0..1; most of them pale."""
     base = torch.rand((n, 3, 1, 1), generator=generator)
     pale = torch.rand((n, 1, 1, 1), generator=generator) < 0.65
     base = torch.where(pale, 0.75 + 0.25 * base, base)
@@ -140,8 +143,8 @@ def _ink(background: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(light > 0.5, 0.5 * colour * light, 1 - 0.5 * colour * (1 - light))
 
 
-def _blurred(image: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur with a standard deviation of its own for each image (radius 3)."""
+def _blur(image: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur of radius 3, with one standard deviation per image: sigma [N]."""
     n, channels, height, width = image.shape
     distance = torch.arange(-3, 4, dtype=image.dtype)
     kernel = torch.exp(-(distance**2) / (2 * sigma.clamp(min=1e-3)[:, None] ** 2))

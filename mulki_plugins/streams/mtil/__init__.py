@@ -1,1 +1,1 @@
-"""The published MTIL: eleven data sets on the user's disk, in the layouts of torchvision. See docs/mtil.md."""
+"""The published MTIL: eleven data sets on the user's disk, in torchvision's layouts. See docs/mtil.md."""

@@ -1,4 +1,7 @@
-"""What is known of each data set before a look at the disk: its folder, its sizes, its class names and templates."""
+"""The published data sets, as known without reading the disk: folders, sizes, class names and templates.
+
+Imports neither torch nor numpy.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from typing import Any, Literal
 
 import yaml
 from attrs import frozen
+
+from mulki_plugins.errors import MulkiError, OptionError
 
 Split = Literal["zscl", "coop"]
 
@@ -28,39 +33,40 @@ ORDERS = {
 
 @frozen(kw_only=True)
 class Declaration:
-    """One data set, as its file in the folder `declared` says."""
+    """One data set, from its file in the folder `declared`."""
 
     name: str
     title: str
     torchvision: str
-    """The class of torchvision that reads the same layout, and by which it is downloaded."""
+    """The class of torchvision that reads the same layout and downloads it."""
     folder: str
-    """Below the root."""
+    """Relative to the root."""
     needs: tuple[str, ...]
-    """What must be there, in that folder."""
+    """Files and folders that it must hold."""
     split: Literal["official", "random"]
     images: Mapping[str, tuple[int, int]]
-    """Training and test images, for each of the two splits."""
+    """Numbers of training and test images for each of the two splits."""
     templates: tuple[str, ...]
     classes: Mapping[str, str]
-    """What the data set itself calls a class: what a prompt calls it; in the published order."""
+    """From the data set's own class names to those of prompts, in the published order."""
     split_file: str = ""
-    """CoOp's file; none where CoOp's split follows from the official one."""
+    """CoOp's file; empty if CoOp's split follows from the official one."""
     split_images: str = ""
+    """The folder to which the paths in the split file are relative."""
     classes_coop: int = 0
     gigabytes: float
     page: str
     get: str = ""
-    """Why it cannot be downloaded, and what to do instead; empty where it can."""
+    """Why it cannot be downloaded and what to do instead; empty if it can."""
 
     def expected(self, split: Split) -> dict[str, int]:
-        """Published numbers: classes, training images, test images."""
+        """Published numbers of classes, training images and test images."""
         train, test = self.images[split]
         classes = (self.classes_coop if split == "coop" else 0) or len(self.classes)
         return {"classes": classes, "train": train, "test": test}
 
     def how_to_get(self, root: Path) -> str:
-        """What to do where it is missing."""
+        """Advice if it is missing."""
         holds = f"so that {root / self.folder} holds {', '.join(self.needs)}"
         if self.get:
             return f"{self.get}; {holds}"
@@ -72,16 +78,33 @@ class Declaration:
 def declaration(name: str) -> Declaration:
     """The data set of that name, one of ORDERS."""
     text = (files("mulki_plugins.streams.mtil") / "declared" / f"{name}.yaml").read_text("utf-8")
-    said: dict[str, Any] = yaml.safe_load(text)
-    classes = said.pop("classes")
+    entry: dict[str, Any] = yaml.safe_load(text)
+    classes = entry.pop("classes")
     if isinstance(classes, list):
-        classes = {key: readable(key) for key in classes}
-    said["images"] = {split: tuple(sizes) for split, sizes in said["images"].items()}
+        classes = {key: prompt_name(key) for key in classes}
+    entry["images"] = {split: tuple(sizes) for split, sizes in entry["images"].items()}
     for key in ("needs", "templates"):
-        said[key] = tuple(said[key])
-    return Declaration(name=name, classes=classes, **said)
+        entry[key] = tuple(entry[key])
+    return Declaration(name=name, classes=classes, **entry)
 
 
-def readable(key: str) -> str:
-    """A class's own name as it stands in a sentence."""
+def prompt_name(key: str) -> str:
+    """A data set's own class name as it reads in a sentence."""
     return key.replace("_", " ")
+
+
+def root_folder(path: str) -> Path:
+    """The folder of the data sets, with `~` expanded. MulkiError if it names the home of an unknown user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise MulkiError(f"{path}: this machine has no user of that name") from error
+
+
+def check_options(options: Mapping[str, Any]) -> list[OptionError]:
+    """Mistakes in the option `root` itself, whatever the folder holds."""
+    try:
+        root_folder(str(options.get("root", "")))
+    except MulkiError as error:
+        return [OptionError(error.message, ("root",))]
+    return []

@@ -9,11 +9,10 @@ import numpy as np
 
 from mulki_plugins.errors import Mistakes
 from mulki_plugins.streams.mtil.contents import Images
-from mulki_plugins.streams.mtil.declaration import ORDERS
-from mulki_plugins.streams.mtil.found import Found, look
-from mulki_plugins.streams.mtil.root import root_folder
-from mulki_plugins.streams.mtil.splits import few, random_split
-from mulki_plugins.streams.selection import chosen, reordered
+from mulki_plugins.streams.mtil.dataset import DatasetOnDisk, look
+from mulki_plugins.streams.mtil.declaration import ORDERS, root_folder
+from mulki_plugins.streams.names import order_notices, select_tasks
+from mulki_plugins.streams.split import few, random_split
 from mulki_plugins.streams.task import Task, TaskStream
 from mulki_plugins.types import Count
 
@@ -27,15 +26,15 @@ def mtil(
     shots: Count | None = None,
     download: bool = False,
 ) -> TaskStream:
-    """The published MTIL from the user's disk: eleven data sets, 1,201 classes, in the folders that torchvision makes.
+    """The published MTIL from the user's disk: eleven data sets, 1,201 classes, in torchvision's folder layouts.
 
-    root: the folder that holds theirs. order: I (alphabetical), II, or the names in the order wanted. tasks: only these, in
-    the sequence in which they are written, or in that of `order` where it is given too. split: `zscl` is the official training
-    and test part, or where there is none a random 80 % and the rest with seed 42; `coop` is CoOp's, from the user's
-    `split_zhou_*.json`, with its class names and one template. shots: so many training images of each class, drawn once with
-    a fixed seed. download: get what is missing and can be had.
+    root: the folder of the data sets. order: I (alphabetical), II, or task names. tasks: only these, in the order written
+    here, or in that of `order` if it is given too. split: `zscl` is the official training and test part, or for a data set
+    without one a random 80 % and 20 % with seed 42; `coop` is CoOp's, from the user's `split_zhou_*.json`, with its class
+    names and one template. shots: this many training images of each class, drawn once with a fixed seed. download: get
+    missing data sets that can be downloaded.
 
-    No image is opened here. MulkiError, of all data sets at once, where one is missing, damaged or cannot be downloaded.
+    No image is opened here. MulkiError, for all data sets at once, if one is missing, damaged or cannot be downloaded.
 
     Args:
         root: Folder that holds the data sets' folders.
@@ -45,68 +44,69 @@ def mtil(
         shots: Training images per class; null for all.
         download: Download the missing data sets that can be downloaded.
     """
-    names = chosen("mtil", ORDERS, order, tasks)
-    below = root_folder(root)
-    found = [look(name, below, split) for name in names]
-    if download and any(each.state == "missing" for each in found):
+    names = select_tasks("mtil", ORDERS, order, tasks)
+    folder = root_folder(root)
+    datasets = [look(name, folder, split) for name in names]
+    if download and any(dataset.state == "missing" for dataset in datasets):
         from mulki_plugins.streams.mtil.fetch import fetch
 
-        for each in found:
-            if each.state == "missing" and not each.declared.get:
-                fetch(each.declared, below)
-        found = [look(name, below, split) for name in names]
-    if wrong := unusable(found, below):
-        raise Mistakes(wrong)
-    built = [_task(each, shots) for each in found]
+        for dataset in datasets:
+            if dataset.state == "missing" and not dataset.declared.get:
+                fetch(dataset.declared, folder)
+        datasets = [look(name, folder, split) for name in names]
+    if mistakes := _unusable(datasets, folder):
+        raise Mistakes(mistakes)
+    built = [_build_task(dataset, shots) for dataset in datasets]
     return TaskStream(
         name="mtil",
         tasks=tuple(task for task, _ in built),
-        notices=(*reordered(names, tasks), *(notice for _, notice in built if notice)),
-        incomparable=tuple(_unlike_published(each) for each in found if each.differences),
+        notices=(*order_notices(names, tasks), *(notice for _, notice in built if notice)),
+        incomparable=tuple(_describe_differences(dataset) for dataset in datasets if dataset.differences),
     )
 
 
-def unusable(found: list[Found], root: Path) -> list[str]:
+def _unusable(datasets: list[DatasetOnDisk], root: Path) -> list[str]:
     """Everything that keeps the stream from being built."""
-    wrong = [f"{each.declared.name}: {problem}" for each in found for problem in each.problems]
-    missing = [each for each in found if each.state == "missing"]
-    wrong += [
-        f"{each.declared.name} is missing: expected in {each.folder}; {each.declared.how_to_get(root)}"
-        for each in missing
-    ]
+    mistakes = [f"{dataset.declared.name}: {problem}" for dataset in datasets for problem in dataset.problems]
+    missing = [dataset for dataset in datasets if dataset.state == "missing"]
+    for dataset in missing:
+        advice = dataset.declared.how_to_get(root)
+        mistakes.append(f"{dataset.declared.name} is missing: expected in {dataset.folder}; {advice}")
     if missing:
-        wrong.append(
-            "`stream.root` names the folder that holds the data; `mulki run mtil` needs none: it draws its own"
+        mistakes.append(
+            "`stream.root` names the folder of the data; `mulki run mtil` needs none: it draws its own images"
         )
-    return wrong
+    return mistakes
 
 
-def _unlike_published(found: Found) -> str:
-    more = "; and more" if len(found.differences) > 3 else ""
+def _describe_differences(dataset: DatasetOnDisk) -> str:
+    more = "; and more" if len(dataset.differences) > 3 else ""
     return (
-        f"{found.declared.name} is not the published data set, and no number on it can be compared: "
-        f"{'; '.join(found.differences[:3])}{more}; `mulki data check` says all"
+        f"{dataset.declared.name} is not the published data set, and no number on it can be compared: "
+        f"{'; '.join(dataset.differences[:3])}{more}; `mulki data check` lists all differences"
     )
 
 
-def _task(found: Found, shots: int | None) -> tuple[Task, str]:
-    """A data set as a task, and what to tell whoever reads its numbers."""
-    name, declared = found.declared.name, found.declared
-    assert found.contents is not None
-    parts: dict[str, Images] = dict(found.contents.parts)
+def _build_task(dataset: DatasetOnDisk, shots: int | None) -> tuple[Task, str]:
+    """A data set as a task, and a notice for readers of its numbers, or an empty text."""
+    declared = dataset.declared
+    assert dataset.contents is not None
+    parts: dict[str, Images] = dict(dataset.contents.parts)
     if "all" in parts:
         whole = parts.pop("all")
-        parts["train"], parts["test"] = (whole.chosen(places) for places in random_split(len(whole)))
+        parts["train"], parts["test"] = (whole.take(indices) for indices in random_split(len(whole)))
     notice = ""
     if shots is not None:
-        counts = np.bincount(parts["train"].labels, minlength=len(found.class_names))
+        counts = np.bincount(parts["train"].labels, minlength=len(dataset.class_names))
         if (short := counts < shots).any():
-            at = int(np.flatnonzero(short)[0])
+            first = int(np.flatnonzero(short)[0])
             notice = (
-                f"note: {name}: {int(short.sum())} of {len(counts)} classes have fewer than {shots} training images, such as "
-                f"{found.class_names[at]!r} with {int(counts[at])}; all of them are taken"
+                f"note: {declared.name}: {int(short.sum())} of {len(counts)} classes have fewer than {shots} training images, "
+                f"such as {dataset.class_names[first]!r} with {int(counts[first])}; all of them are used"
             )
-        parts["train"] = parts["train"].chosen(few(parts["train"].labels, shots))
-    templates = declared.templates[:1] if found.split == "coop" else declared.templates
-    task = Task(name=name, class_names=found.class_names, templates=templates, train=parts["train"], test=parts["test"])
-    return task, notice
+        parts["train"] = parts["train"].take(few(parts["train"].labels, shots))
+    templates = declared.templates[:1] if dataset.split == "coop" else declared.templates
+    names = dataset.class_names
+    return Task(
+        name=declared.name, class_names=names, templates=templates, train=parts["train"], test=parts["test"]
+    ), notice

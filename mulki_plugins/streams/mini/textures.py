@@ -1,79 +1,18 @@
-"""Pictures drawn by code: coloured shapes as sprites, textures as whole pictures."""
+"""Textures, drawn by code as whole pictures."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from torch import Tensor
 
-from mulki_plugins.streams.mini.artworks import SPRITE
 from mulki_plugins.streams.mini.renditions import SIZE, Split, angles
-
-COLOURS = {
-    "red": (214, 40, 40),
-    "orange": (245, 130, 30),
-    "yellow": (245, 215, 45),
-    "green": (50, 160, 70),
-    "blue": (40, 90, 205),
-    "purple": (130, 60, 165),
-}
-
-
-def shape_sprite(name: str) -> NDArray[np.uint8]:
-    """A filled outline such as `red star`, RGBA, [SPRITE, SPRITE, 4]."""
-    colour, shape = name.split()
-    big = 4 * SPRITE
-    canvas = Image.new("RGBA", (big, big))
-    points = [(big * (0.5 + 0.5 * x), big * (0.5 - 0.5 * y)) for x, y in _OUTLINES[shape]()]
-    ImageDraw.Draw(canvas).polygon(points, fill=COLOURS[colour])
-    return np.asarray(canvas.resize((SPRITE, SPRITE), Image.Resampling.LANCZOS))
-
-
-def _circle() -> list[tuple[float, float]]:
-    return [(math.cos(a), math.sin(a)) for a in np.linspace(0, 2 * math.pi, 72, endpoint=False)]
-
-
-def _square() -> list[tuple[float, float]]:
-    return [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)]
-
-
-def _triangle() -> list[tuple[float, float]]:
-    return [(0, 0.95), (0.95, -0.75), (-0.95, -0.75)]
-
-
-def _star() -> list[tuple[float, float]]:
-    corner = [math.pi / 2 + k * math.pi / 5 for k in range(10)]
-    return [
-        ((1 if k % 2 == 0 else 0.42) * math.cos(a), (1 if k % 2 == 0 else 0.42) * math.sin(a))
-        for k, a in enumerate(corner)
-    ]
-
-
-def _heart() -> list[tuple[float, float]]:
-    ts = np.linspace(0, 2 * math.pi, 96, endpoint=False)
-    return [
-        (math.sin(t) ** 3, (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t) + 2.5) / 15)
-        for t in ts
-    ]
-
-
-def _cross() -> list[tuple[float, float]]:
-    a, b = 0.3, 0.95
-    return [(-a, b), (a, b), (a, a), (b, a), (b, -a), (a, -a), (a, -b), (-a, -b), (-a, -a), (-b, -a), (-b, a), (-a, a)]
-
-
-_OUTLINES: dict[str, Callable[[], list[tuple[float, float]]]] = {
-    "circle": _circle, "square": _square, "triangle": _triangle, "star": _star, "heart": _heart, "cross": _cross,
-}  # fmt: skip
 
 
 def textures(name: str, n: int, split: Split, generator: torch.Generator) -> Tensor:
-    """Pictures of one texture, float [n, 3, SIZE, SIZE] in 0..1, each with its own angle, period and two colours."""
+    """n pictures of one texture, float [n, 3, SIZE, SIZE] in 0..1, varying in angle, period and two colours."""
     side = 2 * SIZE
     axis = torch.linspace(-1, 1, side)
     y, x = torch.meshgrid(axis, axis, indexing="ij")

@@ -1,0 +1,147 @@
+"""Files on disk: written whole or not at all, locked folders, and the folder of the cache."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from mulki_plugins.errors import MulkiError
+from mulki_plugins.libraries import provide_user
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]  # the functions below check for None
+
+
+# atomic writes
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of `path` when the block ends without an error.
+
+    It is written under a temporary name, synced, then renamed: a reader sees the old file or the new one, never a part.
+    """
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp lets only the owner read
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+# locks
+
+_locks: set[int] = set()
+"""Descriptors of the folders that this process has locked."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing the run in a folder. MulkiError if another process has locked it.
+
+    Without effect on Windows, on file systems without locks, and if the folder does not exist.
+    """
+    if fcntl is None or not folder.is_dir():
+        yield
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise MulkiError(f"{folder}: cannot be opened: {error.strerror}") from error
+    try:
+        _lock(descriptor)
+    except BlockingIOError:
+        os.close(descriptor)
+        hint = "wait for it, or choose another folder with --out"
+        raise MulkiError(f"{folder}: another process is writing this run", hint) from None
+    except OSError:  # a file system without locks
+        pass
+    _locks.add(descriptor)
+    try:
+        yield
+    finally:
+        _locks.discard(descriptor)
+        os.close(descriptor)
+
+
+def is_locked(folder: Path) -> bool | None:
+    """Whether a process is writing the run in a folder; None if the system cannot tell."""
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Try several times: another process's `is_locked` holds the lock for a moment."""
+    for wait in (0.05, 0.1, 0.2, None):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if wait is None:
+                raise
+            time.sleep(wait)
+
+
+def _close_inherited_locks() -> None:
+    """In a forked data-loader worker: a worker that outlives the run must not keep its lock."""
+    for descriptor in _locks:
+        os.close(descriptor)
+    _locks.clear()
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_close_inherited_locks)
+
+
+# the cache
+
+
+def cache_folder() -> Path:
+    """The folder of files that MulKI can make again: `$MULKI_CACHE`, else `~/.cache/mulki`. It need not exist."""
+    if folder := os.environ.get("MULKI_CACHE"):
+        return Path(folder)
+    provide_user()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mulki"
