@@ -80,8 +80,8 @@ CALLS = {
     "run mtil \u2014set a=b": "begins with an em dash (U+2014); type --set",
     "list stages": "did you mean 'plugins'?",
     "list models ViT-B-61": "did you mean 'ViT-B-16'?",
-    "results mine.yaml": "this is no result.json of a run; give the folder of a run",
-    "resume nowhere": "there is no such folder",
+    "results mine.yaml": "not the result.json of a run; give the folder of a run",
+    "resume nowhere": "no such folder",
 }
 
 
@@ -362,7 +362,7 @@ def test_resume_finds_the_one_run_that_is_meant(folder, resumed):
     assert "mulki resume runs/mine/mulki/seed-2" in done.stderr
     assert len(resumed) == 5
     (folder / "empty").mkdir()
-    assert "no run is there" in mulki("resume", "empty").stderr
+    assert "no run here" in mulki("resume", "empty").stderr
 
 
 def test_results_of_a_file_of_a_run_are_those_of_the_run(folder):

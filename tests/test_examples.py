@@ -52,10 +52,10 @@ def test_what_is_written_is_complete(written):
 
 
 BAD_NAMES = {
-    "My Stage": "such as 'my-stage'", "../up": "such as 'up'", "été": "expected small letters", "": "expected small letters",
-    "a--b": "such as 'a-b'", "9lives": "such as 'lives'", "class": "means something in Python", "json": "in Python itself",
-    "null": "means something in YAML", "torch": "already installed", "adding": "already installed", "x" * 61: "expected small",
-    "mulki": "already installed", "-x": "expected small letters", "a_b": "such as 'a-b'",
+    "My Stage": "such as 'my-stage'", "../up": "such as 'up'", "été": "expected lower-case", "": "expected lower-case",
+    "a--b": "such as 'a-b'", "9lives": "such as 'lives'", "class": "has a meaning in Python", "json": "in Python",
+    "null": "has a meaning in YAML", "torch": "already installed", "adding": "already installed", "x" * 61: "expected lower-case",
+    "mulki": "already installed", "-x": "expected lower-case", "a_b": "such as 'a-b'",
 }  # fmt: skip
 
 
@@ -71,11 +71,11 @@ def test_what_exists_is_not_touched(tmp_path):
     (tmp_path / "mine").mkdir()
     done = CliRunner().invoke(main, ["new", "plugin", "mine", "--into", str(tmp_path)])
     assert done.exit_code == 2
-    assert "is already there" in done.stderr
+    assert "already exists" in done.stderr
     assert list((tmp_path / "mine").iterdir()) == []
     done = CliRunner().invoke(main, ["new", "plugin", "mine", "--into", str(tmp_path / "nowhere")])
     assert done.exit_code == 2
-    assert "there is no such folder" in done.stderr
+    assert "no such folder" in done.stderr
 
 
 def test_a_recipe_of_an_example_needs_its_package():

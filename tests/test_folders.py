@@ -459,7 +459,7 @@ def test_a_recipe_for_folders_validates_and_runs(three, tmp_path):
     assert "01_red: red" in text
     assert "test: data/parted/val" in text
     before = text
-    assert "is there already, and is not overwritten" in mulki(
+    assert "already exists and is not overwritten" in mulki(
         "new", "recipe", "--from-folders", *three, "--out", "own.yaml", ok=False
     ).stderr  # fmt: skip
     assert (tmp_path / "own.yaml").read_text() == before
@@ -520,7 +520,7 @@ def test_recipes_that_cannot_be_written(tmp_path, monkeypatch):
         (["--from-folders", "b"], "b: no such folder"),
         (["--from-folders", "a", "--name", "x/y"], "--name: 'x/y' names a folder"),
         (["--from-folders", "a", "--out", "gone/x.yaml"], "gone/x.yaml: cannot be written: No such file"),
-        (["--from-folders", "a", "--out", "empty"], "empty: is there already"),
+        (["--from-folders", "a", "--out", "empty"], "empty: already exists"),
     ):
         assert why in mulki("new", "recipe", *arguments, ok=False).stderr
     fill(tmp_path / "latin", [os.fsdecode(b"caf\xe9"), "tea"])

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.emit import dump_annotated
 from mulki_plugins.recipe.resolve import Changes, resolve
-from mulki_plugins.report.compare import comparison_data, comparison_text
+from mulki_plugins.report.compare import comparison_data
 from mulki_plugins.report.result import Result, find_results, read_result
+from mulki_plugins.report.tables import comparison_text
 from mulki_plugins.training.checkpoint import Moment, checkpoints, latest_checkpoint, write_checkpoint
 from mulki_plugins.training.state import storable
 

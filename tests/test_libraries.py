@@ -10,7 +10,7 @@ import types
 import pytest
 
 from mulki_plugins import libraries
-from mulki_plugins.cli import health
+from mulki_plugins.cli.doctor import check_library
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.libraries import hint_for
 
@@ -106,7 +106,7 @@ def test_a_failed_import_is_one_line_also_in_doctor(monkeypatch):
     monkeypatch.setattr(libraries, "importlib", types.SimpleNamespace(import_module=fails))
     with pytest.raises(MulkiError, match=r"open_clip cannot be imported: PermissionError: .*/home/x/\.cache"):
         libraries.import_library("open_clip")
-    [check] = health._library("open_clip", "open_clip_torch")
+    [check] = check_library("open_clip", "open_clip_torch")
     assert check["state"] == "error"
     assert "PermissionError" in check["found"]
     assert "must be able to use this file" in check["hint"]

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from mulki_plugins.cli import main
-from mulki_plugins.cli.lazy import CommandsByName
-from mulki_plugins.cli.output import surviving, surviving_output
+from mulki_plugins.cli.lazy import Commands
+from mulki_plugins.cli.output import protect, protected_output
 from mulki_plugins.errors import MulkiError
 
 
@@ -41,7 +41,7 @@ def put(monkeypatch, name, stream):
 
 
 def command(code):
-    with surviving_output():
+    with protected_output():
         sys.stdout.write("花" * 20000)
         sys.stderr.write("lost")
         sys.exit(code)
@@ -80,14 +80,14 @@ def test_stderr_decides_nothing(monkeypatch, number):
 def test_streams_of_a_caller_are_left_as_they_are(monkeypatch):
     mine = io.StringIO()
     monkeypatch.setattr(sys, "stdout", mine)
-    assert surviving(mine, sys.__stdout__, 1) is mine
+    assert protect(mine, sys.__stdout__, 1) is mine
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_characters_that_cannot_be_written_are_escaped(tmp_path, encoding):
     raw = io.FileIO(tmp_path / "out", "w")
     own = text(raw, encoding)
-    stream = surviving(own, own, 1)
+    stream = protect(own, own, 1)
     stream.write("花 \ud800")
     stream.flush()
     assert (tmp_path / "out").read_bytes() == b"\\u82b1 \\ud800"
@@ -133,7 +133,7 @@ def test_a_recipe_that_is_shown_into_a_file_can_be_read_again(tmp_path, encoding
 
 
 def failing(error):
-    group = CommandsByName("group")
+    group = Commands("group")
 
     @group.command("fail")
     def fail():

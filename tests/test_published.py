@@ -162,31 +162,31 @@ def test_the_order_is_the_runs_unless_another_is_asked_for(tmp_path):
     assert "warning" not in text
     assert text.splitlines()[2].split()[1:4] == list(ORDERS["II"][:3])
     other = against(tmp_path, "--order", "I")
-    assert "warning: the runs learned order II, and the tables are of order I" in other
+    assert "warning: the runs learned order II, the tables show order I" in other
     assert "mine / seed 0 (!)" in other
     done = CliRunner().invoke(main, ["results", str(tmp_path), "--order", "I"])
     assert done.exit_code == 2
-    assert "--order goes with --against" in done.stderr
+    assert "--order needs --against" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("changes", "warning"),
     [
         ({"protocol": {"split": "coop"}}, "the split is coop: the rows of the split zscl are not comparable"),
-        ({"protocol": {"split": "coop", "shots": 5}}, "the split is coop, and no published row of this protocol is known"),
-        ({"protocol": {"split": None}}, "the runs do not say on which split they were measured"),
-        ({"protocol": {"model": "ViT-B-32"}}, "the backbone is ViT-B-32, and ViT-B-16 in the published tables"),
-        ({"protocol": {"pretrained": "laion2b_s34b_b88k"}}, "the pre-trained weights are laion2b_s34b_b88k, and openai in"),
-        ({"protocol": {"pretrained": None}}, "the pre-trained weights are random, or not recorded, and openai in"),
-        ({"protocol": {"images": "validation"}}, "the accuracies are those of validation images"),
+        ({"protocol": {"split": "coop", "shots": 5}}, "the split is coop; no published row of this protocol is known"),
+        ({"protocol": {"split": None}}, "the runs do not record the split"),
+        ({"protocol": {"model": "ViT-B-32"}}, "the backbone is ViT-B-32; the published tables use ViT-B-16"),
+        ({"protocol": {"pretrained": "laion2b_s34b_b88k"}}, "the pre-trained weights are laion2b_s34b_b88k; the"),
+        ({"protocol": {"pretrained": None}}, "the pre-trained weights are random, or not recorded; the"),
+        ({"protocol": {"images": "validation"}}, "accuracy was measured on validation images"),
         ({"protocol": {"shots": 7}}, "nothing is published for order I, classes task, 7 images a class; shown is order I"),
         ({"protocol": {"classes": "all"}}, "X-TAIL is published on ten data sets"),
         ({"tasks": ["MNIST", "Caltech101"]}, "2 tasks were learned, without Aircraft, CIFAR100"),
         ({"tasks": [*DATASETS[1:], "Aircraft"]}, "an order that is neither I nor II"),
-        ({"budget": {"epochs": 3, "batch_size": 32}}, "the budget of a task is epochs 3, batch size 32; in ZSCL's"),
+        ({"budget": {"epochs": 3, "batch_size": 32}}, "the budget of a task is epochs 3, batch size 32; ZSCL's"),
         ({"incomparable": ["DTD is not the published data set"]}, "DTD is not the published data set"),
-        ({"left_out": {"Food/test": [3, 7]}}, "images that could not be read were left out of Food/test"),
-        ({"base": "joint"}, "trained on all tasks at once, it has no Transfer and no Average"),
+        ({"left_out": {"Food/test": [3, 7]}}, "unreadable images were left out of Food/test"),
+        ({"base": "joint"}, "it has no Transfer and no Average"),
         ({"zero_shot": [24.3, 93.3, *[50.0] * 9]}, "published zero-shot accuracy on Caltech101 (93.3, published 88.4), CIFAR100"),
     ],
 )  # fmt: skip
@@ -275,7 +275,7 @@ def test_one_task_or_an_old_result_is_no_crash(tmp_path):
         tmp_path / "old", strategy="old", protocol={"split": None, "pretrained": None, "model": "ViT-B-16"}, budget={}
     )
     assert "1 task was learned, without Aircraft" in against(tmp_path / "one")
-    assert "do not say on which split" in against(tmp_path / "old")
+    assert "do not record the split" in against(tmp_path / "old")
 
 
 def test_it_needs_no_torch(tmp_path):

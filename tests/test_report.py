@@ -15,11 +15,11 @@ from mulki_plugins.cli import main
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.files import is_locked, locked, write_bytes, write_text
 from mulki_plugins.recipe.resolve import resolve
-from mulki_plugins.report.compare import comparison_data, comparison_text, groups
+from mulki_plugins.report.compare import comparison_data, groups
 from mulki_plugins.report.folder import prepare_folder, run_folder
 from mulki_plugins.report.plots import matrix_figure, png
 from mulki_plugins.report.result import Result, find_results, read_result
-from mulki_plugins.report.table import matrix_table
+from mulki_plugins.report.tables import comparison_text, matrix_table
 from mulki_plugins.report.tensorboard import TensorBoardLogger
 
 
@@ -61,7 +61,7 @@ def test_a_spoilt_file_is_told_and_never_a_wrong_number(tmp_path, spoil):
     text = spoil(path.read_text())
     assert text != path.read_text()
     path.write_text(text)
-    with pytest.raises(MulkiError, match=r"result.json: this is no result of a run"):
+    with pytest.raises(MulkiError, match=r"result.json: not the result of a run"):
         read_result(path)
 
 
@@ -120,7 +120,7 @@ def test_a_file_that_is_no_result(wrong, tmp_path):
     result().write(tmp_path)
     data = json.loads((tmp_path / "result.json").read_text())
     (tmp_path / "result.json").write_text(json.dumps({**data, **wrong}))
-    with pytest.raises(MulkiError, match="this is no result of a run"):
+    with pytest.raises(MulkiError, match="not the result of a run"):
         find_results([tmp_path])
 
 
@@ -149,7 +149,7 @@ def test_a_run_whose_process_is_gone_is_not_running(tmp_path):
         assert read_result(tmp_path / "result.json").status == "running"
     found = read_result(tmp_path / "result.json")
     assert found.status == "stopped"
-    assert "ended before it was done" in found.error
+    assert "ended before the run was complete" in found.error
     assert "stopped" in comparison_text([found])
 
 
@@ -278,7 +278,7 @@ def test_columns_of_wide_characters_stand_below_each_other():
 
 
 def test_pictures_have_no_boxes_and_warn_of_nothing(tmp_path):
-    from mulki_plugins.report.fonts import drawable, families_for
+    from mulki_plugins.report.plots import drawable, families_for
 
     run = Result(recipe="r", strategy="s", seed=0, tasks=WIDE, matrix=[[50.0] * 5] * 5, status="complete")
     with warnings.catch_warnings():

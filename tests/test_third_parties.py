@@ -13,8 +13,9 @@ from mulki_plugins.errors import Mistakes, MulkiError
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.guard import guarded_call, try_call
-from mulki_plugins.report.compare import comparison_data, comparison_text
+from mulki_plugins.report.compare import comparison_data
 from mulki_plugins.report.result import read_result
+from mulki_plugins.report.tables import comparison_text
 from mulki_plugins.training.resume import resume_experiment
 from mulki_plugins.training.run import run_experiment
 from tests.test_packages import HOOKS, STAGE, install, mulki, plugin, row, site  # noqa: F401

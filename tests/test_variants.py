@@ -13,8 +13,9 @@ from mulki_plugins.recipe.emit import dump_yaml
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.recipe.schema import Schedule, as_data
 from mulki_plugins.recipe.settings import MAX_LABEL, variant
-from mulki_plugins.report.compare import comparison_data, comparison_text
+from mulki_plugins.report.compare import comparison_data
 from mulki_plugins.report.folder import choose_folder
+from mulki_plugins.report.tables import comparison_text
 from mulki_plugins.streams import mtil_mini
 from mulki_plugins.streams.mini import stream
 from mulki_plugins.training.run import run_experiment
@@ -192,7 +193,7 @@ def test_resume_finds_the_run_of_other_settings(small_parts, tmp_path):
     mulki("run", "mtil", "--strategy", "finetune", *words(SMALL), "--out", tmp_path)
     plain = tmp_path / "mtil" / "finetune" / "seed-0"
     done = mulki("resume", plain)
-    assert "going on with the one beside it" in done.stderr
+    assert "continuing the one beside it" in done.stderr
     assert "already complete" in done.stderr
     mulki("run", "mtil", "--strategy", "finetune", *words((*SMALL, "train.optimizer.lr=0.1")), "--out", tmp_path)
     done = mulki("resume", plain, ok=False)

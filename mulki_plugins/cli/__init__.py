@@ -1,4 +1,4 @@
-"""The `mulki` command: one short module for each of its commands, none of which imports torch before it must."""
+"""The `mulki` command. Each of its commands has a module here; none imports torch before it needs it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mulki_plugins import __version__
 from mulki_plugins.cli.data import data
 from mulki_plugins.cli.doctor import doctor
 from mulki_plugins.cli.lazy import switch_off
-from mulki_plugins.cli.listing import list_command
+from mulki_plugins.cli.list import list_command
 from mulki_plugins.cli.new import new
 from mulki_plugins.cli.plugins import plugins
 from mulki_plugins.cli.results import results
@@ -16,12 +16,12 @@ from mulki_plugins.cli.resume import resume
 from mulki_plugins.cli.run import run
 from mulki_plugins.cli.schema import schema
 from mulki_plugins.cli.show import show
-from mulki_plugins.cli.usage import AnsweringGroup
+from mulki_plugins.cli.usage import HelpfulCommands
 from mulki_plugins.cli.validate import validate
 
 
 @click.group(
-    "mulki", cls=AnsweringGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    "mulki", cls=HelpfulCommands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
 )
 @click.version_option(__version__, prog_name="mulki")
 @click.option(
@@ -31,15 +31,15 @@ from mulki_plugins.cli.validate import validate
     is_eager=True,
     expose_value=False,
     callback=switch_off,
-    help="Leave a package's plugins alone; may be repeated. MULKI_PLUGINS=a,b in the environment: only these; empty: none.",
+    help="Ignore the plugins of a package; repeatable. MULKI_PLUGINS=a,b in the environment loads only these; empty: none.",
 )
 def main() -> None:
     """Keep CLIP-like models learning: task after task, without forgetting, without losing zero-shot ability.
 
     \b
-    Start with:   mulki run mtil              the main experiment, about four minutes, needs nothing
-                  mulki show mtil             what that is, and where each value comes from
-                  mulki list                  what there is to put into a recipe
+    Start with:   mulki run mtil              the main experiment: about four minutes, no data or weights needed
+                  mulki show mtil             its recipe, and where each value comes from
+                  mulki list                  the parts of a recipe: strategies, plugins, streams, models
     """
 
 

@@ -1,8 +1,9 @@
-"""What the commands share: the arguments that name and change a recipe, and how mistakes are reported."""
+"""Shared by the commands: the options that name and change a recipe, the report of errors, printing."""
 
 from __future__ import annotations
 
 import functools
+import json
 import sys
 import tempfile
 import traceback
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
     from mulki_plugins.recipe.resolve import Changes, Resolution
 
 
-PRINTED = 100
-"""How many mistakes are printed."""
+MOST_ERRORS = 100
+"""Errors printed at most."""
 
 
-def reports_mistakes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A user's mistake is printed, one line each, and ends with status 2; an error that nobody foresaw ends with status 1.
+def report_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Print a user's mistakes, one line each, and exit with status 2. An unexpected error exits with status 1.
 
-    Of the latter one line is printed, and its traceback goes into a file.
+    Of an unexpected error one line is printed; its traceback goes into a file.
     """
 
     @functools.wraps(function)
@@ -36,30 +37,29 @@ def reports_mistakes(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         except MulkiError as error:
             lines = error.lines()
-            for line in lines[:PRINTED]:
+            for line in lines[:MOST_ERRORS]:
                 click.echo(f"error: {printable(line)}", err=True)
-            if len(lines) > PRINTED:
-                click.echo(f"error: and {len(lines) - PRINTED} more", err=True)
+            if len(lines) > MOST_ERRORS:
+                click.echo(f"error: and {len(lines) - MOST_ERRORS} more", err=True)
             raise SystemExit(error.status) from None
         except (click.ClickException, click.Abort, Exit):
             raise
         except Exception as error:
-            _report_unforeseen(error)
+            _report_other_error(error)
 
     return wrapper
 
 
-def _report_unforeseen(error: Exception) -> NoReturn:
-    """One line, and the traceback in a file of its own."""
-    if (known := explain_failure(error)) is not None:
-        click.echo(f"error: {printable(known[0])}; {known[1]}", err=True)
+def _report_other_error(error: Exception) -> NoReturn:
+    if (explanation := explain_failure(error)) is not None:
+        click.echo(f"error: {printable(explanation[0])}; {explanation[1]}", err=True)
         raise SystemExit(2) from None
-    click.echo(f"error: {describe_error(error)}; this was not expected, and {traceback_kept(error)}", err=True)
+    click.echo(f"error: {describe_error(error)}; this is unexpected, and {save_traceback(error)}", err=True)
     raise SystemExit(1) from None
 
 
-def traceback_kept(error: BaseException) -> str:
-    """Where the error's traceback is: in a file of its own, or on stderr where no file can be written."""
+def save_traceback(error: BaseException) -> str:
+    """Write the traceback to a new file, or to stderr if that fails. Returns a phrase that says where it is."""
     lines = traceback.format_exception(error)
     try:
         descriptor, path = tempfile.mkstemp(prefix="mulki-error-", suffix=".txt")
@@ -72,18 +72,18 @@ def traceback_kept(error: BaseException) -> str:
 
 
 def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """RECIPE, and the options that change it."""
+    """The argument RECIPE and the options that change it."""
     for decorate in (
-        click.option("--seed", "seeds", type=click.IntRange(min=0), multiple=True, help="Run this seed; may be repeated."),
+        click.option("--seed", "seeds", type=click.IntRange(min=0), multiple=True, help="Run this seed; repeatable."),
         click.option(
             "--set", "settings", multiple=True, metavar="KEY.PATH=VALUE",
-            help="Set a value, such as train.iterations=50 or 'stream.tasks=[digits,scans]'; may be repeated.",
+            help="Set a value, such as train.iterations=50 or 'stream.tasks=[digits,scans]'; repeatable.",
         ),
-        click.option("--without", "without_plugins", multiple=True, metavar="PLUGIN", help="Leave a plugin out of the stack."),
-        click.option("--with", "with_plugins", multiple=True, metavar="PLUGIN", help="Add a plugin at the stack's end."),
+        click.option("--without", "without_plugins", multiple=True, metavar="PLUGIN", help="Remove a plugin from the stack."),
+        click.option("--with", "with_plugins", multiple=True, metavar="PLUGIN", help="Append a plugin to the stack."),
         click.option(
             "--strategy", "strategies", multiple=True, metavar="NAME",
-            help="Use this strategy in place of the recipe's; `run` and `validate` take several.",
+            help="Use this strategy instead of the recipe's; repeatable with `run` and `validate`.",
         ),
         click.argument("recipe"),
     ):  # fmt: skip
@@ -91,65 +91,70 @@ def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def changes_from(options: dict[str, Any]) -> Changes:
-    """The command line's changes, where it names at most one strategy; takes their options out of `options`."""
-    changes = variants_from(options)
-    if len(changes) > 1:
+def read_changes(options: dict[str, Any]) -> Changes:
+    """The command line's changes to the recipe, with at most one strategy. Removes their options from `options`."""
+    variants = read_variants(options)
+    if len(variants) > 1:
         raise MulkiError(
-            "--strategy: this command takes one", "type it once for each; `mulki run` and `mulki validate` take several"
+            "--strategy: this command takes one strategy",
+            "call it once for each; `mulki run` and `mulki validate` take several",
         )
-    return changes[0]
+    return variants[0]
 
 
-def variants_from(options: dict[str, Any]) -> list[Changes]:
-    """The command line's changes for each strategy that it names; takes their options out of `options`."""
+def read_variants(options: dict[str, Any]) -> list[Changes]:
+    """The command line's changes to the recipe for each strategy it names. Removes their options from `options`."""
     from mulki_plugins.recipe.resolve import Changes
 
-    names = ("with_plugins", "without_plugins", "settings", "seeds")
-    given = {name: options.pop(name) for name in names}
+    changes = {name: options.pop(name) for name in ("with_plugins", "without_plugins", "settings", "seeds")}
     strategies = options.pop("strategies")
-    if twice := [name for i, name in enumerate(strategies) if name in strategies[:i]]:
-        raise MulkiError(f"--strategy: {twice[0]!r} is given twice")
-    return [Changes(strategy=strategy, **given) for strategy in strategies or (None,)]
+    if repeated := [name for i, name in enumerate(strategies) if name in strategies[:i]]:
+        raise MulkiError(f"--strategy: {repeated[0]!r} is given twice")
+    return [Changes(strategy=strategy, **changes) for strategy in strategies or (None,)]
 
 
-def resolved(recipe: str, changes: Changes) -> Resolution:
-    """The checked recipe, after its notices have been printed."""
-    return all_resolved(recipe, [changes])[0]
+def resolve_recipe(recipe: str, changes: Changes) -> Resolution:
+    """Resolve and check the recipe, and print its notices."""
+    return resolve_variants(recipe, [changes])[0]
 
 
-def all_resolved(recipe: str, variants: Sequence[Changes]) -> list[Resolution]:
-    """The checked recipe with each of these changes, after their notices have been printed. All mistakes at once."""
+def resolve_variants(recipe: str, variants: Sequence[Changes]) -> list[Resolution]:
+    """Resolve and check the recipe with each of these changes, and print the notices. Raises all mistakes at once."""
     from mulki_plugins.recipe.resolve import resolve
 
-    results, wrong = [], []
+    results: list[Resolution] = []
+    errors: list[MulkiError] = []
     for changes in variants:
         try:
             results.append(resolve(recipe, changes))
         except MulkiError as error:
-            wrong.append(error)
-    if len(wrong) == 1:
-        raise wrong[0]
-    if wrong:
-        raise Mistakes(dict.fromkeys(line for error in wrong for line in error.lines()))
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise Mistakes(dict.fromkeys(line for error in errors for line in error.lines()))
     for notice in dict.fromkeys(notice for result in results for notice in result.notices):
-        click.echo(printable(notice), err=True)
+        echo_note(notice)
     return results
 
 
-def echo_json(value: Any) -> None:
-    import json
+def echo_note(text: str) -> None:
+    """A line on stderr, with nothing in it that could steer a terminal."""
+    click.echo(printable(text), err=True)
 
-    click.echo(json.dumps(value, indent=2, ensure_ascii=not _takes_every_character()))
+
+def echo_json(value: Any) -> None:
+    """A value as JSON; ASCII if stdout is not UTF-8."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=not _is_utf()))
 
 
 def echo_recipe(text: str) -> None:
-    """A recipe, which is UTF-8 wherever it is kept: also in a file or pipe whose encoding would be another."""
-    if sys.stdout.isatty() or _takes_every_character():
+    """A recipe. Files and pipes get UTF-8, like every recipe, whatever encoding stdout has."""
+    if sys.stdout.isatty() or _is_utf():
         click.echo(text, nl=False)
     else:
         click.echo(text.encode(errors="backslashreplace"), nl=False)
 
 
-def _takes_every_character() -> bool:
+def _is_utf() -> bool:
     return (sys.stdout.encoding or "utf-8").lower().replace("-", "").startswith("utf")

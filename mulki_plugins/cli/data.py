@@ -1,4 +1,4 @@
-"""`mulki data`: whether the data sets of a recipe are on disk, and getting those that are not."""
+"""`mulki data`: check for a recipe's data sets and download missing ones."""
 
 from __future__ import annotations
 
@@ -7,51 +7,51 @@ from typing import Any
 import click
 
 from mulki_plugins.characters import printable
-from mulki_plugins.cli.common import changes_from, echo_json, recipe_options, reports_mistakes, resolved
+from mulki_plugins.cli.common import echo_json, echo_note, read_changes, recipe_options, report_errors, resolve_recipe
 from mulki_plugins.errors import Mistakes
-
-STREAM = "mtil"
-"""The stream whose data sets can be downloaded."""
-OWN = "folders"
-"""The stream of the user's own images."""
+from mulki_plugins.report.tables import columns
 
 
 @click.group()
 def data() -> None:
-    """Check the data of a recipe whose stream is `mtil` or `folders`; fetch those of `mtil`."""
+    """Check for a recipe's data sets and download missing ones.
+
+    Data of the streams `mtil` and `folders` can be checked, data of `mtil` also downloaded.
+    """
 
 
 @data.command()
 @recipe_options
-@click.option("--decode", is_flag=True, help="Decode every image, not only look at both ends of its file.")
+@click.option("--decode", is_flag=True, help="Decode every image instead of reading only both ends of its file.")
 @click.option("--json", "as_json", is_flag=True, help="Print {ok, datasets, ...} as JSON.")
-@reports_mistakes
+@report_errors
 def check(recipe: str, decode: bool, as_json: bool, **options: Any) -> None:
-    """List the data sets of RECIPE: where each was looked for, what is there and what was expected, how to get it.
+    """List the data sets of RECIPE: where each should be, its contents against the expected ones, how to get it.
 
-    Of your own `folders`: each task's classes and images, which images are damaged, and what is passed over.
+    For your own `folders`: each task's classes and images, damaged images, and files that are ignored.
 
-    The exit status is 0 where all are there as published, and 2 where one is missing, damaged or differs. Nothing is changed.
+    The exit status is 0 if all data sets are complete and as published, and 2 if one is missing, damaged or different.
+    Nothing is changed.
     """
-    stream = resolved(recipe, changes_from(options)).recipe.stream
-    if stream.name not in (STREAM, OWN):
+    stream = resolve_recipe(recipe, read_changes(options)).recipe.stream
+    if stream.name not in ("mtil", "folders"):
         return _nothing_to_do(recipe, as_json)
-    from mulki_plugins.streams.report import format_report, list_problems, report_mtil
+    from mulki_plugins.streams.report import list_problems
+    from mulki_plugins.streams.report import report_folders as check_folders
+    from mulki_plugins.streams.report import report_mtil as check_mtil
 
-    if stream.name == OWN:
-        from mulki_plugins.streams.report import report_folders as checked_folders
-
-        report = checked_folders(stream.options["tasks"], decode=decode)
+    if stream.name == "folders":
+        report = check_folders(stream.options["tasks"], decode=decode)
         for note in report["notes"]:
-            click.echo(printable(note), err=True)
+            echo_note(note)
     else:
-        report = report_mtil(stream.options, decode=decode)
+        report = check_mtil(stream.options, decode=decode)
     if as_json:
         echo_json(report)
         if not report["ok"]:
             raise SystemExit(2)
         return None
-    click.echo(plain_lines(format_report(report)))
+    click.echo("\n".join(_report_lines(report)))
     if wrong := list_problems(report):
         raise Mistakes(wrong)
     return None
@@ -59,34 +59,47 @@ def check(recipe: str, decode: bool, as_json: bool, **options: Any) -> None:
 
 @data.command()
 @recipe_options
-@reports_mistakes
+@report_errors
 def fetch(recipe: str, **options: Any) -> None:
-    """Download the data sets of RECIPE that are missing and that can be downloaded, to `stream.root`.
+    """Download the missing data sets of RECIPE to `stream.root`, as far as they can be downloaded.
 
-    Nothing that is there is overwritten or deleted. The exit status is 2 where one could not be got.
+    Existing files are neither overwritten nor deleted. The exit status is 2 if a data set could not be downloaded.
     """
-    stream = resolved(recipe, changes_from(options)).recipe.stream
-    if stream.name != STREAM:
-        return _nothing_to_do(recipe, False)
+    stream = resolve_recipe(recipe, read_changes(options)).recipe.stream
+    if stream.name != "mtil":
+        return _nothing_to_do(recipe, as_json=False)
     from mulki_plugins.streams.mtil.fetch import fetch_missing
 
-    wrong = fetch_missing(stream.options, lambda text: click.echo(printable(text), err=True))
-    if wrong:
+    if wrong := fetch_missing(stream.options, echo_note):
         raise Mistakes(wrong)
     return None
-
-
-def plain_lines(text: str) -> str:
-    return "\n".join(printable(line) for line in text.splitlines())
 
 
 def _nothing_to_do(recipe: str, as_json: bool) -> None:
     if as_json:
         echo_json({"ok": True, "datasets": []})
     else:
-        click.echo(
-            printable(
-                f"{recipe}: data are checked for the streams `{STREAM}` and `{OWN}`, and downloaded for `{STREAM}`: "
-                "there is nothing to do"
-            )
-        )
+        scope = "only the streams `mtil` and `folders` have data to check, only `mtil` has data to download"
+        click.echo(printable(f"{recipe}: nothing to do: {scope}"))
+
+
+def _report_lines(report: dict[str, Any]) -> list[str]:
+    """A line for each data set, and instructions for missing ones."""
+    datasets, published = report["datasets"], "root" in report
+    rows = [["data set" if published else "task", "state", "classes", "train", "test", "folder"]]
+    for dataset in datasets:
+        counts = [dataset["classes"], *(dataset["images"][part] for part in ("train", "test"))]
+        rows.append([dataset["name"], dataset["state"], *map(_count, counts), dataset["folder"]])
+    lines = columns(rows, "<<>>><")
+    if published:
+        lines = [printable(f"root {report['root']}, split {report['split']}; counts are found / expected"), "", *lines]
+    if missing := [dataset for dataset in datasets if dataset["state"] == "missing"]:
+        lines += ["", "to get the missing data sets:"]
+        for dataset in missing:
+            lines += [printable(line) for line in f"  {dataset['name']}: {dataset['get']}".splitlines()]
+    return lines
+
+
+def _count(numbers: dict[str, int | None]) -> str:
+    found, expected = ("-" if number is None else f"{number:,}" for number in (numbers["found"], numbers["expected"]))
+    return found if numbers["expected"] is None else f"{found} / {expected}"

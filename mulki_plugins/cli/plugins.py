@@ -1,4 +1,4 @@
-"""`mulki plugins`: the packages that add to MulKI, what each brings, and why one cannot be used."""
+"""`mulki plugins`: list the packages that extend MulKI, their parts, and why one cannot be used."""
 
 from __future__ import annotations
 
@@ -7,38 +7,95 @@ from typing import Any
 
 import click
 
-from mulki_plugins.characters import pad, printable, width
-from mulki_plugins.cli.common import echo_json, reports_mistakes
+from mulki_plugins.characters import printable
+from mulki_plugins.cli.common import echo_json, echo_note, report_errors
+from mulki_plugins.errors import Mistakes, MulkiError
+from mulki_plugins.recipe.files import SINGULAR, YamlFile, check_strategy
+from mulki_plugins.recipe.resolve import resolve
+from mulki_plugins.recipe.yaml import read_yaml
+from mulki_plugins.registry.callbacks import callback_mistakes
+from mulki_plugins.registry.catalog import OURS, Package, Part, Provenance, signature_of
+from mulki_plugins.registry.discovery import catalog, unmet_requirements
+from mulki_plugins.report.tables import columns
+
+_ORDER = ["package", "recipe", "strategy", "plugin", "stream", "model", "metric", "logger", "command"]
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print a list with a mapping for each as JSON.")
-@reports_mistakes
+@click.option("--json", "as_json", is_flag=True, help="Print a list of mappings as JSON, one for each part.")
+@report_errors
 def plugins(as_json: bool) -> None:
-    """List the packages that add parts to MulKI, all their parts, and the state of each.
+    """List the packages that extend MulKI, with the state of each part.
 
-    A state is `ok`, `switched off` (by --no-plugin or MULKI_PLUGINS), `left out` (the package failed, or the part needs one
-    that is not there: nothing of it is used) or `broken` (it is listed, but a recipe with it would be refused).
+    The state is `ok`; `switched off` by --no-plugin or MULKI_PLUGINS; `left out`: unusable, since the package failed or
+    the part requires a missing one; or `broken`: listed, but recipes that use it are refused.
     """
-    from mulki_plugins.cli.inventory import inventory, loose_ends
-
-    rows = inventory()
+    entries = inventory()
     if as_json:
-        echo_json(rows)
+        echo_json(entries)
         return
-    for (distribution, version), group in groupby(rows, key=lambda row: (row["distribution"], row["version"])):
+    for (distribution, version), group in groupby(entries, key=lambda entry: (entry["distribution"], entry["version"])):
         click.echo(printable(f"{distribution} {version}".rstrip() + ":"))
-        _table(list(group))
+        rows = []
+        for entry in group:
+            state = entry["state"] + (f": {entry['cause']}" if entry["cause"] else "")
+            rows.append([entry["kind"], entry["name"], f"{state}  {entry['summary']}"])
+            rows += [["", "", f"note: {note}"] for note in entry["notes"]]
+        for line in columns(rows):
+            click.echo(f"  {line}")
         click.echo()
-    for line in loose_ends():
-        click.echo(printable(f"warning: {line}"), err=True)
+    for line in catalog().unknown:
+        echo_note(f"warning: {line}")
 
 
-def _table(rows: list[dict[str, Any]]) -> None:
-    names, kinds = (max(width(row[key]) for row in rows) for key in ("name", "kind"))
-    for row in rows:
-        state = row["state"] + (f": {row['cause']}" if row["cause"] else "")
-        summary = f"  {row['summary']}" if row["summary"] else ""
-        click.echo(printable(f"  {row['kind']:<{kinds}}  {pad(row['name'], names)}  {state}{summary}"))
-        for note in row["notes"]:
-            click.echo(printable(f"  {'':<{kinds}}  {'':<{names}}  note: {note}"))
+def inventory() -> list[dict[str, Any]]:
+    """An entry for each package, part, recipe and strategy; MulKI's own first, then package by package."""
+    entries = [_package_entry(package) for package in catalog().packages]
+    entries += [_part_entry(part) for part in catalog().parts.values()]
+    for part, cause in catalog().left_out:
+        entries.append(_entry(part.kind, part.name, part.provenance, part.summary, "left out", cause))
+    for kind, files in catalog().files.items():
+        for name, (path, provenance) in files.items():
+            entries.append(_file_entry(SINGULAR[kind], name, YamlFile(path, f"{kind}/{path.name}"), provenance))
+    return sorted(
+        entries, key=lambda e: (e["distribution"] != OURS, e["distribution"].lower(), _ORDER.index(e["kind"]))
+    )
+
+
+def _entry(
+    kind: str, name: str, provenance: Provenance, summary: str, state: str = "ok", cause: str = "", notes: Any = ()
+) -> dict[str, Any]:
+    return {
+        "name": name, "kind": kind, "distribution": provenance.distribution, "version": provenance.version,
+        "summary": summary, "state": state, "cause": cause, "notes": list(notes),
+    }  # fmt: skip
+
+
+def _package_entry(package: Package) -> dict[str, Any]:
+    missing = unmet_requirements(package.provenance.distribution) if package.state != "switched off" else []
+    notes = [*package.notes, *(f"{problem}; {hint}" for problem, hint in missing)]
+    return _entry("package", package.name, package.provenance, package.summary, package.state, package.cause, notes)
+
+
+def _part_entry(part: Part) -> dict[str, Any]:
+    cause = ""
+    if part.provenance.distribution != OURS and part.kind in ("plugin", "stream", "model"):
+        try:
+            signature_of(part)
+            cause = "; ".join(callback_mistakes(part)) if part.kind == "plugin" else ""
+        except MulkiError as error:
+            cause = error.lines()[0]
+    return _entry(part.kind, part.name, part.provenance, part.summary, "broken" if cause else "ok", cause)
+
+
+def _file_entry(kind: str, name: str, file: YamlFile, provenance: Provenance) -> dict[str, Any]:
+    """A recipe or strategy. Other packages' files are validated."""
+    summary, cause = "", ""
+    try:
+        value = read_yaml(file.path, file.shown).value.get("summary", "")
+        summary = value if isinstance(value, str) else ""
+        if provenance.distribution != OURS:
+            check_strategy(file) if kind == "strategy" else resolve(str(file.path))
+    except Mistakes as mistakes:
+        cause = "; ".join(mistakes.lines())
+    return _entry(kind, name, provenance, summary, "broken" if cause else "ok", cause)

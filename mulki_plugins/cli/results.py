@@ -1,4 +1,4 @@
-"""`mulki results`: the tables of finished runs, from their files."""
+"""`mulki results`: print the tables of finished runs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from pathlib import Path
 
 import click
 
-from mulki_plugins.characters import printable
-from mulki_plugins.cli.common import echo_json, reports_mistakes
+from mulki_plugins.cli.common import echo_json, echo_note, report_errors
 from mulki_plugins.errors import MulkiError
 
 NAMED = 5
-"""So many of the folders that are left out are named."""
+"""Skipped folders that are named at most."""
 
 
 @click.command()
@@ -19,39 +18,39 @@ NAMED = 5
 @click.option(
     "--against",
     type=click.Choice(["published"]),
-    help="Put the runs beside the published tables of MTIL, with what keeps them from being compared.",
+    help="Show the runs beside the published tables of MTIL, and warn of what makes them incomparable.",
 )
 @click.option(
-    "--order", type=click.Choice(["I", "II"]), help="With --against: the tables of this order, not of the run's."
+    "--order", type=click.Choice(["I", "II"]), help="With --against: show the tables of this order, not of the run's."
 )
 @click.option(
     "--json", "as_json", is_flag=True, help="Print {runs, summary}, or with --against {comparisons, ...}, as JSON."
 )
-@reports_mistakes
+@report_errors
 def results(folders: tuple[Path, ...], against: str | None, order: str | None, as_json: bool) -> None:
-    """Print the results of the runs in DIR..., and compare them: mean ± standard deviation over seeds.
+    """Print and compare the results of runs.
 
-    DIR is a run's folder, or any folder above several of them, such as `runs` or `runs/mtil/mulki`.
+    Several runs are compared by mean ± standard deviation over seeds. DIR is a run's folder, or any folder above
+    several runs, such as `runs` or `runs/mtil/mulki`.
     """
-    from mulki_plugins.report.beside import beside_data
-    from mulki_plugins.report.beside_table import beside_text
-    from mulki_plugins.report.compare import comparison_data, comparison_text
-    from mulki_plugins.report.result import find_results, moved_aside
+    from mulki_plugins.report.compare import comparison_data
+    from mulki_plugins.report.published import published_data
+    from mulki_plugins.report.result import find_results, runs_moved_aside
+    from mulki_plugins.report.tables import comparison_text, published_text
 
     if order and not against:
-        raise MulkiError("--order goes with --against", "type: mulki results DIR --against published --order II")
-    found, wrong = find_results(folders)
-    for line in wrong:
-        click.echo(printable(f"warning: left out: {line}"), err=True)
-    if aside := moved_aside(folders):
+        raise MulkiError("--order needs --against", "type: mulki results DIR --against published --order II")
+    runs, errors = find_results(folders)
+    for line in errors:
+        echo_note(f"warning: left out: {line}")
+    if aside := runs_moved_aside(folders):
         names = ", ".join(map(str, aside[:NAMED])) + (f" and {len(aside) - NAMED} more" if len(aside) > NAMED else "")
-        what = "runs that later ones took the place of; name their folders to see them"
-        click.echo(printable(f"note: left out: {names}: {what}"), err=True)
+        echo_note(f"note: left out: {names}: later runs replaced them; name their folders to see them")
     if against and as_json:
-        echo_json(beside_data(found, order))
+        echo_json(published_data(runs, order))
     elif against:
-        click.echo(beside_text(found, order))
+        click.echo(published_text(runs, order))
     elif as_json:
-        echo_json(comparison_data(found))
+        echo_json(comparison_data(runs))
     else:
-        click.echo(comparison_text(found))
+        click.echo(comparison_text(runs))

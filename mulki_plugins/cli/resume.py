@@ -1,4 +1,4 @@
-"""`mulki resume`: goes on with a run that was stopped or killed."""
+"""`mulki resume`: continue a run that was stopped or killed."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ from pathlib import Path
 
 import click
 
-from mulki_plugins.characters import printable
-from mulki_plugins.cli.common import echo_json, reports_mistakes, resolved
+from mulki_plugins.cli.common import echo_json, echo_note, report_errors, resolve_recipe
 from mulki_plugins.errors import Mistakes, MulkiError
 
 RECIPE = "recipe.yaml"
 NAMED = 10
-"""So many runs are named where one must be chosen."""
+"""Runs that are named at most if the user must choose one."""
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--force", is_flag=True, help="Go on although recipe, data, code or versions have changed since.")
+@click.option("--force", is_flag=True, help="Continue even if recipe, data, code or versions have changed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of a table.")
-@reports_mistakes
+@report_errors
 def resume(folder: Path, force: bool, as_json: bool) -> None:
-    """Go on with the run in DIR, from its latest whole checkpoint, to the very result that it would have had.
+    """Continue the run in DIR from its latest complete checkpoint. The result is the same as without the interruption.
 
-    DIR is the folder of one run, such as runs/mtil/mulki/seed-0, or one above a single run. The recipe is the one in it.
+    DIR is the folder of one run, such as runs/mtil/mulki/seed-0, or one above a single run. The run's own recipe is
+    used.
     """
     from mulki_plugins.recipe.resolve import Changes
+    from mulki_plugins.report.compare import comparison_data
+    from mulki_plugins.report.tables import comparison_text
 
-    folder = _run_in(_of_other_settings(folder))
+    folder = _find_run(_with_other_settings(folder))
     path = folder / RECIPE
-    recipe = resolved(str(path), Changes())
+    recipe = resolve_recipe(str(path), Changes())
     if len(recipe.recipe.seeds) != 1:
         raise MulkiError(
-            f"{path}: $.seeds: expected the one seed of the run", "`mulki run RECIPE --resume` goes on with several"
+            f"{path}: $.seeds: expected the one seed of the run", "`mulki run RECIPE --resume` continues several"
         )
-    from mulki_plugins.report.compare import comparison_data, comparison_text
     from mulki_plugins.training.resume import resume_experiment
 
-    with contextlib.redirect_stdout(sys.stderr):  # whatever a plugin prints is no result
+    with contextlib.redirect_stdout(sys.stderr):  # output of plugins is no result
         result = resume_experiment(recipe, recipe.recipe.seeds[0], folder, force=force)
     if as_json:
         echo_json(comparison_data([result]))
@@ -49,39 +50,41 @@ def resume(folder: Path, force: bool, as_json: bool) -> None:
         click.echo(comparison_text([result]))
 
 
-def _run_in(folder: Path) -> Path:
-    """The folder of the run that is meant: this one, the one that a file lies in, or the only one below. MulkiError."""
+def _find_run(path: Path) -> Path:
+    """The folder of the run: the path itself, the run that the path is a file of, or the only (unfinished) run below it."""
     from mulki_plugins.report.folder import is_aside
     from mulki_plugins.report.result import FILE
 
-    for around in (folder, *folder.parents[:2]):  # also a file of a run, or one of its checkpoints
-        if (around / RECIPE).is_file() and (around == folder or (around / FILE).is_file()):
-            return around
-    if not folder.is_dir():
-        raise MulkiError(f"{folder}: there is no such folder", "a path begins in the current folder")
-    below = sorted(path.parent for path in folder.rglob(RECIPE) if (path.parent / FILE).is_file())
-    below = [run for run in below if not any(is_aside(part) for part in (run, *run.parents))]
-    if not below:
+    for folder in (path, *path.parents[:2]):  # the path may be a file of a run, or one of its checkpoints
+        if (folder / RECIPE).is_file() and (folder == path or (folder / FILE).is_file()):
+            return folder
+    if not path.is_dir():
+        raise MulkiError(f"{path}: no such folder", "relative paths start in the current folder")
+    runs = sorted(file.parent for file in path.rglob(RECIPE) if (file.parent / FILE).is_file())
+    runs = [run for run in runs if not any(is_aside(folder) for folder in (run, *run.parents))]
+    if not runs:
         raise MulkiError(
-            f"{folder}: no run is there: it has no {RECIPE}", "give a run's folder, such as runs/mtil/mulki/seed-0"
+            f"{path}: no run here: it has no {RECIPE}", "give a run's folder, such as runs/mtil/mulki/seed-0"
         )
-    states = {run: _state(run / FILE) for run in below}
-    unfinished = [run for run, state in states.items() if state != "complete"]
-    if len(below) > 1 and len(unfinished) != 1:
-        many = len(unfinished) or len(below)
-        named = "\n  ".join(f"mulki resume {shlex.quote(str(run))}" for run in (unfinished or below)[:NAMED])
-        more = f" and {many - NAMED} more" if many > NAMED else ""
-        what = "unfinished runs are below it" if unfinished else "runs are below it, all of them complete"
-        raise Mistakes([f"{folder}: {many} {what}; type one of:", *f"  {named}{more}".split("\n")])
-    run = unfinished[0] if unfinished else below[0]
-    click.echo(
-        printable(f"{folder}: going on with {run}, the only {'unfinished ' if len(below) > 1 else ''}run below it"),
-        err=True,
-    )
+    unfinished = [run for run in runs if _status(run / FILE) != "complete"]
+    if len(runs) > 1 and len(unfinished) != 1:
+        raise Mistakes(_choices(path, runs, unfinished))
+    run = unfinished[0] if unfinished else runs[0]
+    echo_note(f"{path}: continuing {run}, the only {'unfinished ' if len(runs) > 1 else ''}run below it")
     return run
 
 
-def _state(path: Path) -> str:
+def _choices(path: Path, runs: list[Path], unfinished: list[Path]) -> list[str]:
+    """An error that lists the commands to choose from."""
+    which = "unfinished runs are below it" if unfinished else "runs are below it, all of them complete"
+    runs = unfinished or runs
+    lines = [f"  mulki resume {shlex.quote(str(run))}" for run in runs[:NAMED]]
+    if len(runs) > NAMED:
+        lines[-1] += f" and {len(runs) - NAMED} more"
+    return [f"{path}: {len(runs)} {which}; type one of:", *lines]
+
+
+def _status(path: Path) -> str:
     from mulki_plugins.report.result import read_result
 
     try:
@@ -90,15 +93,15 @@ def _state(path: Path) -> str:
         return "unreadable"
 
 
-def _of_other_settings(folder: Path) -> Path:
-    """Where no run is in a folder, the only one that is beside it for the settings that it was run with."""
-    if (folder / "recipe.yaml").is_file() or not folder.name.startswith("seed-"):
+def _with_other_settings(folder: Path) -> Path:
+    """If the folder has no run: the only run beside it with other settings, `<strategy>+<settings>`."""
+    if (folder / RECIPE).is_file() or not folder.name.startswith("seed-"):
         return folder
-    pattern = f"{glob.escape(folder.parent.name)}+*/{glob.escape(folder.name)}/recipe.yaml"
-    found = sorted(path.parent for path in folder.parent.parent.glob(pattern))
-    if len(found) > 1:
-        names = ", ".join(map(str, found))
-        raise MulkiError(f"{folder}: no run is there, but runs of other settings are beside it", f"give one of {names}")
-    if found:
-        click.echo(printable(f"{folder}: no run is there; going on with the one beside it, {found[0]}"), err=True)
-    return found[0] if found else folder
+    pattern = f"{glob.escape(folder.parent.name)}+*/{glob.escape(folder.name)}/{RECIPE}"
+    runs = sorted(path.parent for path in folder.parent.parent.glob(pattern))
+    if len(runs) > 1:
+        names = ", ".join(map(str, runs))
+        raise MulkiError(f"{folder}: no run here, but runs with other settings are beside it", f"give one of {names}")
+    if runs:
+        echo_note(f"{folder}: no run here; continuing the one beside it, {runs[0]}")
+    return runs[0] if runs else folder

@@ -1,4 +1,4 @@
-"""`mulki show`: the recipe as it will run, every value with its origin."""
+"""`mulki show`: print a resolved recipe with the origin of each value."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ from typing import Any
 
 import click
 
-from mulki_plugins.cli.common import changes_from, echo_json, echo_recipe, recipe_options, reports_mistakes, resolved
+from mulki_plugins.cli.common import echo_json, echo_recipe, read_changes, recipe_options, report_errors, resolve_recipe
 
 
 @click.command()
 @recipe_options
 @click.option("--json", "as_json", is_flag=True, help="Print {recipe, origins} as JSON.")
-@reports_mistakes
+@report_errors
 def show(recipe: str, as_json: bool, **options: Any) -> None:
-    """Print RECIPE as it will run: with its strategy's stack, all defaults, and where each value comes from.
+    """Print RECIPE as it will run.
 
-    What is printed is itself a recipe: `mulki show mtil > mine.yaml`.
+    The output includes the strategy's stack, all defaults, and the origin of each value. It is itself a recipe:
+    `mulki show mtil > mine.yaml`.
     """
     from mulki_plugins.recipe.emit import dump_annotated, list_origins
 
-    result = resolved(recipe, changes_from(options))
+    result = resolve_recipe(recipe, read_changes(options))
     if as_json:
         echo_json({"recipe": result.tree.value, "origins": list_origins(result.tree)})
     else:

@@ -1,58 +1,85 @@
-"""`mulki validate`: everything that is wrong with recipes and strategies, without running or importing anything."""
+"""`mulki validate`: report all mistakes in a recipe or a strategy, without running anything."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mulki_plugins.characters import printable
-from mulki_plugins.cli.common import all_resolved, echo_json, recipe_options, reports_mistakes, variants_from
+from mulki_plugins.cli.common import (
+    echo_json,
+    echo_note,
+    read_variants,
+    recipe_options,
+    report_errors,
+    resolve_variants,
+)
 from mulki_plugins.errors import MulkiError
+
+if TYPE_CHECKING:
+    from mulki_plugins.recipe.schema import Recipe
 
 
 @click.command()
 @recipe_options
-@click.option("--json", "as_json", is_flag=True, help="Print {valid, errors} instead of text.")
-@reports_mistakes
+@click.option("--json", "as_json", is_flag=True, help="Print {valid, errors} as JSON.")
+@report_errors
 def validate(recipe: str, as_json: bool, **options: Any) -> None:
-    """Check RECIPE: its syntax, its values, every name and option, and the order of the stack.
+    """Check RECIPE and report all mistakes at once.
 
-    RECIPE is a path, or the name of an installed recipe; a file in a folder `strategies` is checked as a strategy. All
-    mistakes are reported at once, with file, line and path; the exit status is then 2.
+    It checks the syntax, values, every name and option, and the order of the stack. RECIPE is a path or the name of
+    an installed recipe. A file in a folder called `strategies` is checked as a strategy. Each mistake is reported
+    with file, line and path; the exit status is then 2.
     """
     try:
-        said = _strategy(recipe, options) if _is_strategy(recipe) else _recipe(recipe, options)
-    except MulkiError as mistakes:
+        summary = _check_strategy(recipe, options) if _is_strategy(recipe) else _check_recipe(recipe, options)
+    except MulkiError as error:
         if not as_json:
             raise
-        echo_json({"valid": False, "errors": mistakes.lines()})
+        echo_json({"valid": False, "errors": error.lines()})
         raise SystemExit(2) from None
     if as_json:
         echo_json({"valid": True, "errors": []})
     else:
-        click.echo(printable(f"{recipe}: valid; {said}"))
+        click.echo(printable(f"{recipe}: valid; {summary}"))
 
 
-def _recipe(name: str, options: dict[str, Any]) -> str:
-    from mulki_plugins.cli.sentences import check_class_names
-
-    recipes = [result.recipe for result in all_resolved(name, variants_from(options))]
+def _check_recipe(name: str, options: dict[str, Any]) -> str:
+    recipes = [result.recipe for result in resolve_variants(name, read_variants(options))]
     for choice in (recipes[0].stream, recipes[0].reference):
         if choice is not None and choice.name == "folders":
             from mulki_plugins.streams.folders.tasks import unused_files
 
             for line in unused_files(choice.options["tasks"]):
-                click.echo(printable(f"note: {line}"), err=True)
+                echo_note(f"note: {line}")
     for warning in check_class_names(recipes[0]):
-        click.echo(printable(warning), err=True)
-    methods = []
+        echo_note(warning)
+    strategies = []
     for recipe in recipes:
         stack = ", ".join(entry.name for entry in recipe.strategy.plugins)
-        methods.append(f"strategy {recipe.strategy.name}" + (f" ({stack})" if stack else ""))
-    return f"stream {recipes[0].stream.name}, model {recipes[0].model.name}, {', '.join(methods)}"
+        strategies.append(f"strategy {recipe.strategy.name}" + (f" ({stack})" if stack else ""))
+    return f"stream {recipes[0].stream.name}, model {recipes[0].model.name}, {', '.join(strategies)}"
+
+
+def check_class_names(recipe: Recipe) -> list[str]:
+    """Warnings about class names that the model truncates. Mistakes if two classes become the same text.
+
+    Checks only the stream `folders`, whose class names are the user's, and models with CLIP's tokenizer; it needs
+    no torch. A run checks every stream and model.
+    """
+    if recipe.stream.name != "folders":
+        return []
+    from mulki_plugins.models.text import byte_pairs_of, check_sentences
+    from mulki_plugins.streams.folders.stream import folders
+
+    pairs = byte_pairs_of(recipe.model.name)
+    if pairs is None:
+        return []
+    tasks = folders(**recipe.stream.options).tasks
+    return check_sentences(tasks, pairs.read, across=recipe.evaluate.classes != "task")
 
 
 def _is_strategy(name: str) -> bool:
@@ -60,9 +87,9 @@ def _is_strategy(name: str) -> bool:
     return path.parent.name == "strategies" or (os.path.isfile(path) and path.absolute().parent.name == "strategies")
 
 
-def _strategy(name: str, options: dict[str, Any]) -> str:
+def _check_strategy(name: str, options: dict[str, Any]) -> str:
     if any(options.values()):
-        raise MulkiError(f"{name}: a strategy is checked on its own", "the options that change a recipe go with one")
+        raise MulkiError(f"{name}: a strategy is checked without options", "--set, --with and the like change a recipe")
     from mulki_plugins.recipe.files import check_strategy, find
 
     strategy = check_strategy(find("strategies", name))

@@ -191,14 +191,12 @@ def _register_metrics_and_loggers(register: Register) -> None:
         "mulki_plugins.report.tensorboard:TensorBoardLogger",
         summary="event files with stable tags, for TensorBoard",
     )
-    register.logger(
-        "csv", "mulki_plugins.report.csv_log:CsvLogger", summary="every logged value as a line of metrics.csv"
-    )
+    register.logger("csv", "mulki_plugins.report.csv:CsvLogger", summary="every logged value as a line of metrics.csv")
 
 
 def _register_commands(register: Register) -> None:
     """MulKI's own commands, so that no other package takes their names."""
-    register.command("list", "mulki_plugins.cli.listing:list_command", summary="list what a recipe can use")
+    register.command("list", "mulki_plugins.cli.list:list_command", summary="list what a recipe can use")
     for name, summary in (
         ("run", "train and evaluate a recipe"),
         ("resume", "continue a run that was stopped or killed"),

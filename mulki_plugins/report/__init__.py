@@ -1,1 +1,1 @@
-"""What a run leaves behind: files, tables, pictures, curves."""
+"""The output of a run: its folder, result file, tables, plots and logs."""

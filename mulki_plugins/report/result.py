@@ -1,4 +1,4 @@
-"""result.json: what a run measured. Written after every task, so that what is finished stays readable."""
+"""result.json: what a run measured. It is written after every task, so finished tasks stay readable."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from attrs import asdict, define, field
+from attrs import asdict, define, field, fields
 
 from mulki_plugins.errors import Mistakes, MulkiError
 from mulki_plugins.files import is_locked, write_text
@@ -30,34 +30,33 @@ class Result:
     zero_shot: list[float] = field(factory=list)
     """Accuracy in percent on each task before any training."""
     matrix: list[list[float]] = field(factory=list)
-    """a[i][j]: accuracy in percent on task j after task i; as many rows as tasks were finished."""
+    """a[i][j]: accuracy in percent on task j after task i; a row for each finished task."""
     metrics: dict[str, float | None] = field(factory=dict)
-    """None: the metric failed."""
+    """None for a metric that failed."""
     protocol: dict[str, Any] = field(factory=dict)
-    """What the numbers were measured on and by: stream, split, shots, model, weights, classes."""
+    """Stream, split, shots, model, weights and classes: the conditions of the measurement."""
     budget: dict[str, Any] = field(factory=dict)
-    """What a task's training was given: iterations or epochs, and the batch size."""
+    """Iterations or epochs of a task's training, and the batch size."""
     base: str = "naive"
-    """What a task's training saw: naive, cumulative, joint or none."""
+    """The training data of each task: naive, cumulative, joint or none."""
     settings: str = ""
-    """A fingerprint of the resolved recipe but its seed: runs that share it are repetitions of one experiment."""
+    """A fingerprint of the resolved recipe without its seed: runs that share it repeat one experiment."""
     plugins: list[dict[str, Any]] = field(factory=list)
     parts: list[dict[str, str]] = field(factory=list)
-    """Everything registered that took part, from the stream to the loggers: kind, name, distribution, version."""
+    """All registered parts that were used, from the stream to the loggers: kind, name, distribution, version."""
     incomparable: list[str] = field(factory=list)
-    """What keeps the numbers from standing beside published ones: data that are not the published."""
+    """Reasons why the numbers are not comparable with published ones, such as different data."""
     left_out: dict[str, list[int | str]] = field(factory=dict)
-    """The files of images that could not be read and were left out, by `<task>/train` and `<task>/test`; of images that are
-    no files, their places."""
+    """Unreadable images that were left out, by `<task>/train` and `<task>/test`: file names, or indices of other images."""
     identity: dict[str, Any] = field(factory=dict)
-    """What else it was measured with, in fingerprints: data, files, weights, code; the recipe is beside it."""
+    """Fingerprints of the data, files, weights and code. The recipe is in a file beside this one."""
     versions: dict[str, str] = field(factory=dict)
     device: dict[str, Any] = field(factory=dict)
     seconds: dict[str, Any] = field(factory=dict)
     started: str = ""
     error: str = ""
     folder: str = ""
-    """Where it was read from or is written to; not part of the file."""
+    """The folder of the file; not stored in it."""
 
     def write(self, folder: Path) -> None:
         data = asdict(self)
@@ -66,31 +65,31 @@ class Result:
 
 
 def read_result(path: Path) -> Result:
-    """The result in a file; MulkiError where it is none. A run whose process is gone is not "running" but "stopped"."""
+    """Read a result. MulkiError if the file holds none. A running run without a process becomes "stopped"."""
     try:
         if not path.is_file():
-            raise ValueError("it is no regular file")
+            raise ValueError("not a regular file")
         data = json.loads(path.read_text("utf-8"))
-        known = {a.name for a in Result.__attrs_attrs__} - {"folder"}  # type: ignore[attr-defined]
+        known = {attribute.name for attribute in fields(Result)} - {"folder"}
         result = Result(**{key: value for key, value in data.items() if key in known}, folder=str(path.parent))
         _check(result)
         if result.status == "running" and is_locked(path.parent) is False:  # it was killed, or the machine went down
-            result.status, result.error = "stopped", "its process ended before it was done"
+            result.status, result.error = "stopped", "its process ended before the run was complete"
     except json.JSONDecodeError as error:
-        raise MulkiError(f"{path}: this is no result of a run: line {error.lineno} is no JSON") from error
+        raise MulkiError(f"{path}: not the result of a run: line {error.lineno} is not JSON") from error
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise MulkiError(f"{path}: this is no result of a run: {error}") from error
+        raise MulkiError(f"{path}: not the result of a run: {error}") from error
     return result
 
 
 def _check(result: Result) -> None:
-    """That the numbers have the shapes that everything else relies on."""
+    """ValueError unless every field has the type and shape that readers rely on."""
     lists = (result.tasks, result.matrix, result.zero_shot, result.plugins, result.parts, result.incomparable)
     mappings = (result.metrics, result.left_out, result.identity, result.versions, result.device)
     if not all(isinstance(value, list) for value in lists) or not all(isinstance(value, dict) for value in mappings):
         raise ValueError("expected lists of tasks, accuracies and plugins, and a mapping of metrics")
     if not all(isinstance(text, str) for text in result.incomparable):
-        raise ValueError("expected texts that say what keeps the numbers from being compared")
+        raise ValueError("expected the reasons in `incomparable` to be text")
     for text in (*result.tasks, *result.metrics, *result.incomparable):
         str(text).encode()
     for name in ("recipe", "strategy", "status", "base", "settings", "started", "error"):
@@ -100,7 +99,7 @@ def _check(result: Result) -> None:
     if result.status not in ("running", "complete", "failed", "stopped"):
         raise ValueError(f"expected a status of running, complete, failed or stopped, got {result.status!r}")
     if type(result.seed) is not int or not isinstance(result.protocol, dict):
-        raise ValueError("expected a number as seed and a mapping as protocol")
+        raise ValueError("expected an integer seed and a mapping as protocol")
     if not isinstance(result.budget, dict):
         raise ValueError("expected a mapping as budget")
     if not result.tasks:
@@ -108,59 +107,59 @@ def _check(result: Result) -> None:
     width = len(result.tasks)
     rows = [*result.matrix, *([result.zero_shot] if result.zero_shot else [])]
     if not all(isinstance(task, str) for task in result.tasks) or len(result.matrix) > width:
-        raise ValueError("tasks and matrix do not fit together")
+        raise ValueError("tasks and matrix do not match")
     for row in rows:
         if len(row) != width or not all(type(v) in (int, float) and 0 <= v <= 100 for v in row):
             raise ValueError(f"expected rows of {width} accuracies from 0 to 100")
     if not all(v is None or (type(v) in (int, float) and math.isfinite(v)) for v in result.metrics.values()):
         raise ValueError("expected finite numbers as metrics")
     if result.status == "complete" and len(result.matrix) != width:
-        raise ValueError(f"the run is called complete, but {len(result.matrix)} of {width} rows are there")
+        raise ValueError(f"the run is marked complete but has only {len(result.matrix)} of {width} rows")
 
 
 def find_results(folders: Iterable[Path]) -> tuple[list[Result], list[str]]:
-    """The results in these folders and below them, each once, and what is wrong with those that cannot be read.
+    """The results in and below these folders, each once, and the errors of unreadable ones.
 
-    MulkiError where a folder has none, or where none can be read.
+    MulkiError if a folder has no result, or if none can be read.
     """
-    found: dict[Path, Result] = {}
-    wrong: dict[Path, str] = {}
+    results: dict[Path, Result] = {}
+    errors: dict[Path, str] = {}
     for folder in folders:
-        paths = [_of_run(folder)] if folder.is_file() else list(_below(folder))
+        paths = [_result_beside(folder)] if folder.is_file() else list(_result_files(folder))
         if not paths:
-            what = "no such folder" if not folder.exists() else f"no {FILE} in it or below it"
-            raise MulkiError(f"{folder}: {what}", "give the folder of a run, or one above several, such as `runs`")
+            problem = "no such folder" if not folder.exists() else f"no {FILE} in it or below it"
+            raise MulkiError(f"{folder}: {problem}", "give the folder of a run, or one above several, such as `runs`")
         for path in paths:
             try:
-                found.setdefault(path.resolve(), read_result(path))
+                results.setdefault(path.resolve(), read_result(path))
             except MulkiError as error:
-                wrong[path.resolve()] = error.lines()[0]
-    if not found:
-        raise Mistakes(wrong.values())
-    return list(found.values()), list(wrong.values())
+                errors[path.resolve()] = error.lines()[0]
+    if not results:
+        raise Mistakes(errors.values())
+    return list(results.values()), list(errors.values())
 
 
-def _of_run(file: Path) -> Path:
-    """The result beside a run's file; a file of its own otherwise. MulkiError where it is surely none."""
+def _result_beside(file: Path) -> Path:
+    """The result beside any file of a run, else the file itself. MulkiError if it cannot be a result."""
     if file.name != FILE and (file.parent / FILE).is_file():
         return file.parent / FILE
     if file.suffix != ".json":
-        raise MulkiError(f"{file}: this is no {FILE} of a run", "give the folder of a run, or one above several")
+        raise MulkiError(f"{file}: not the {FILE} of a run", "give the folder of a run, or one above several")
     return file
 
 
-def moved_aside(folders: Iterable[Path]) -> list[Path]:
-    """The earlier runs below these folders that were moved aside and are not among their results."""
-    found = []
-    for folder in folders:
-        for root, names, _ in os.walk(folder):
-            found += [Path(root) / name for name in sorted(names) if is_aside(Path(name))]
-            names[:] = sorted(name for name in names if not is_aside(Path(name)))
-    return list(dict.fromkeys(found))
-
-
-def _below(folder: Path) -> Iterator[Path]:
+def _result_files(folder: Path) -> Iterator[Path]:
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not is_aside(Path(name)))
         if FILE in files:
             yield Path(root) / FILE
+
+
+def runs_moved_aside(folders: Iterable[Path]) -> list[Path]:
+    """The folders of earlier runs that were moved aside; `find_results` skips them."""
+    aside = []
+    for folder in folders:
+        for root, names, _ in os.walk(folder):
+            aside += [Path(root) / name for name in sorted(names) if is_aside(Path(name))]
+            names[:] = sorted(name for name in names if not is_aside(Path(name)))
+    return list(dict.fromkeys(aside))

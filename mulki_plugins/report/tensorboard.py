@@ -14,43 +14,43 @@ from mulki_plugins.report.plots import drawing
 
 
 class TensorBoardLogger(BaseLogger):
-    """Writes what is published as it is called: scalars and figures."""
+    """Writes scalars and figures under the names they are logged with."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.folder = folder
         earlier = set(_event_files(folder))
-        self.writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
-        self._own = set(_event_files(folder)) - earlier
+        self.writer: Any = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]  # torch does not type it
+        self._new_files = set(_event_files(folder)) - earlier
 
     def log_single_metric(self, name: str, value: Any, x_plot: int) -> None:
         if isinstance(value, Figure):
             with drawing():
-                self.writer.add_figure(name, value, x_plot)  # type: ignore[no-untyped-call]
+                self.writer.add_figure(name, value, x_plot)
         else:
-            self.writer.add_scalar(name, float(value), x_plot)  # type: ignore[no-untyped-call]
+            self.writer.add_scalar(name, float(value), x_plot)
 
     def after_eval(self, strategy: Any, metric_values: Any) -> None:
-        self.writer.flush()  # type: ignore[no-untyped-call]
+        self.writer.flush()
 
     def state_dict(self) -> dict[str, int]:
-        """How far each event file goes."""
-        self.writer.flush()  # type: ignore[no-untyped-call]
+        """The length of each event file."""
+        self.writer.flush()
         return {file.name: file.stat().st_size for file in _event_files(self.folder)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take back what was written after that, so that no point of a curve is there twice; new ones go into a new file.
+        """Drop the events written after the checkpoint, so that no point of a curve appears twice.
 
-        Files that the state does not name are renamed, so that no curve is made of them, and never deleted.
+        Event files that the checkpoint does not know are renamed, never deleted: TensorBoard then ignores them.
         """
-        for file in set(_event_files(self.folder)) - self._own:
+        for file in set(_event_files(self.folder)) - self._new_files:
             if file.name in state:
                 os.truncate(file, min(state[file.name], file.stat().st_size))
             else:
                 file.rename(file.with_name(file.name.replace("tfevents", "superseded")))
 
     def close(self) -> None:
-        self.writer.close()  # type: ignore[no-untyped-call]
+        self.writer.close()
 
 
 def _event_files(folder: Path) -> list[Path]:

@@ -27,7 +27,7 @@ from mulki_plugins.report.plots import matrix_figure, png
 from mulki_plugins.report.progress import ProgressLogger
 from mulki_plugins.report.result import Result
 from mulki_plugins.report.run_log import RunLog
-from mulki_plugins.report.table import matrix_table
+from mulki_plugins.report.tables import matrix_table
 from mulki_plugins.training.accuracy import AccuracyRecorder, compute_metrics
 from mulki_plugins.training.build import Built, build
 from mulki_plugins.training.checkpoint import Checkpoint

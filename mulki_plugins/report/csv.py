@@ -1,4 +1,4 @@
-"""metrics.csv: every value that is logged, as `tag,step,value`."""
+"""metrics.csv: every logged value, as `tag,step,value`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 
 class CsvLogger(BaseLogger):
-    """Appends a line for each scalar; figures are left to other loggers."""
+    """Appends a line for each scalar and ignores figures."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -28,12 +28,12 @@ class CsvLogger(BaseLogger):
         self._file.flush()
 
     def state_dict(self) -> dict[str, int]:
-        """How far the file goes."""
+        """The file's length."""
         self._file.flush()
         return {"bytes": self._file.tell()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take back what was written after that."""
+        """Drop the lines written after the checkpoint."""
         self._file.truncate(min(state["bytes"], self._file.tell()))
 
     def close(self) -> None:

@@ -1,0 +1,198 @@
+"""Results as text tables: one run's accuracy matrix, several runs compared, runs beside published numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from mulki_plugins.characters import pad, printable, width
+from mulki_plugins.report.compare import Group, differing_machines, groups
+from mulki_plugins.report.published import (
+    METRICS,
+    NOT_STATED,
+    ORDERS,
+    Comparison,
+    compare_with_published,
+    explanations,
+    words_for_shots,
+)
+from mulki_plugins.report.result import Result
+
+
+def columns(
+    rows: Sequence[Sequence[object]], align: str = "<", least: Sequence[int] = (0,), gap: str = "  "
+) -> list[str]:
+    """Lay out rows of cells as lines whose columns line up on a terminal. Rows may have fewer cells than others.
+
+    align: `<` (left) or `>` (right) for each column. least: the least width of each column. The last entry of both applies
+    to all further columns. Cells that could steer a terminal are made harmless.
+    """
+    table = [[printable(str(cell)) for cell in row] for row in rows]
+    count = max(map(len, table), default=0)
+    rights = [align[min(i, len(align) - 1)] == ">" for i in range(count)]
+    widths = [
+        max(least[min(i, len(least) - 1)], *(width(row[i]) for row in table if i < len(row))) for i in range(count)
+    ]
+    return [gap.join(map(pad, row, widths, rights)).rstrip() for row in table]
+
+
+def matrix_table(result: Result) -> str:
+    """A run's accuracies in percent: a row for each trained task, a column for each test set, the metrics below."""
+    names = [printable(name) for name in result.tasks]
+    widest = max(6, *map(width, names))
+    rows = [["after  ", *names, "mean"]]
+    for name, values in labelled_rows(result):
+        rows.append([f"{name}  ", *(f"{value:.1f}" for value in values), f"{sum(values) / len(values):.1f}"])
+    least = [max(map(width, ("zero-shot", *names))) + 2, *[widest] * len(names), 7]
+    head, *body = columns(rows, "<>", least, gap=" ")
+    rule = "-" * width(head)
+    lines = [head, rule, *body, rule]
+    if result.metrics:
+        lines.append("   ".join(f"{printable(n).capitalize()} {_number(value)}" for n, value in result.metrics.items()))
+    if result.status != "complete":
+        error = f"; {printable(result.error)}" if result.error else ""
+        lines.append(f"{printable(result.status)}: {len(result.matrix)} of {len(names)} tasks finished{error}")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def labelled_rows(result: Result) -> list[tuple[str, list[float]]]:
+    """The zero-shot row and the rows of the matrix, each with the task learned last; joint training has a single row."""
+    rows = [("zero-shot", result.zero_shot)] if result.zero_shot else []
+    if result.base == "joint" and result.matrix:
+        return [*rows, ("all tasks", result.matrix[-1])]
+    return [*rows, *zip(result.tasks, result.matrix, strict=False)]
+
+
+def heading(result: Result) -> str:
+    """One line that identifies the run."""
+    where = f"  ({printable(result.folder)})" if result.folder else ""
+    return f"{printable(result.recipe)} / {printable(result.strategy)} / seed {result.seed}{where}"
+
+
+def cell(mean: float, std: float | None) -> str:
+    """A mean over seeds, with the standard deviation of several seeds."""
+    return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
+
+
+def comparison_text(results: Sequence[Result]) -> str:
+    """The table of a single run, or a line for each strategy with notes on what makes lines incomparable."""
+    if len(results) == 1:
+        return f"{heading(results[0])}\n{matrix_table(results[0])}"
+    compared = groups(results)
+    lines = _summary(compared) if compared else []
+    for result in results:
+        if result.status != "complete":
+            progress = f"{printable(result.status)}, {len(result.matrix)} of {len(result.tasks)} tasks"
+            lines.append(f"left out: {heading(result)}: {progress}")
+    return "\n".join([*lines, *(f"note: {note}" for note in _notes(results, compared))])
+
+
+def _summary(compared: Sequence[Group]) -> list[str]:
+    names = list(dict.fromkeys(name for group in compared for name in group.metrics))
+    rows = [["recipe", "strategy", "seeds", *names]]
+    for group in compared:
+        cells = [cell(*group.metrics[name]) if name in group.metrics else "-" for name in names]
+        rows.append([group.recipe, group.name, str(len(group.seeds)), *cells])
+    head, *body = columns(rows, "<<>", (0, 0, 0, 14))
+    return [head, "-" * width(head), *body]
+
+
+def _notes(results: Sequence[Result], compared: Sequence[Group]) -> Iterator[str]:
+    """Why the numbers of these runs may not be comparable."""
+    if len({str(sorted(group.protocol.items())) for group in compared}) > 1:
+        yield "these runs were evaluated by different protocols; their numbers are not comparable"
+    elif len({str(group.tasks) for group in compared}) > 1:
+        yield "these runs learned different tasks, or in different orders"
+    repeated = sum(result.status == "complete" for result in results) - sum(len(group.seeds) for group in compared)
+    if repeated:
+        yield f"{repeated} of these runs repeat a seed; only the latest run of each seed counts"
+    yield from differing_machines(results)
+    labels = [(group.recipe, group.name) for group in compared]
+    if len(set(labels)) < len(labels):
+        yield "lines of the same name differ in their settings; compare the `recipe.yaml` of their runs"
+
+
+def published_text(results: Sequence[Result], order: str | None = None) -> str:
+    """The complete runs beside the published rows of their protocol: warnings first, then a table for each metric."""
+    parts = ["\n".join(_comparison(comparison)) for comparison in compare_with_published(results, order)]
+    left_out = [f"left out: {heading(result)}: {result.status}" for result in results if result.status != "complete"]
+    return "\n\n".join([*parts, *(["\n".join(left_out)] if left_out else [])])
+
+
+def _comparison(comparison: Comparison) -> Iterator[str]:
+    meaning = explanations()
+    yield from _warnings(comparison)
+    if not comparison.on_mtil:  # never in one table with numbers of MTIL
+        for run in comparison.runs:
+            means = [f"{metric.capitalize()} {cell(*mean)}" for metric in METRICS if (mean := run.mean(metric))]
+            yield f"{run.name}, on {printable(str(run.group.protocol.get('stream')))}:   {'   '.join(means)}"
+        yield ""
+    protocol = f"{meaning['classes'][comparison.classes]}; {words_for_shots(comparison.shots)}; {meaning['backbone']}"
+    yield f"Published on MTIL, order {comparison.order}: {protocol}"
+    footnotes = {note: i for i, note in enumerate(dict.fromkeys(row.note for row in comparison.rows if row.note), 1)}
+    for metric in METRICS:
+        yield ""
+        yield from _metric_table(comparison, metric, footnotes)
+    yield ""
+    yield from (f"({i}) {note}" for note, i in footnotes.items())
+    for split in dict.fromkeys(row.split for row in comparison.rows):
+        yield f"split {split}: {meaning['splits'][split]}"
+    for source in dict.fromkeys(source for row in comparison.rows for source in row.sources):
+        yield f"source {source}: {meaning['sources'][source]}"
+
+
+def _warnings(comparison: Comparison) -> Iterator[str]:
+    """Warnings that concern all runs once, the others with the name of their run."""
+    shared = [w for w in comparison.runs[0].warnings if all(w in run.warnings for run in comparison.runs)]
+    yield from (f"warning: {warning}" for warning in shared)
+    for run in comparison.runs:
+        yield from (f"warning: {run.name}: {warning}" for warning in run.warnings if warning not in shared)
+
+
+def _metric_table(comparison: Comparison, metric: str, footnotes: Mapping[str, int]) -> Iterator[str]:
+    """One metric: the runs first, then the published rows, those measured on the runs' split before the others."""
+    published = [row for row in comparison.rows if row.metric == metric]
+    splits = sorted(
+        dict.fromkeys(row.split for row in published), key=lambda s: (s == NOT_STATED, s != comparison.split)
+    )
+    published = [row for split in splits for row in published if row.split == split]
+    runs = [(run, mean) for run in comparison.runs if comparison.on_mtil and (mean := run.mean(metric))]
+    tasks = list(ORDERS[comparison.order]) if runs or any(row.cells for row in published) else []
+
+    def values(cells: Mapping[str, float]) -> list[str]:
+        return [f"{cells[task]:.1f}" if task in cells else "-" for task in tasks]
+
+    rows = [[f"{metric.capitalize()}  ", *tasks, "mean", " source"]]
+    rows += [
+        [f"{run.name}{' (!)' if run.warnings else ''}  ", *values(run.by_task(metric)), cell(*mean)]
+        for run, mean in runs
+    ]
+    for row in published:
+        label = f"{row.method} ({footnotes[row.note]})" if row.note else row.method
+        rows.append([f"{label}  ", *values(row.cells), f"{row.mean:.1f}", f" {' '.join(row.sources)}"])
+    mean_width = 13 if any(len(run.group.seeds) > 1 for run, _ in runs) else 6
+    lines = columns(rows, f"<{'>' * len(tasks)}><", [0, *[5] * len(tasks), mean_width, 0], gap=" ")
+    yield lines[0]
+    yield "-" * width(lines[0])
+    yield from lines[1 : 1 + len(runs)]
+    split = None
+    for row, line in zip(published, lines[1 + len(runs) :], strict=True):
+        if row.split != split:
+            split = row.split
+            yield f"  {_split_title(comparison, split)}"
+        yield line
+
+
+def _split_title(comparison: Comparison, split: str) -> str:
+    """How the runs relate to the rows that were measured on a split."""
+    if split == NOT_STATED:
+        return "split not stated" + (": compare with care" if comparison.on_mtil else "")
+    if not comparison.on_mtil:
+        return f"split {split}"
+    if split != comparison.split:
+        return f"split {split}: not the runs', not comparable with them"
+    marked = any(run.warnings for run in comparison.runs)
+    return f"split {split}, the runs' own" + (" (but see the warnings for the rows marked with !)" if marked else "")
