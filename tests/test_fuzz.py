@@ -179,7 +179,7 @@ def test_a_checkpoint_that_was_harmed_is_never_taken(tmp_path_factory, cut, flip
     for steps in (1, 2):
         write_checkpoint(
             folder, f"step-{steps}", Moment(0, steps), base=None, weights={"w": torch.full((5,), float(steps))},
-            state=state, found={"result": {}},
+            state=state, progress={"result": {}},
         )  # fmt: skip
     files = sorted((folder / "checkpoints" / "step-2").iterdir())
     file = files[which % len(files)]

@@ -292,7 +292,7 @@ def test_a_run_keeps_what_its_weights_were_trained_with(small, state):
             base=None,
             weights=weights,
             state={},
-            found={},
+            progress={},
             metadata=known.metadata(),
         )
     with safe_open(folder / "checkpoints" / "task-02" / "weights.safetensors", "pt") as file:

@@ -79,30 +79,6 @@ def _damaged(parts: Iterable[LabelledImages], decode: bool) -> list[str]:
     return shorten(list(find_damaged(parts, decode=decode)), _MOST)
 
 
-def format_report(report: dict[str, Any]) -> str:
-    """One line per data set, then how to get the missing ones."""
-    entries, published = report["datasets"], "root" in report
-    rows = [("data set" if published else "task", "state", "classes", "train", "test", "looked for in")]
-    for e in entries:
-        counts = [_format_count(numbers) for numbers in (e["classes"], e["images"]["train"], e["images"]["test"])]
-        rows.append((e["name"], e["state"], *counts, e["folder"]))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = [f"root {report['root']}, split {report['split']}; numbers are found / expected", ""] if published else []
-    for row in rows:
-        words = (cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True))
-        numbers = (cell.rjust(width) for cell, width in zip(row[2:5], widths[2:], strict=True))
-        lines.append("  ".join((*words, *numbers, row[5])))
-    if missing := [e for e in entries if e["state"] == "missing"]:
-        lines += ["", "to get what is missing:", *(f"  {e['name']}: {e['get']}" for e in missing)]
-    return "\n".join(lines)
-
-
-def _format_count(numbers: dict[str, int | None]) -> str:
-    found, expected = numbers["found"], numbers["expected"]
-    text = "-" if found is None else f"{found:,}"
-    return text if expected is None else f"{text} / {expected:,}"
-
-
 def list_problems(report: dict[str, Any]) -> list[str]:
     """A line for each problem of each data set, and one for the missing ones."""
     problems = [f"{e['name']}: {text}" for e in report["datasets"] for text in e["wrong"]]

@@ -86,7 +86,7 @@ def _written(folder: Path, trial: Trial, stack: Any, steps: int) -> Checkpoint:
         base=None,
         weights=weights_of(strategy),
         state=state_within_task(strategy, named) if steps else state_between_tasks(strategy, named),
-        found={"clock": clock_of(strategy), "learned": sorted(strategy.learned)},
+        progress={"clock": clock_of(strategy), "learned": sorted(strategy.learned)},
     )
 
 

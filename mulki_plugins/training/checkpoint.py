@@ -117,13 +117,13 @@ def write_checkpoint(
     base: str | None,
     weights: Mapping[str, Tensor],
     state: Mapping[str, Any],
-    found: Mapping[str, Any],
+    progress: Mapping[str, Any],
     metadata: Mapping[str, str] | None = None,
 ) -> Checkpoint:
     """Write a checkpoint below the run's folder and verify it. It has a temporary name until it is whole.
 
     weights: the model's, or none if they are the pre-trained ones; metadata: stored in their file.
-    state: nested tensors and plain data, see `state.storable`. found: the run's results and counters.
+    state: nested tensors and plain data, see `state.storable`. progress: the run's results and counters.
     An OSError leaves nothing behind.
     """
     folder = run / FOLDER
@@ -139,7 +139,7 @@ def write_checkpoint(
             files[WEIGHTS] = _write_weights(part / WEIGHTS, weights, metadata or {})
         manifest = {
             "format": FORMAT, "tasks": moment.tasks, "steps": moment.steps, "base": base, "files": files,
-            "run": dict(found),
+            "run": dict(progress),
         }  # fmt: skip
         write_text(part / MANIFEST, _signed(manifest))
         _sync(part)
@@ -155,11 +155,11 @@ def write_checkpoint(
     return written
 
 
-def amend(checkpoint: Checkpoint, found: Mapping[str, Any]) -> Checkpoint:
+def amend(checkpoint: Checkpoint, progress: Mapping[str, Any]) -> Checkpoint:
     """Replace a checkpoint's results and counters, such as by those of the evaluation after the task."""
     manifest = json.loads((checkpoint.path / MANIFEST).read_text("utf-8"))
     del manifest["sha256"]
-    manifest["run"] = dict(found)
+    manifest["run"] = dict(progress)
     write_text(checkpoint.path / MANIFEST, _signed(manifest))
     return read_checkpoint(checkpoint.path)
 

@@ -74,12 +74,8 @@ def weights_of(strategy: ContinualTemplate) -> dict[str, Tensor]:
 def state_between_tasks(strategy: ContinualTemplate, plugins: Sequence[StackEntry]) -> dict[str, Any]:
     """Everything but the weights between two tasks."""
     model = strategy.model.state_dict()
-    state: dict[str, Any] = storable(
-        {
-            "model": {name: value for name, value in model.items() if not name.startswith(_CLIP)},
-            "plugins": [[entry.name, entry.state()] for entry in plugins],
-        }
-    )
+    buffers = {name: value for name, value in model.items() if not name.startswith(_CLIP)}
+    state: dict[str, Any] = storable({"model": buffers, "plugins": [[entry.name, entry.state()] for entry in plugins]})
     return state
 
 
@@ -283,28 +279,19 @@ class Checkpointing:
 
     def _save_end(self, name: str, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
         if self.settings.keep:
-            self._end = self._save(name, Moment(self.tasks), None, weights, state, self._progress())
+            self._end = self._save(name, Moment(self.tasks), None, weights, state)
             prune(self.folder, self._end, self.settings.keep)
 
     def _save_step(self, steps: int) -> Checkpoint:
         assert self._end is not None
-        name = f"task-{self.tasks + 1:02d}-step-{steps:06d}"
+        name, moment = f"task-{self.tasks + 1:02d}-step-{steps:06d}", Moment(self.tasks, steps)
         weights, state = weights_of(self.strategy), state_within_task(self.strategy, self.plugins)
-        progress = self._progress() | {"task_seconds": self.task_seconds()}
-        return self._save(name, Moment(self.tasks, steps), self._end.path.name, weights, state, progress)
+        return self._save(name, moment, self._end.path.name, weights, state, task_seconds=self.task_seconds())
 
-    def _save(
-        self,
-        name: str,
-        moment: Moment,
-        base: str | None,
-        weights: dict[str, Tensor],
-        state: dict[str, Any],
-        progress: dict[str, Any],
-    ) -> Checkpoint:
-        metadata = getattr(self.strategy.model, "weights_metadata", {})
+    def _save(self, name: str, moment: Moment, base: str | None, weights: Any, state: Any, **more: Any) -> Checkpoint:
+        progress, metadata = self._progress() | more, getattr(self.strategy.model, "weights_metadata", {})
         return write_checkpoint(
-            self.folder, name, moment, base=base, weights=weights, state=state, found=progress, metadata=metadata
+            self.folder, name, moment, base=base, weights=weights, state=state, progress=progress, metadata=metadata
         )
 
     def _progress(self) -> dict[str, Any]:

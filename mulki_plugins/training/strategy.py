@@ -93,9 +93,9 @@ class ContinualTemplate(SupervisedTemplate):
         """The number of tasks whose iterations one experience gets."""
         self.learned: set[int] = set()
         """The labels of the tasks trained so far."""
-        self.after_step: Callable[[], None] = _do_nothing
+        self.after_step: Callable[[], None] = lambda: None
         """Called after each step of training, after all plugins."""
-        self.between_batches: Callable[[], None] = _do_nothing
+        self.between_batches: Callable[[], None] = lambda: None
         """Called after each batch outside of training: in an evaluation, or while a plugin looks at images."""
         self.say: Callable[[str], None] = lambda text: None
         """Called with notices about a task's training."""
@@ -363,7 +363,3 @@ TEMPLATES: dict[Base, type[ContinualTemplate]] = {
     "joint": JointTemplate,
     "none": ContinualTemplate,
 }
-
-
-def _do_nothing() -> None:
-    pass
