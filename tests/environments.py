@@ -1,4 +1,4 @@
-"""Environments of their own for tests: a folder with MulKI's wheel and others installed, above what this Python has."""
+"""Wheels, and virtual environments that hold them above the packages of this Python."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ OFFLINE = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
 
 
 def copied(source: Path, target: Path) -> Path:
-    """A folder's sources, so that no build leaves anything in the checkout."""
+    """A copy of a folder's sources, so that a build leaves nothing in the checkout."""
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "runs", ".venv", ".git", ".*_cache")
     return Path(shutil.copytree(source, target, ignore=ignored))
 
 
 def wheel_of(source: Path, out: Path) -> Path:
-    """Builds the wheel of a folder with a pyproject.toml, without a network."""
+    """Build the wheel of a folder with a pyproject.toml, offline."""
     before = set(out.glob("*.whl"))
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
-    done = subprocess.run(build, capture_output=True, text=True)
+    build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"  # PEP 517's hook
+    done = subprocess.run([sys.executable, "-c", build, str(out)], cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     [wheel] = set(out.glob("*.whl")) - before
     return wheel
@@ -52,6 +52,6 @@ class Environment:
         )
 
     def variables(self) -> dict[str, str]:
-        """Its own, with nothing of the checkout on the path."""
+        """Environment variables that leave the checkout off the path."""
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "MULKI_PLUGINS")}
         return kept | {"PATH": os.pathsep.join([str(self.bin), kept.get("PATH", "")]), "VIRTUAL_ENV": str(self.folder)}

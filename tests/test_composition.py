@@ -9,22 +9,25 @@ from mulki_plugins.errors import Mistakes
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.training.run import run_experiment
 
+FEW = ("train.iterations=2", "train.schedule.warmup=0", "train.batch_size=8", "loggers=[]", "train.checkpoint.keep=0")
+MINI = ("stream.tasks=[digits,scans]", *FEW)
 SMALL = (
-    "stream.tasks=[digits,scans]", "train.iterations=2", "train.schedule.warmup=0", "train.batch_size=8",
-    "loggers=[]", "train.checkpoint.keep=0",
+    "stream={name: small}", "model={name: small-clip}", "device=cpu", "reference=small-other", *FEW,
 )  # fmt: skip
 
 
-def resolved(strategy, *settings, with_plugins=(), without=()):
-    changes = Changes(
-        strategy=strategy, settings=(*SMALL, *settings), with_plugins=with_plugins, without_plugins=without
-    )
+@pytest.fixture(autouse=True)
+def small_streams(small_parts):
+    torch.set_num_threads(1)
+
+
+def resolved(strategy, *settings, with_plugins=(), without=(), few=MINI):
+    changes = Changes(strategy=strategy, settings=(*few, *settings), with_plugins=with_plugins, without_plugins=without)
     return resolve("recipes/mtil.yaml", changes)
 
 
 def run(tmp_path, strategy, *settings, **changes):
-    torch.set_num_threads(1)
-    return run_experiment(resolved(strategy, *settings, **changes), 0, tmp_path)
+    return run_experiment(resolved(strategy, *settings, few=SMALL, **changes), 0, tmp_path)
 
 
 def refusal(strategy, *settings, **changes):
@@ -47,19 +50,21 @@ def test_what_goes_together(tmp_path, strategy, words):
     added = words[1:] if words[:1] == ("--with",) else ()
     result = run(tmp_path, strategy, *(() if added else words), with_plugins=added)
     assert result.status == "complete"
-    assert len(result.matrix) == 2
+    assert len(result.matrix) == 3
     assert all(0 <= value <= 100 for row in result.matrix for value in row)
 
 
 def test_joint_training_is_one_training_and_has_no_transfer(tmp_path):
     result = run(tmp_path, "joint")
-    assert result.matrix[0] == result.matrix[1]
+    assert result.matrix[0] == result.matrix[1] == result.matrix[2]
     assert set(result.metrics) == {"last"}
     assert len(result.seconds["train"]) == 1
     table = (tmp_path / "mtil" / "joint" / "seed-0" / "matrix.txt").read_text()
     assert "all tasks" in table
     assert "after" in table.splitlines()[0]
-    assert not any(line.startswith(("digits", "scans")) for line in table.splitlines()), "no row for what was no moment"
+    assert not any(line.startswith(("first", "second", "third")) for line in table.splitlines()), (
+        "no row for what was no moment"
+    )
     data = json.loads((tmp_path / "mtil" / "joint" / "seed-0" / "result.json").read_text())
     assert data["base"] == "joint"
 
@@ -77,9 +82,9 @@ def test_bases_see_what_they_say(tmp_path, monkeypatch):
         return original(self)
 
     monkeypatch.setattr(ContinualTemplate, "criterion", spy)
-    budget = ("train.iterations=6", "train.batch_size=16")
+    budget = ("train.iterations=4", "train.batch_size=16")
     for base, expected in {
-        "naive": [{0}, {1}], "cumulative": [{0}, {0, 1}], "joint": [{0, 1}],
+        "naive": [{0}, {1}, {2}], "cumulative": [{0}, {0, 1}, {0, 1, 2}], "joint": [{0, 1, 2}],
     }.items():  # fmt: skip
         seen.clear()
         run(tmp_path / base, "finetune", f"strategy.base={base}", *budget)

@@ -26,7 +26,7 @@ from mulki_plugins.testing import (
     small_stream,
     train_two_tasks,
 )
-from mulki_plugins.testing.kit import check_one
+from mulki_plugins.testing.kit import CHECKS, check_one
 from tests.test_kit_conduct import FAULTS as CONDUCT
 
 pytest_plugins = ["mulki_plugins.testing.fixtures"]
@@ -328,7 +328,7 @@ FAULTS = {
         (Raises, r"step 1 of task 1: KeyError: 'nothing there' \(tests/test_kit.py:\d+\)"),
         (NeedsTeachers, r"register it with requires="),
         (StopsEarly, "ended after 3 of 4 steps"),
-        (Undoes, "no weight is another after task 1"),
+        (Undoes, "task 1 changes no weight"),
     ],
     "quiet": [(Prints, "'here I am'")],
     "finite_loss": [
@@ -338,13 +338,13 @@ FAULTS = {
     ],
     "optimizer": [
         (OtherOptimizer, ""),
-        (LaterOptimizer, "puts another optimizer"),
+        (LaterOptimizer, "replaces the strategy's optimizer"),
         (EmptiesGroups, "are not in the optimizer"),
         (AddsToOptimizer, "1 weights in the optimizer are not"),
         (StepsItself, "stepped 8 times in the 4 steps"),
         (ChangesRate, "changes the learning rate"),
         (ChangesDecay, "weight_decay"),
-        (ClearsState, "knows of"),
+        (ClearsState, "state counts"),
     ],
     "gradients": [(Unfreezes, "changes `requires_grad`"), (WritesFrozen, "is changed")],
     "teachers": [
@@ -356,7 +356,7 @@ FAULTS = {
     "nested_evaluation": [(ForgetsItself, "an evaluation in the middle")],
     "resume": [
         (KeepsState, r"it keeps mean between tasks"),
-        (KeepsHalf, "let state_dict return all"),
+        (KeepsHalf, "from state_dict, and restore it"),
         (CountsSteps, "after 2 of its steps"),
         (OddState, r"/mean/a/0: a object cannot be kept"),
     ],
@@ -364,7 +364,7 @@ FAULTS = {
         (Grows, "bytes more after each task"),
         (Diary, "entries more after each task"),
         (KeepsTasks, "bytes more"),
-        (HangsHooks, "hangs a hook on the model"),
+        (HangsHooks, "adds a hook to the model"),
         (AddsWeights, "adds_parameters=True"),
     ],
     "replay": [(OneTask, "ended in an error")],
@@ -379,8 +379,8 @@ def test_each_fault_is_caught_by_its_check(check, plugin, said):
         check_one("plugin", check, plugin, {})
     fault = caught.value.faults.get(check)
     assert fault, caught.value
-    assert re.search(said, f"{fault.wrong} {fault.mend}"), caught.value
-    assert f"  {check}: {fault.wrong}\n    fix: {fault.mend}" in str(caught.value)
+    assert re.search(said, f"{fault.problem} {fault.fix}"), caught.value
+    assert f"  {check}: {fault.problem}\n    fix: {fault.fix}" in str(caught.value)
     gc.collect()
 
 
@@ -392,7 +392,10 @@ def test_a_report_names_all_that_is_wrong_and_what_was_not_looked_at():
         check_plugin(Raises)
 
 
-def test_every_check_has_a_fault_that_it_catches():
+def test_every_check_has_a_function_and_a_fault_that_it_catches():
+    assert {kind: list(checks) for kind, checks in CHECKS.items()} == {
+        "plugin": list(PLUGIN_CHECKS), "stream": list(STREAM_CHECKS),
+    }  # fmt: skip
     assert FAULTS.keys() | CONDUCT.keys() == PLUGIN_CHECKS.keys()
     assert STREAM_FAULTS.keys() == STREAM_CHECKS.keys()
 
@@ -419,10 +422,12 @@ def test_an_object_in_the_place_of_its_class_is_refused():
         check_plugin(Fine())
 
 
+@pytest.mark.xdist_group("kit")  # one worker, whose cached trainings they share
 def test_the_fixture_runs_each_check(mulki_plugin_check):
     mulki_plugin_check(Fine, weight=0.5)
 
 
+@pytest.mark.xdist_group("kit")  # one worker, whose cached trainings they share
 def test_the_fixture_of_streams_runs_each_check(mulki_stream_check):
     mulki_stream_check(small_stream)
 
@@ -498,7 +503,7 @@ STREAM_FAULTS = {
     ],
     "images": [(like(Tensors), "")],
     "separate": [(lambda: stream(test=images([10, 220], [0, 1])), "1 test image is among the training images too")],
-    "repeatable": [(unsteady, "made twice")],
+    "repeatable": [(unsteady, "created twice")],
     "workers": [(like(Locked), "cannot pickle a lock")],
     "quiet": [(loud, "'drawing'")],
     "trains": [(like(Fades), "the file is gone")],
@@ -514,7 +519,7 @@ def test_each_fault_of_a_stream_is_caught_by_its_check(check, factory, said):
     with pytest.raises(CheckFailed) as caught:
         check_one("stream", check, factory, {})
     assert check in caught.value.faults, caught.value
-    assert said in caught.value.faults[check].wrong
+    assert said in caught.value.faults[check].problem
 
 
 def test_a_stream_that_is_registered_with_other_tasks(monkeypatch):
@@ -525,7 +530,7 @@ def test_a_stream_that_is_registered_with_other_tasks(monkeypatch):
     monkeypatch.setitem(catalog().parts, ("stream", "mtil-mini"), wrong)
     with pytest.raises(CheckFailed) as caught:
         check_stream("mtil-mini")
-    assert "it has the task 'shades', and is registered with digits, fish" in caught.value.faults["declared"].wrong
+    assert "it has the task 'shades', but is registered with digits, fish" in caught.value.faults["declared"].problem
 
 
 def test_our_own_streams_pass():

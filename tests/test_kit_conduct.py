@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mulki_plugins.stages.stage import Stage, features_of
 from mulki_plugins.testing import CheckFailed, check_plugin
-from mulki_plugins.testing.kit import check_one
+from mulki_plugins.testing.kit import CHECKS, check_one
 
 SEEN = []
 
@@ -165,7 +165,7 @@ GRADIENTS = [
     (doing("after_backward", clear_gradients), "clears the gradients"),
     (doing("before_update", zero_gradients), "clears the gradients"),
     (doing("after_update", freeze_at_third_step), "visual.proj within a task, at step 3 of task 1"),
-    (doing("before_training_exp", write_buffer), "attn_mask, which is a buffer, is changed"),
+    (doing("before_training_exp", write_buffer), "attn_mask, a buffer, is changed"),
 ]
 
 
@@ -471,9 +471,9 @@ GROWTH = [
     (OnTheStrategy, "entries more"),
     (Closure, "entries more"),
     (Chain, "entries more"),
-    (KeepsGraph, "keeps the graph"),
+    (KeepsGraph, "autograd graph"),
     (KeepsImagesOfATask, "steps of a task"),
-    (KeepsLastImages, "keeps images of a task"),
+    (KeepsLastImages, "keeps a task.s images"),
 ]
 
 
@@ -540,7 +540,7 @@ FAULTS = {
     "trains": TRAINS,
     "batch": BATCH,
     "gradients": [*GRADIENTS, (AddsUnused, "never has a gradient")],
-    "optimizer": [(AddsLate, "are not in the optimizer, and so do not learn: late")],
+    "optimizer": [(AddsLate, "not in the optimizer and so do not learn: late")],
     "surroundings": SURROUNDINGS,
     "random_numbers": RANDOM,
     "made": [(SeedsWhenMade, "when it is made")],
@@ -566,7 +566,7 @@ def test_each_fault_is_caught_by_its_check(check, plugin, said, tmp_path, monkey
     with pytest.raises(CheckFailed) as caught:
         check_one("plugin", check, plugin, {})
     fault = caught.value.faults[check]
-    assert re.search(said, fault.wrong), caught.value
+    assert re.search(said, fault.problem), caught.value
 
 
 def test_settings_that_a_plugin_changes_are_put_back():
@@ -712,11 +712,9 @@ def test_what_harms_nobody_passes(plugin):
 
 
 def test_a_check_that_fails_in_itself_is_reported(monkeypatch):
-    from mulki_plugins.testing import plugin_checks
-
     def broken(lab):
         raise KeyError("lost")
 
-    monkeypatch.setitem(plugin_checks.CHECKS, "quiet", broken)
+    monkeypatch.setitem(CHECKS["plugin"], "quiet", broken)
     with pytest.raises(CheckFailed, match="KeyError: 'lost'"):
         check_one("plugin", "quiet", Mixes, {})

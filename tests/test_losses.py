@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mulki_plugins import losses
 
@@ -28,6 +29,18 @@ def slow_cross_entropy(row, target):
 def slow_kl(student, teacher, temperature):
     p, q = softmax([v / temperature for v in teacher]), softmax([v / temperature for v in student])
     return temperature**2 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+
+
+def test_no_smoothing_by_default_and_nothing_for_an_empty_batch():
+    logits, targets = torch.randn(3, 5), torch.tensor([0, 1, 2])
+    assert torch.equal(
+        losses.smoothed_cross_entropy(logits, targets), losses.smoothed_cross_entropy(logits, targets, 0.0)
+    )
+    assert losses.smoothed_cross_entropy(logits, targets) == pytest.approx(float(F.cross_entropy(logits, targets)))
+    assert losses.smoothed_cross_entropy(logits[:1], targets[:1]) == pytest.approx(
+        float(F.cross_entropy(logits[:1], targets[:1]))
+    )
+    assert losses.smoothed_cross_entropy(logits[:0], targets[:0]) == 0
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -140,6 +153,12 @@ def test_teacher_scores_by_loops(score):
         assert got == pytest.approx(expected)
 
 
+def test_teacher_weights_by_loops():
+    scores = [torch.tensor([0.5, 2.0]), torch.tensor([1.0, 0.0])]
+    for b, got in enumerate(losses.teacher_weights(scores, 0.25).T.tolist()):
+        assert got == pytest.approx(softmax([-float(score[b]) / 0.25 for score in scores]))
+
+
 @pytest.mark.parametrize("score", ["likelihood", "entropy", "margin"])
 @pytest.mark.parametrize("temperature", [0.01, 1.0, 10.0])
 def test_weights_sum_to_one_and_follow_the_better_teacher(score, temperature):
@@ -212,6 +231,8 @@ def test_squared_distance_by_loops():
     assert losses.squared_distance(b, a).item() == pytest.approx(slow)
     assert losses.squared_distance(a, a).item() == 0
     assert losses.squared_distance([], []).item() == 0
+    with pytest.raises(ValueError, match="shorter"):
+        losses.squared_distance(a, b[:1])
 
 
 def test_selection_and_selective_distillation_by_loops():

@@ -211,7 +211,7 @@ def test_packages_are_switched_off(install, monkeypatch):
     install("first-one", HOOKS + plugin("a"))
     install("second", HOOKS + plugin("b"))
     assert row("first-one", "package", "--no-plugin", "First_One")["state"] == "switched off"
-    assert "pkg_first_one.hooks" not in sys.modules or mulki("list").exit_code == 0
+    assert "pkg_first_one.hooks" not in sys.modules
     assert mulki("--no-plugin", "second", "validate", "mtil", "--with", "a").exit_code == 0
     refused = mulki("--no-plugin", "second", "validate", "mtil", "--with", "b")
     assert refused.exit_code == 2
@@ -369,7 +369,7 @@ def test_doctor_names_what_is_wrong(install, monkeypatch, tmp_path):
     assert done.exit_code == 1
     report = json.loads(done.stdout)
     assert report["ok"] is False
-    assert [c["name"] for c in report["checks"] if c["state"] == "ok"] >= ["avalanche"]
+    assert {c["name"] for c in report["checks"] if c["state"] == "ok"} >= {"python", "avalanche", "open_clip"}
     said = " | ".join(f"{c['found']}; {c['hint']}" for c in report["checks"])
     assert "bad 1.2: package 'bad' is left out: ModuleNotFoundError" in said
     assert "hungry needs not-there-at-all, which is not installed" in said

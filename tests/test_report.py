@@ -22,6 +22,8 @@ from mulki_plugins.report.result import Result, find_results, read_result
 from mulki_plugins.report.tables import comparison_text, matrix_table
 from mulki_plugins.report.tensorboard import TensorBoardLogger
 
+pytestmark = pytest.mark.figures
+
 
 def result(strategy="mulki", seed=0, shift=0.0, **more):
     matrix = [[80.0 + shift, 50.0, 40.0], [75.0, 85.0 + shift, 42.0], [70.0, 80.0, 90.0]]

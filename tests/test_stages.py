@@ -1,6 +1,7 @@
 """The stages in Avalanche's own Naive, without a recipe: what they compute, keep, and leave alone."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -123,6 +124,32 @@ def test_adding_computes_its_equation_with_two_teachers(classifier, benchmark, d
         teacher = {r: relation_logits(r, z, t, p, t, s) for r in factors}
         expected += relation_distillation(student, teacher, factors, share, 2.0).item()
     assert got == pytest.approx(0.7 * expected, rel=1e-3)
+    logged = [value for name, value in logger.values if name == "train/share/initial"]
+    assert logged[:1] == ([pytest.approx(w[0].mean().item(), rel=1e-3)] if distinguish else [])
+
+
+def test_the_logged_share_is_the_mean_over_a_batch_of_several_tasks(monkeypatch):
+    stage, logged = Distinguishing(temperature=0.5), {}
+    monkeypatch.setattr(stage, "log", lambda strategy, tag, value: logged.setdefault(tag, []).append(float(value)))
+    generator = torch.Generator().manual_seed(0)
+    shares = []
+    for samples, classes in ((5, 3), (2, 4)):
+        logits = [torch.randn(samples, classes, generator=generator) for _ in range(2)]
+        shares.append(stage.weigh(logits, torch.arange(samples) % classes, "samples")[0])
+    stage.after_backward(None)
+    stage.after_backward(None)  # the next step starts empty
+    assert logged == {"train/share/initial": [pytest.approx(torch.cat(shares).mean().item())]}
+
+
+def test_the_defaults_that_published_numbers_rest_on():
+    defaults = {
+        Eliciting: {"weight": 1.0, "momentum": 0.9},
+        Distinguishing: {"score": "likelihood", "temperature": 1.0},
+        Connecting: {"every": 10, "inter": 0.2, "start": False, "importance": False},
+    }
+    for stage, expected in defaults.items():
+        parameters = inspect.signature(stage).parameters
+        assert {name: parameters[name].default for name in expected} == expected
 
 
 @pytest.mark.parametrize("distinguish", [False, True])

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import multiprocessing
 import os
 import signal
 import sys
@@ -11,8 +12,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from mulki_plugins.registry.catalog import Catalog, Provenance, Register
 from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.streams import TaskStream
 from mulki_plugins.streams.mini.stream import ORDERS
+from tests.conftest import small_stream
 
 ROOT = Path(__file__).parent.parent
 TOOLS = ROOT / "tools"
@@ -29,16 +33,41 @@ def study():
     sys.path.remove(str(TOOLS))
 
 
+def ordered_stream(*, tasks: list[str] | None = None, order: str | list[str] = "I", evaluate_on: str = "test"):
+    """The small tasks with the options that a study sets."""
+    small = {task.name: task for task in small_stream().tasks}
+    names = tasks or list(small)
+    if isinstance(order, list):
+        names = [name for name in order if name in names]
+    return TaskStream(name="ordered", tasks=tuple(small[name] for name in names))
+
+
 @pytest.fixture
-def plan(tmp_path):
-    """Two strategies on two tasks in two orders, with an ablation, in steps that take seconds."""
+def plan(study, tmp_path, small_parts, monkeypatch):
+    """Two strategies on two small tasks in two orders, with an ablation; each run takes about a second."""
+    import study_jobs
+
+    monkeypatch.setattr(study_jobs, "_context", lambda: multiprocessing.get_context("fork"))  # they see `ordered` too
+    quiet_run = study_jobs.quiet_run
+
+    def with_descriptor(*arguments):
+        sys.stderr = sys.__stderr__  # the forked process inherits the test runner's, which has no descriptor
+        return quiet_run(*arguments)
+
+    monkeypatch.setattr(study_jobs, "quiet_run", with_descriptor)
+    parts = Catalog()
+    register = Register(parts, Provenance(distribution="mulki", version=""))
+    register.stream("ordered", ordered_stream, summary="small tasks in an order")
+    for key, part in parts.parts.items():
+        monkeypatch.setitem(catalog().parts, key, part)
     recipe = yaml.safe_load((ROOT / "recipes" / "mtil.yaml").read_text())
-    recipe["stream"]["tasks"] = ["digits", "scans"]
+    recipe["stream"] = {"name": "ordered", "tasks": ["first", "second"]}
+    recipe["model"] = {"name": "small-clip"}
     recipe["train"] |= {"iterations": 2, "batch_size": 4, "schedule": {"warmup": 0}}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe))
     said = {
         "recipe": str(tmp_path / "small.yaml"),
-        "orders": {"I": "I", "random": ["scans", "digits"]},
+        "orders": {"I": "I", "random": ["second", "first"]},
         "many": ["mulki", "finetune"],
         "few": ["lwf"],
         "seeds": {"I": {"many": [0, 1], "few": []}, "random": {"many": [0], "few": []}},
@@ -89,7 +118,7 @@ def test_the_shipped_plan_covers_what_is_promised(study):
     assert budgets == {4, 5}, "every method is given as many settings, and one more where the best lay at their edge"
 
 
-def test_runs_what_is_missing_and_reports(study, plan):
+def test_runs_what_is_missing_and_reports(study, plan, no_slow_output):
     folder = plan.parent
     out = ("--out", str(folder / "out"), "--jobs", "1")
     assert "10 are missing" in invoke(study, plan, "run", "--dry-run", *out).output
@@ -102,6 +131,7 @@ def test_runs_what_is_missing_and_reports(study, plan):
     assert "10 runs are there, 0 are missing" in invoke(study, plan, "run", *out).output
     marks = "<!-- study: begin -->\nold\n<!-- study: end -->\n<!-- choice: begin -->\n<!-- choice: end -->\n"
     (folder / "results.md").write_text(f"Before.\n{marks}After.\n")
+    no_slow_output.undo()  # the report's figure is real
     table = invoke(study, plan, "report").output
     document = (folder / "results.md").read_text()
     assert document.startswith("Before.\n")
@@ -146,20 +176,16 @@ def test_a_run_that_fails_ends_no_other(study, plan):
     assert "1 runs are there, 1 are missing" in invoke(study, plan, "run", "--dry-run").output
 
 
-def test_a_killed_run_ends_no_other(study, plan):
-    """A process that dies takes its own run with it and no more."""
+def test_a_killed_run_ends_no_other(study, plan, monkeypatch):
+    """A process that dies takes only its own run with it."""
     import study_jobs
 
-    said = yaml.safe_load(plan.read_text())
     jobs = [
         study_jobs.Job(part="study", order="I", label=name, seed=0, strategy=name) for name in ("finetune", "zero-shot")
     ]
-    original = study_jobs.run_job
-    study_jobs.run_job = dying
-    try:
-        study_jobs.work_off(said, jobs, plan.parent / "runs.csv", plan.parent / "out", 2, 1)
-    finally:
-        study_jobs.run_job = original
+    monkeypatch.setattr(study_jobs, "undisturbed", study_jobs.run_job, raising=False)
+    monkeypatch.setattr(study_jobs, "run_job", dying)
+    study_jobs.work_off(yaml.safe_load(plan.read_text()), jobs, plan.parent / "runs.csv", plan.parent / "out", 2, 1)
     with (plan.parent / "runs.csv").open() as file:
         assert [row["label"] for row in csv.DictReader(file)] == ["zero-shot"]
 
@@ -169,7 +195,7 @@ def dying(plan, job, out, threads):
 
     if job.label == "finetune":
         os.kill(os.getpid(), signal.SIGKILL)
-    return study_jobs.run_job(plan, job, out, threads)
+    return study_jobs.undisturbed(plan, job, out, threads)
 
 
 def test_only_what_there_is(study, plan):

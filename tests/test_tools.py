@@ -1,26 +1,65 @@
-"""Every script in tools/ can be imported, and those that are run say how."""
+"""Every script in tools/ can be imported and answers --help, and the benchmarks run."""
 
 import importlib
+import os
 import sys
-from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-TOOLS = Path(__file__).parents[1] / "tools"
+from tests.environments import ROOT
+
+TOOLS = ROOT / "tools"
 SCRIPTS = sorted(path.stem for path in TOOLS.glob("*.py"))
+
+
+@pytest.fixture(autouse=True)
+def tools_on_the_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    for script in SCRIPTS:  # another test may have imported another version
+        monkeypatch.delitem(sys.modules, script, raising=False)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_is_imported_and_answers_help(name, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    for script in SCRIPTS:  # what another test has imported may be another version
-        monkeypatch.delitem(sys.modules, script, raising=False)
     script = importlib.import_module(name)
     assert script.__doc__
     if 'if __name__ == "__main__":' not in (TOOLS / f"{name}.py").read_text("utf-8"):
-        return  # the others import it
+        return  # a module for the others
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
     with pytest.raises(SystemExit) as ended:
         script.main()
     assert ended.value.code in (0, None)
     assert "--help" in capsys.readouterr().out
+
+
+def bench(*words):
+    done = CliRunner().invoke(importlib.import_module("bench").main, words)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_the_benchmark_of_the_list():
+    assert "   2 packages: median" in bench("list", "--packages", "2", "--repeats", "1")
+
+
+def test_the_benchmark_of_the_input_pipeline(monkeypatch):
+    monkeypatch.setenv("MULKI_CACHE", os.environ["MULKI_CACHE"])  # restored afterwards: the benchmark sets its own
+    rows = bench("loading", "--images", "82", "--workers", "0", "--rounds", "1").splitlines()
+    assert [row.split("  ")[0] for row in rows[2:]] == ["decoder", "decoder, transform", "pipeline"]
+
+
+def test_the_benchmark_of_checkpoints(monkeypatch):
+    """Its arithmetic: five checkpoints cost 10 s more; the runs themselves are those of `mulki run`."""
+    script = importlib.import_module("bench")
+
+    def train(strategy, settings, out):
+        checkpoints = "train.checkpoint={every: 1, keep: 2}" in settings
+        return (22.0, 130.0, 2**20) if checkpoints else (12.0, 100.0, 0)
+
+    monkeypatch.setattr(script, "_train", train)
+    text = bench("checkpoints", "--steps", "6", "--every", "100")
+    assert "a step                             2.00 s" in text
+    assert "a checkpoint                       2.00 s, 1 MiB" in text
+    assert "costs         1.00 % of the time" in text
+    assert "30 MiB more" in text

@@ -27,7 +27,7 @@ from mulki_plugins.registry import builtin, hookspecs
 from mulki_plugins.registry.builtin import open_clip_part
 from mulki_plugins.registry.catalog import Catalog, Part, Register, signature_of
 from mulki_plugins.registry.static import REQUIRED, UNKNOWN
-from mulki_plugins.testing.names import PLUGIN_CHECKS, STREAM_CHECKS
+from mulki_plugins.testing import PLUGIN_CHECKS, STREAM_CHECKS
 from mulki_plugins.types import describe
 
 ROOT = Path(__file__).parents[1]

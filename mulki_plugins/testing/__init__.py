@@ -1,16 +1,15 @@
-"""The kit with which an author tests a plugin or a stream. Names are loaded when they are used, since they bring torch."""
+"""The kit with which an author tests a plugin or a stream. Functions and classes are loaded on first use: they need torch."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from mulki_plugins.libraries import load_lazily
-from mulki_plugins.testing.names import PLUGIN_CHECKS, STREAM_CHECKS
 
 if TYPE_CHECKING:
     from mulki_plugins.testing.kit import CheckFailed, check_plugin, check_stream
+    from mulki_plugins.testing.small import small_model, small_stream
     from mulki_plugins.testing.trial import Trial, train_two_tasks
-    from mulki_plugins.testing.world import small_model, small_stream
 
 __all__ = [
     "PLUGIN_CHECKS",
@@ -24,6 +23,43 @@ __all__ = [
     "train_two_tasks",
 ]
 
+PLUGIN_CHECKS = {
+    "made": "it can be created with these options and is an Avalanche plugin",
+    "callbacks": "its callbacks are Avalanche's and take `strategy` and **kwargs",
+    "trains": "two tasks are evaluated and trained as in a run, with every step, and the weights learn",
+    "quiet": "it prints nothing on stdout",
+    "finite_loss": "loss, gradients and weights are finite at every step",
+    "batch": "it leaves the batch, the training images, the logits and the model's features alone",
+    "optimizer": "it leaves the optimizer to the strategy: its weights, settings, learning rate, state and steps",
+    "gradients": "gradients reach only the weights that learn, and the whole loss reaches them",
+    "surroundings": "it leaves the strategy, the model's mode, torch's settings and the process's settings alone",
+    "random_numbers": "it draws from the global random generators without seeding them",
+    "files": "it writes no files and opens no connections",
+    "teachers": "the teachers stay frozen, unchanged, outside the model and outside the optimizer",
+    "repeatable": "the same seed gives the same result",
+    "nested_evaluation": "an evaluation in the middle of a task changes nothing",
+    "evaluation": "an evaluation changes nothing, and an image's answer does not depend on the rest of its batch",
+    "resume": "its state survives a checkpoint: task 2 is the same with and without a resume",
+    "growth": "it does not grow from task to task, unless it declares keeps_images",
+    "replay": "it works beside Avalanche's replay, where a batch mixes tasks",
+    "extremes": "it works with a task of one class, with batches of one image and in mixed precision",
+}
+"""The checks of `check_plugin`, in order; kit.CHECKS names the function of each."""
+
+STREAM_CHECKS = {
+    "made": "it can be created with these options and is a TaskStream with at least one task",
+    "names": "tasks, classes and templates have distinct names, and each template holds `{}`",
+    "declared": "it has the tasks that its registration names",
+    "labels": "`targets` are the images' classes, counted from 0, and every class has training and test images",
+    "images": "every image checked is a PIL image that a model can read",
+    "separate": "no test image is also a training image",
+    "repeatable": "created twice, it has the same images",
+    "workers": "its images can be sent to another process",
+    "quiet": "it prints nothing on stdout",
+    "trains": "a small model trains on each task and is evaluated on it",
+}
+"""The checks of `check_stream`, in order."""
+
 __getattr__ = load_lazily(
     __name__,
     {
@@ -31,8 +67,8 @@ __getattr__ = load_lazily(
         "Trial": "trial",
         "check_plugin": "kit",
         "check_stream": "kit",
-        "small_model": "world",
-        "small_stream": "world",
+        "small_model": "small",
+        "small_stream": "small",
         "train_two_tasks": "trial",
     },
 )

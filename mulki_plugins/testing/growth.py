@@ -1,13 +1,14 @@
-"""How much a plugin holds: everything that can be reached from it, its classes and the modules that define them."""
+"""The check `growth`: what a plugin holds must not grow from step to step or from task to task."""
 
 from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import sys
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,30 +16,122 @@ from attrs import frozen
 from PIL import Image
 from torch import Tensor, nn
 
-from mulki_plugins.testing.own_code import own_classes
+from mulki_plugins.testing.laboratory import Laboratory
+from mulki_plugins.testing.process import preserved_state
+from mulki_plugins.testing.small import LARGEST, SIZE, WIDTH
+from mulki_plugins.testing.subject import Fault, author_classes
+from mulki_plugins.testing.trial import BATCH, Setup
+
+STEPS = 9
+MEASURED = (2, 5, 8)
+"""The steps of the third task after which the plugin is measured."""
+KEEP_LITTLE = (
+    "keep a fixed amount, or at most a few numbers for each class; a plugin that keeps images declares keeps_images"
+)
+
+
+def growth(lab: Laboratory) -> None:
+    """Trains four tasks and compares what the plugin holds after each, and within the third."""
+    keeps_images = lab.subject.declared("keeps_images")
+    with preserved_state():
+        setup = Setup(iterations=STEPS)
+        benchmark, stack = setup.benchmark(), lab.stack()
+        trial = setup.trial(stack.plugins)
+        beside = [
+            trial, benchmark, benchmark.train_stream, benchmark.test_stream,
+            *(plugin for plugin in stack.plugins if plugin is not stack.subject),
+        ]  # fmt: skip
+        holdings = Holdings.of(stack.subject, lab.modules, beside, [trial.strategy, trial.model])
+        images = _RetainedImages(holdings)
+        parameters = len(list(trial.model.parameters()))
+        after: list[Size] = []
+        within: list[Size] = []
+        hooks: list[int] = []
+
+        def measure_within(strategy: Any) -> None:
+            if trial.task == 3 and trial.steps_in_task in MEASURED:
+                within.append(measure(holdings))
+            if trial.steps_in_task == 3:
+                images.check()
+
+        trial.after_step = measure_within
+        for task in range(4):
+            lab.train(trial, benchmark, [task], tested=[0])
+            trial.drop_weights()
+            after.append(measure(holdings))
+            hooks.append(hooks_on(trial.model))
+            images.task_ended()
+    more, rise = _least_growth(after[1:]), _least_growth(within)
+    if rise.graph > 0 or more.graph > 0:
+        raise Fault(
+            "it keeps each step's autograd graph, and so all its tensors", "keep `loss.detach()` or `float(loss)`"
+        )
+    if not keeps_images:
+        if more.data > 4 * LARGEST * WIDTH * 4:
+            raise Fault(f"it holds about {more.data:,} bytes more after each task", KEEP_LITTLE)
+        if more.items > 8:
+            raise Fault(f"it holds about {more.items} entries more after each task", KEEP_LITTLE)
+        if rise.data > (MEASURED[1] - MEASURED[0]) * BATCH * SIZE * SIZE * 3 // 2:
+            raise Fault(
+                f"it holds about {rise.data:,} bytes more after each {MEASURED[0]} steps of a task", KEEP_LITTLE
+            )
+        if images.retained:
+            fix = "declare keeps_images, or drop the images when the task ends"
+            raise Fault("it keeps a task's images while the next one is trained", fix)
+    if len(list(trial.model.parameters())) != parameters and not lab.subject.declared("adds_parameters"):
+        raise Fault("it adds weights to the model", "register it with adds_parameters=True")
+    if hooks[3] > hooks[2] > hooks[1] and not lab.subject.declared("adds_parameters"):
+        raise Fault("it adds a hook to the model in every task and removes none", "remove it in after_training_exp")
+
+
+def _least_growth(sizes: Sequence[Size]) -> Size:
+    """The smallest growth between neighbours, for each kind of thing."""
+    rises = [after - before for before, after in itertools.pairwise(sizes)]
+    return Size(*(min(getattr(size, name) for size in rises) for name in ("data", "items", "graph")))
+
+
+class _RetainedImages:
+    """Images that a plugin still holds some steps into the next task."""
+
+    def __init__(self, holdings: Holdings) -> None:
+        self.holdings = holdings
+        self.given = {id(each): each for each in held_images(holdings, SIZE)}
+        """Images from the plugin's creation, such as reference images."""
+        self.ended: list[Any] = []
+        self.retained = False
+
+    def task_ended(self) -> None:
+        self.ended = [each for each in held_images(self.holdings, SIZE) if id(each) not in self.given]
+
+    def check(self) -> None:
+        earlier = {id(each) for each in self.ended}
+        self.retained = self.retained or any(id(each) in earlier for each in held_images(self.holdings, SIZE))
+
 
 _LEAVES = (type, types.ModuleType, types.BuiltinFunctionType, int, float, complex, bool, type(None))
 
 
 @frozen
-class Held:
-    """data: bytes of tensors, arrays, images and texts. items: entries of lists, mappings and sets, and other objects.
-    graph: operations of autograd graphs."""
+class Size:
+    """How much a plugin holds.
+
+    data: bytes of tensors, arrays, images and texts; items: entries of containers, and other objects; graph: autograd operations.
+    """
 
     data: int = 0
     items: int = 0
     graph: int = 0
 
-    def __sub__(self, other: Held) -> Held:
-        return Held(self.data - other.data, self.items - other.items, self.graph - other.graph)
+    def __sub__(self, other: Size) -> Size:
+        return Size(self.data - other.data, self.items - other.items, self.graph - other.graph)
 
 
 @frozen(eq=False)
-class Possessions:
-    """Where to look for what a plugin holds.
+class Holdings:
+    """Everything reachable from a plugin, its classes and the modules that define them.
 
-    modules: those of the plugin's author. beside: objects that are not its own, and what is only reached through them.
-    hosts: other objects, such as the strategy and the model, on which only new attributes count.
+    modules: the author's. beside: objects that belong to others; the search stops there. hosts: objects such as the strategy
+    and the model, of which only new attributes count.
     """
 
     plugin: Any
@@ -47,19 +140,19 @@ class Possessions:
     hosts: list[tuple[Any, set[str]]]
 
     @classmethod
-    def of(cls, plugin: Any, modules: set[str], beside: Iterable[Any], hosts: Iterable[Any]) -> Possessions:
+    def of(cls, plugin: Any, modules: set[str], beside: Iterable[Any], hosts: Iterable[Any]) -> Holdings:
         return cls(plugin, modules, [*beside, *hosts], [(host, set(vars(host))) for host in hosts])
 
     def roots(self) -> list[Any]:
-        classes = [_names_of(kind) for kind in own_classes(self.plugin, self.modules)]
+        classes = [_names_of(kind) for kind in author_classes(self.plugin, self.modules)]
         modules = [_names_of(sys.modules[name]) for name in self.modules]
         hosted = [{n: v for n, v in vars(host).items() if n not in known} for host, known in self.hosts]
         return [self.plugin, *classes, *modules, *hosted]
 
-    def reached(self) -> Iterator[Any]:
-        """Every object that it holds, once."""
+    def objects(self) -> Iterator[Any]:
+        """Every object that the plugin holds, once."""
         seen = {id(each) for each in self.beside}
-        kept: list[Any] = []  # so that no id is given out twice
+        kept: list[Any] = []  # keeps ids unique
         waiting = self.roots()
         while waiting:
             each = waiting.pop()
@@ -79,12 +172,12 @@ class Possessions:
             waiting += _parts(each, self.modules)
 
 
-def held_by(possessions: Possessions) -> Held:
-    """What a plugin holds, each thing once."""
+def measure(holdings: Holdings) -> Size:
+    """The size of what a plugin holds."""
     storages: set[int] = set()
     nodes: set[Any] = set()
     data = items = 0
-    for each in possessions.reached():
+    for each in holdings.objects():
         if isinstance(each, Tensor):
             storage = each.untyped_storage()
             if storage.data_ptr() not in storages:
@@ -104,31 +197,31 @@ def held_by(possessions: Possessions) -> Held:
             items += len(each)
         elif not isinstance(each, (types.FunctionType, types.MethodType)):
             items += 1
-    return Held(data, items, len(nodes))
+    return Size(data, items, len(nodes))
 
 
-def images_held(possessions: Possessions, size: int) -> list[Any]:
-    """The tensors and arrays among what a plugin holds that look like RGB images of this size, and data sets of images."""
-    found: list[Any] = []
-    for each in possessions.reached():
+def held_images(holdings: Holdings, size: int) -> list[Any]:
+    """Tensors, arrays and PIL images that a plugin holds and that look like RGB images of this size."""
+    images: list[Any] = []
+    for each in holdings.objects():
         if isinstance(each, (Tensor, np.ndarray)):
             shape = tuple(each.shape)
             if shape[-3:] in ((3, size, size), (size, size, 3)) or (
                 len(shape) < 3 and shape[-1:] == (3 * size * size,)
             ):
-                found.append(each)
+                images.append(each)
         elif isinstance(each, Image.Image) and each.size == (size, size):
-            found.append(each)
-    return found
+            images.append(each)
+    return images
 
 
 def _names_of(owner: Any) -> dict[str, Any]:
-    """The attributes of a class or module that its author wrote."""
+    """The attributes of a class or module without Python's own."""
     return {name: value for name, value in vars(owner).items() if not (name.startswith("__") and name.endswith("__"))}
 
 
 def _parts(each: Any, modules: set[str]) -> list[Any]:
-    """What an object refers to by its attributes, a function by what it closes over, its defaults and its cache."""
+    """What an object refers to: its attributes; for a function its closure, defaults and cache."""
     if isinstance(each, types.MethodType):
         return [each.__self__, each.__func__]
     if isinstance(each, (staticmethod, classmethod)):
@@ -136,26 +229,26 @@ def _parts(each: Any, modules: set[str]) -> list[Any]:
     if isinstance(each, property):
         return [each.fget, each.fset]
     if isinstance(each, functools._lru_cache_wrapper):
-        own = getattr(each, "__module__", None) in modules
-        return [one for one in gc.get_referents(each) if not callable(one)] if own else []
+        by_author = getattr(each, "__module__", None) in modules
+        return [one for one in gc.get_referents(each) if not callable(one)] if by_author else []
     if isinstance(each, types.GeneratorType):
         return list(each.gi_frame.f_locals.values()) if each.gi_frame is not None else []
     if isinstance(each, types.FunctionType):
-        found = [cell.cell_contents for cell in each.__closure__ or () if _full(cell)]
+        parts = [cell.cell_contents for cell in each.__closure__ or () if _is_filled(cell)]
         if each.__module__ in modules:
-            found += [*(each.__defaults__ or ()), *(each.__kwdefaults__ or {}).values(), *vars(each).values()]
-        return found
-    found = list(vars(each).values()) if hasattr(each, "__dict__") else []
+            parts += [*(each.__defaults__ or ()), *(each.__kwdefaults__ or {}).values(), *vars(each).values()]
+        return parts
+    parts = list(vars(each).values()) if hasattr(each, "__dict__") else []
     for kind in type(each).__mro__:
         slots = vars(kind).get("__slots__", ())
         names = (slots,) if isinstance(slots, str) else slots
-        found += [
+        parts += [
             getattr(each, name) for name in names if name not in ("__dict__", "__weakref__") and hasattr(each, name)
         ]
-    return found
+    return parts
 
 
-def _full(cell: Any) -> bool:
+def _is_filled(cell: Any) -> bool:
     try:
         _ = cell.cell_contents
     except ValueError:
@@ -173,7 +266,7 @@ def _gather_graph(node: Any, nodes: set[Any]) -> None:
 
 
 def hooks_on(model: nn.Module) -> int:
-    """How many hooks hang on a model's modules."""
+    """The number of hooks on a model's modules and parameters."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     modules = sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
     return modules + sum(len(p._backward_hooks or ()) for p in model.parameters())

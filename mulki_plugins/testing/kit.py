@@ -1,108 +1,142 @@
-"""`check_plugin` and `check_stream`: all checks in turn, and one report of everything that is wrong."""
+"""`check_plugin` and `check_stream`: run all checks and report everything that is wrong at once."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from mulki_plugins.registry.guard import cause_of
-from mulki_plugins.testing import plugin_checks, stream_checks
+from mulki_plugins.testing import growth, isolation_checks, resuming, stream_checks, training_checks
 from mulki_plugins.testing.laboratory import Laboratory
-from mulki_plugins.testing.names import PLUGIN_CHECKS, STREAM_CHECKS
-from mulki_plugins.testing.subject import Factory, Fault, Subject, subject_of
+from mulki_plugins.testing.subject import Factory, Fault, find_subject
+
+Check = Callable[[Any], None]
+Checked = Literal["plugin", "stream"]
+
+CHECKS: dict[str, dict[str, Check]] = {
+    "plugin": {
+        check.__name__: check
+        for check in (
+            training_checks.made,
+            training_checks.callbacks,
+            training_checks.trains,
+            isolation_checks.quiet,
+            training_checks.finite_loss,
+            isolation_checks.batch,
+            training_checks.optimizer,
+            training_checks.gradients,
+            isolation_checks.surroundings,
+            isolation_checks.random_numbers,
+            isolation_checks.files,
+            isolation_checks.teachers,
+            training_checks.repeatable,
+            training_checks.nested_evaluation,
+            training_checks.evaluation,
+            resuming.resume,
+            growth.growth,
+            training_checks.replay,
+            training_checks.extremes,
+        )
+    },
+    "stream": {
+        check.__name__: check
+        for check in (
+            stream_checks.made,
+            stream_checks.names,
+            stream_checks.declared,
+            stream_checks.labels,
+            stream_checks.images,
+            stream_checks.separate,
+            stream_checks.repeatable,
+            stream_checks.workers,
+            stream_checks.quiet,
+            stream_checks.trains,
+        )
+    },
+}
+"""The checks in order, by the names of PLUGIN_CHECKS and STREAM_CHECKS."""
+
+_ESSENTIAL = {"plugin": ("made", "callbacks", "trains"), "stream": ("made",)}
+"""Checks without which the later ones would mean nothing."""
 
 
 class CheckFailed(AssertionError):
-    """What is wrong with a plugin or a stream: each check by name, with what it found and how to fix it."""
+    """A plugin or stream fails checks. `faults`: by the check's name, each with its problem and its fix."""
 
-    def __init__(self, subject: str, faults: Mapping[str, Fault], left: list[str]) -> None:
+    def __init__(self, subject: str, faults: Mapping[str, Fault], skipped: Sequence[str] = ()) -> None:
         self.faults = dict(faults)
         lines = [f"{subject}: {len(faults)} {'check fails' if len(faults) == 1 else 'checks fail'}"]
         for name, fault in faults.items():
-            lines += [f"  {name}: {fault.wrong}", f"    fix: {fault.mend}"]
-        if left:
-            lines.append(f"  skipped until the above is fixed: {', '.join(left)}")
+            lines += [f"  {name}: {fault.problem}", f"    fix: {fault.fix}"]
+        if skipped:
+            lines.append(f"  skipped until the above is fixed: {', '.join(skipped)}")
         super().__init__("\n".join(lines))
 
 
 def check_plugin(factory: Factory, **options: Any) -> None:
-    """Put a plugin through every check of PLUGIN_CHECKS, which takes some seconds. CheckFailed with all that is wrong.
+    """Run every check of PLUGIN_CHECKS, which takes some seconds.
 
-    factory: the class, a function that makes one, or a registered name; options: its keyword arguments. What its
-    registration declares (requires, conflicts, keeps_images, ...) counts, if it is registered under this class or function.
+    factory: the class, a function that creates a plugin, or a registered name; options: its keyword arguments. If the class
+    or function is registered, its registration counts (requires, conflicts, keeps_images, ...). Raises CheckFailed.
     """
-    _check(
-        subject_of("plugin", factory, options),
-        Laboratory,
-        plugin_checks.CHECKS,
-        ("made", "callbacks", "trains"),
-    )
+    _check("plugin", factory, options)
 
 
 def check_stream(factory: Factory, **options: Any) -> None:
-    """Put a stream through every check of STREAM_CHECKS. CheckFailed with all that is wrong.
+    """Run every check of STREAM_CHECKS.
 
-    factory: the function that makes it, or a registered name; options: its keyword arguments.
+    factory: the function that creates the stream, or a registered name; options: its keyword arguments. Raises CheckFailed.
     """
-    _check(subject_of("stream", factory, options), stream_checks.Library, stream_checks.CHECKS, ("made",))
+    _check("stream", factory, options)
 
 
-def _check(
-    subject: Subject, start: Callable[[Subject], Any], checks: Mapping[str, Any], first: tuple[str, ...]
-) -> None:
-    """first: checks without which the others could say nothing."""
-    place, faults = start(subject), {}
-    left: list[str] = []
-    for name, check in checks.items():
-        if any(needed in faults for needed in first if needed != name):
-            left.append(name)
+def check_one(kind: Checked, name: str, factory: Factory, options: dict[str, Any]) -> None:
+    """Run a single check by its name. Raises CheckFailed."""
+    try:
+        bench = _cached_bench(kind, factory, frozenset(options.items()))
+    except TypeError:  # an unhashable option
+        bench = _bench(kind, factory, options)
+    try:
+        _run(CHECKS[kind][name], bench)
+    except Fault as fault:
+        raise CheckFailed(bench.subject.name, {name: fault}) from None
+
+
+def _check(kind: Checked, factory: Factory, options: dict[str, Any]) -> None:
+    bench = _bench(kind, factory, options)
+    faults: dict[str, Fault] = {}
+    skipped: list[str] = []
+    for name, check in CHECKS[kind].items():
+        if any(essential in faults for essential in _ESSENTIAL[kind]):
+            skipped.append(name)
             continue
         try:
-            _carry_out(check, place)
+            _run(check, bench)
         except Fault as fault:
             faults[name] = fault
     if faults:
-        raise CheckFailed(subject.name, faults, left)
+        raise CheckFailed(bench.subject.name, faults, skipped)
 
 
-def _carry_out(check: Callable[[Any], None], place: Any) -> None:
-    """A check; whatever it ends in is a Fault, so that a report comes of it."""
+def _run(check: Check, bench: Any) -> None:
+    """Run a check. Any error in it becomes a Fault, so that it appears in the report."""
     try:
-        check(place)
+        check(bench)
     except Fault:
         raise
     except (Exception, SystemExit) as error:
-        what = f"the check ended in an error: {cause_of(error)}"
-        raise Fault(
-            what, "the traceback below shows where; if no code of yours is in it, report it to MulKI"
-        ) from error
-
-
-def check_one(kind: str, name: str, factory: Factory, options: dict[str, Any]) -> None:
-    """A single check by its name. CheckFailed where it fails."""
-    try:
-        key = frozenset(options.items())
-        place = _kept(kind, factory, key)
-    except TypeError:  # an option that cannot be a key
-        place = _place(kind, factory, options)
-    checks: Mapping[str, Any] = plugin_checks.CHECKS if kind == "plugin" else stream_checks.CHECKS
-    try:
-        _carry_out(checks[name], place)
-    except Fault as fault:
-        raise CheckFailed(place.subject.name, {name: fault}, []) from None
+        problem = f"the check ended in an error: {cause_of(error)}"
+        fix = "the traceback below shows where; if it holds none of your code, report it to MulKI"
+        raise Fault(problem, fix) from error
 
 
 @functools.lru_cache(maxsize=4)
-def _kept(kind: str, factory: Factory, options: frozenset[tuple[str, Any]]) -> Any:
-    return _place(kind, factory, dict(options))
+def _cached_bench(kind: Checked, factory: Factory, options: frozenset[tuple[str, Any]]) -> Any:
+    return _bench(kind, factory, dict(options))
 
 
-def _place(kind: str, factory: Factory, options: dict[str, Any]) -> Any:
-    if kind == "plugin":
-        return Laboratory(subject_of("plugin", factory, options))
-    return stream_checks.Library(subject_of("stream", factory, options))
-
-
-assert list(plugin_checks.CHECKS) == list(PLUGIN_CHECKS)
-assert list(stream_checks.CHECKS) == list(STREAM_CHECKS)
+def _bench(kind: Checked, factory: Factory, options: dict[str, Any]) -> Any:
+    """Where the checks of a kind find the subject and what they share."""
+    subject = find_subject(kind, factory, options)
+    return Laboratory(subject) if kind == "plugin" else stream_checks.Library(subject)

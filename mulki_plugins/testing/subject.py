@@ -1,8 +1,9 @@
-"""What is tested: a plugin with its options, and what its registration says of it."""
+"""The plugin or stream under test: how to create it, what its registration declares, and which code its author wrote."""
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,22 +12,25 @@ from attrs import define, frozen
 from mulki_plugins.registry.catalog import Kind, Part
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.guard import cause_of
-from mulki_plugins.testing.world import small_model, small_reference
+from mulki_plugins.testing.small import small_model, small_reference
 
 Factory = str | Callable[..., Any]
 
+_LIBRARIES = {"avalanche", "torch", "builtins", "abc", "typing", "numpy", "attr", "attrs", "dataclasses"}
+_MULKI = "mulki_plugins"
+
 
 class Fault(Exception):
-    """What is wrong, and how to fix it."""
+    """A failed check: the problem and its fix."""
 
-    def __init__(self, wrong: str, mend: str) -> None:
-        super().__init__(wrong)
-        self.wrong, self.mend = wrong, mend
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(problem)
+        self.problem, self.fix = problem, fix
 
 
 @frozen(eq=False)
 class Subject:
-    """A plugin or stream that can be made again and again. Without a registration nothing is declared of it."""
+    """A plugin or stream that can be created repeatedly. part: its registration, None if it has none."""
 
     factory: Callable[..., Any]
     options: dict[str, Any]
@@ -34,17 +38,17 @@ class Subject:
 
     @property
     def name(self) -> str:
-        called = getattr(self.factory, "__name__", type(self.factory).__name__)
-        return f"{called} ({self.part.name})" if self.part else called
+        name = getattr(self.factory, "__name__", type(self.factory).__name__)
+        return f"{name} ({self.part.name})" if self.part else name
 
-    def declared(self, what: str) -> Any:
-        """A field of its registration, or an attribute of its class; what it is by default where there is neither."""
-        found = getattr(self.part, what) if self.part else None
-        default: Any = () if what in ("requires", "conflicts", "tasks") else False
-        return found or getattr(self.factory, what, default)
+    def declared(self, fact: str) -> Any:
+        """A fact of its registration, or of its class; else the default."""
+        value = getattr(self.part, fact) if self.part else None
+        default: Any = () if fact in ("requires", "conflicts", "tasks") else False
+        return value or getattr(self.factory, fact, default)
 
-    def made(self) -> Any:
-        """A new one. Fault where it cannot be made."""
+    def create(self) -> Any:
+        """A new one. Fault if that fails."""
         options = dict(self.options)
         if self.part and self.part.kind == "plugin":
             options = {**self.part.defaults, **options}
@@ -53,54 +57,55 @@ class Subject:
         try:
             return self.factory(**options)
         except (Exception, SystemExit) as error:
-            said = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
+            arguments = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
             raise Fault(
-                f"{self.name} cannot be made with ({said}): {cause_of(error)}",
-                "give every option a default or give it to the check, and take all options as keyword arguments",
+                f"{self.name}({arguments}) fails: {cause_of(error)}",
+                "give every option a default or pass it to the check, and accept all options as keyword arguments",
             ) from error
 
     def stack(self, teachers: bool = False) -> Stack:
-        """The plugins that it requires, in order, and itself at the end. teachers: add them where they may stand there."""
-        needed: dict[str, Part] = {}
+        """The plugins it requires, in order, followed by itself. teachers: add the teachers unless they conflict."""
+        required: dict[str, Part] = {}
         for name in self.declared("requires"):
-            _gather(name, needed)
-        own = self.part.name if self.part else ""
-        if teachers and "teachers" not in (*needed, *self.declared("conflicts"), own):
-            needed = {"teachers": catalog().find("plugin", "teachers"), **needed}
-        before = [Subject(part.load(), {}, part).made() for part in needed.values() if part.name != own]
-        subject = self.made()
-        return Stack([*before, subject], subject)
+            _collect_required(name, required)
+        name = self.part.name if self.part else ""
+        if teachers and "teachers" not in (*required, *self.declared("conflicts"), name):
+            required = {"teachers": catalog().find("plugin", "teachers"), **required}
+        before = [Subject(part.load(), {}, part).create() for part in required.values() if part.name != name]
+        plugin = self.create()
+        return Stack([*before, plugin], plugin)
 
 
 @define(eq=False)
 class Stack:
-    """Plugins in their order, and the one among them that is tested."""
+    """Plugins in order, and the one among them that is tested."""
 
     plugins: list[Any]
     subject: Any
 
 
-def _gather(name: str, into: dict[str, Part]) -> None:
-    """A required plugin with what it requires before it."""
+def _collect_required(name: str, into: dict[str, Part]) -> None:
+    """Add a required plugin after the plugins that it requires in turn."""
     if name not in into:
         part = catalog().find("plugin", name)
         for other in part.requires:
-            _gather(other, into)
+            _collect_required(other, into)
         into[name] = part
 
 
-def subject_of(kind: Kind, factory: Factory, options: dict[str, Any]) -> Subject:
-    """The subject of a check: a registered name, or a class or function, whose registration is looked up."""
+def find_subject(kind: Kind, factory: Factory, options: dict[str, Any]) -> Subject:
+    """The subject for a registered name, a class or a function; a class's or function's registration is looked up."""
     if isinstance(factory, str):
         part = catalog().find(kind, factory)
         return Subject(part.load(), options, part)
     if not callable(factory):
-        what = f"expected a {kind}'s class, a function that makes one, or a registered name, got a {type(factory).__name__}"
-        raise TypeError(what + f"; give {type(factory).__name__} itself, and its options as keyword arguments")
-    return Subject(factory, options, _registration(kind, factory))
+        name = type(factory).__name__
+        problem = f"expected a {kind}'s class, a function that creates one, or a registered name, got a {name}"
+        raise TypeError(f"{problem}; give {name} itself, and its options as keyword arguments")
+    return Subject(factory, options, _find_registration(kind, factory))
 
 
-def _registration(kind: Kind, factory: Callable[..., Any]) -> Part | None:
+def _find_registration(kind: Kind, factory: Callable[..., Any]) -> Part | None:
     target = f"{getattr(factory, '__module__', '')}:{getattr(factory, '__qualname__', '')}"
     for part in catalog().of_kind(kind):
         if part.target in (target, factory):
@@ -110,3 +115,27 @@ def _registration(kind: Kind, factory: Callable[..., Any]) -> Part | None:
             if loaded is factory:
                 return part
     return None
+
+
+def author_modules(plugin: Any, factory: Callable[..., Any]) -> set[str]:
+    """Names of the loaded modules that the plugin's author wrote: those that define it, and others of their packages.
+
+    For MulKI's own plugins only the modules that define its classes, because the package also holds the kit.
+    """
+    modules = {_defining_module(kind) for kind in type(plugin).__mro__}
+    modules.add(getattr(factory, "__module__", None) or "")
+    modules = {name for name in modules if name and name.split(".")[0] not in _LIBRARIES}
+    packages = {name.split(".")[0] for name in modules} - {_MULKI}
+    modules |= {name for name in list(sys.modules) if name.split(".")[0] in packages}
+    return {name for name in modules if sys.modules.get(name) is not None}
+
+
+def author_classes(plugin: Any, modules: set[str]) -> list[type]:
+    return [kind for kind in type(plugin).__mro__ if _defining_module(kind) in modules]
+
+
+def _defining_module(kind: type) -> str:
+    """The module that defines a class. A class created by calling `type` names "abc"; its methods know better."""
+    if kind.__module__ != "abc":
+        return kind.__module__
+    return next((value.__module__ for value in vars(kind).values() if inspect.isfunction(value)), "")

@@ -1,4 +1,4 @@
-"""One training of a small model on small tasks, as `mulki run` trains, with everything that happens written down."""
+"""One training of a small model on small tasks, as `mulki run` trains, with a record of everything that happens."""
 
 from __future__ import annotations
 
@@ -20,122 +20,132 @@ from mulki_plugins.models.load import LoadedClip
 from mulki_plugins.recipe.schema import Evaluate, Optimizer, Schedule, Train
 from mulki_plugins.streams.benchmark import as_benchmark
 from mulki_plugins.streams.task import TaskStream
-from mulki_plugins.testing import surroundings
-from mulki_plugins.testing.surroundings import kept_random_state
-from mulki_plugins.testing.witnesses import (
+from mulki_plugins.testing import process
+from mulki_plugins.testing.observers import (
     LEAVE_EVALUATION,
     LEAVE_SETTINGS,
     RATE,
-    First,
-    Last,
+    FirstObserver,
+    LastObserver,
     Step,
-    learning_of,
+    group_settings,
     replaced_methods,
-    settings_of,
+    trainable,
     weights_of,
 )
-from mulki_plugins.testing.world import small_model, small_stream
+from mulki_plugins.testing.process import preserved_state
+from mulki_plugins.testing.small import small_model, small_stream
 from mulki_plugins.training.rng import seed_everything
 from mulki_plugins.training.strategy import ContinualTemplate
 
 BATCH = 4
 WARMUP = 2
 LOADER = {"num_workers": 0, "persistent_workers": False}
-"""What a run hands to `train` and `eval`, and so to every callback."""
+"""Keyword arguments that a run passes to `train` and `eval`, and so to every callback."""
 
 Weights = dict[str, Tensor]
 
 
 @define(eq=False)
 class Trial:
-    """What a training did. Lists have an entry for each task that was trained."""
+    """What happened in a training. Lists have an entry per trained task."""
 
     model: ClipClassifier
     strategy: ContinualTemplate
     plugins: list[Any]
     iterations: int
     task: int = 0
-    """The task that is or was last trained, from 1."""
+    """The current task, or the last one trained, counted from 1."""
     steps: list[Step] = field(factory=list)
     before: list[Weights] = field(factory=list)
-    """The weights with which a task began, before any plugin's before_training_exp."""
+    """The weights at a task's start, before any plugin's before_training_exp."""
     began: list[Weights] = field(factory=list)
     """The weights at a task's first step."""
     after: list[Weights] = field(factory=list)
     """The weights after a task, as all plugins left them."""
     texts_before: list[Tensor] = field(factory=list)
-    """The text features [C, d] of a task's own classes before it was trained."""
+    """The text features [C, d] of a task's classes before it is trained."""
     texts_after: list[Tensor] = field(factory=list)
-    counted: list[int] = field(factory=list)
-    """How often the optimizer stepped."""
-    remembered: list[int] = field(factory=list)
-    """How many steps the optimizer's state knows of."""
+    """The text features [C, d] of a task's classes after it is trained."""
     printed: str = ""
-    given: tuple[Any, list[dict[str, Any]]] = (None, [])
-    """The optimizer that the strategy made for the current task, and the settings of its groups."""
+    after_step: Callable[[Any], None] = lambda strategy: None
+
+    optimizer: tuple[Any, list[dict[str, Any]]] = (None, [])
+    """The optimizer that the strategy created for the current task, and the settings of its groups."""
+    optimizer_steps: list[int] = field(factory=list)
+    """How often the optimizer stepped."""
+    optimizer_age: list[int] = field(factory=list)
+    """The number of steps in the optimizer's state."""
     original: dict[str, tuple[Tensor, Tensor]] = field(factory=dict)
-    """The weights and buffers of the model before any plugin saw it, by name: each itself, and a copy."""
+    """The model's weights and buffers before any plugin saw it, by name: each itself, and a copy."""
     notes: list[tuple[str, str, str]] = field(factory=list)
-    """What the two that look on have found: a check, what is wrong, and how to fix it."""
+    """What the observers noticed: the check, the problem, the fix."""
     evaluations: int = 0
-    outputs: list[tuple[int, Tensor]] = field(factory=list)
-    """Of each batch of the last evaluation its task and the model's logits."""
+    logits: list[tuple[int, Tensor]] = field(factory=list)
+    """The task and the logits of each batch of the last evaluation."""
     generators: dict[tuple[Any, ...], tuple[int, ...]] = field(factory=dict)
-    """Where the random generators stood, by the moment."""
+    """The states of the random generators, by moment."""
     probe: Tensor | None = None
     """Images on which the model is compared with the teachers."""
-    outputs_before: list[list[Tensor]] = field(factory=list)
-    """What the model made of them before each task."""
-    learning: frozenset[tuple[str, int]] = frozenset()
-    """The weights that learn since the current task's first step."""
-    taught: set[int] = field(factory=set)
-    """The identities of all weights that had a gradient."""
+    probe_features: list[list[Tensor]] = field(factory=list)
+    """The model's features of the probe, and of the classes, before each task."""
+    trainable: frozenset[tuple[str, int]] = frozenset()
+    """The weights that learn, as of the current task's first step."""
+    had_gradient: set[int] = field(factory=set)
+    """The identities of all weights that ever had a gradient."""
     settings: dict[str, Any] = field(factory=dict)
     parts: dict[str, Any] = field(factory=dict)
-    """The strategy's attributes that stay the same objects."""
+    """Attributes of the strategy that must stay the same objects."""
     replaced: set[str] = field(factory=set)
+    """Methods that the strategy overrides on itself from the start."""
     stack: int = 0
+    """The number of the strategy's plugins."""
+
     batch: Any = None
     output: Any = None
     features: list[tuple[Tensor, Tensor]] = field(factory=list)
     sentinel: Any = None
-    """0 in the loss: it has the gradient 1 as long as the loss is only added to."""
+    """0 added to the loss. Its gradient is 1 as long as plugins only add to the loss."""
     eval_batch: Any = None
     eval_output: Any = None
-    after_step: Callable[[Any], None] = lambda strategy: None
 
     @property
     def losses(self) -> list[float]:
         return [step.loss for step in self.steps]
 
     @property
-    def in_task(self) -> int:
-        """Steps of the current task so far."""
+    def steps_in_task(self) -> int:
+        """The number of steps of the current task so far."""
         return sum(step.task == self.task - 1 for step in self.steps)
 
-    def note(self, check: str, wrong: str, mend: str) -> None:
+    def note(self, check: str, problem: str, fix: str) -> None:
+        """Keep the first problem of each check."""
         if not any(noted == check for noted, _, _ in self.notes):
-            self.notes.append((check, wrong, mend))
+            self.notes.append((check, problem, fix))
 
-    def clear(self) -> None:
-        """Forget the weights of the tasks so far."""
-        for each in (self.before, self.began, self.after):
-            each.clear()
+    def drop_weights(self) -> None:
+        """Free the copies of the weights so far."""
+        for weights in (self.before, self.began, self.after):
+            weights.clear()
 
-    def look_at_strategy(self) -> None:
-        """Note what must stay."""
+    def record_strategy(self) -> None:
+        """Record what must stay as it is."""
         model, strategy = self.model, self.strategy
-        named = [*model.named_parameters(), *model.named_buffers()]
-        self.settings = surroundings.settings()
-        self.original = {name: (value, value.detach().clone()) for name, value in named}
+        self.settings = process.settings()
+        tensors = [*model.named_parameters(), *model.named_buffers()]
+        self.original = {name: (value, value.detach().clone()) for name, value in tensors}
         names = ("model", "_criterion", "evaluator", "settings", "train_mb_size", "eval_mb_size", "device")
         self.parts = {name: getattr(strategy, name) for name in names}
         self.replaced, self.stack = replaced_methods(strategy), len(strategy.plugins)
 
+    def check_settings(self, where: str) -> None:
+        for name in process.changed_settings(self.settings):
+            self.note("surroundings", f"it changes {name}, {where}", LEAVE_SETTINGS)
+
 
 @define(eq=False, kw_only=True)
-class Place:
-    """A model, its tasks as a benchmark, and the stack that is to be tried there."""
+class Setup:
+    """A model, a stream and a budget for a trial."""
 
     loaded: LoadedClip = field(factory=small_model)
     stream: TaskStream = field(factory=small_stream)
@@ -145,7 +155,7 @@ class Place:
     precision: Any = "fp32"
 
     def trial(self, plugins: Sequence[Any], more: Sequence[Any] = ()) -> Trial:
-        """The model under a strategy with these plugins between two that look on, and `more` after them."""
+        """The model in a strategy with these plugins between the two observers, and `more` after them."""
         model = ClipClassifier(self.loaded.clip, self.loaded.tokenizer, self.stream.tasks, train=self.train)
         settings = Train(
             iterations=self.iterations,
@@ -154,8 +164,8 @@ class Place:
             schedule=Schedule(warmup=min(WARMUP, self.iterations)),
             precision=self.precision,
         )
-        first, last = First(), Last()
-        strategy = _Tried(
+        first, last = FirstObserver(), LastObserver()
+        strategy = _ObservedStrategy(
             model=model,
             train=settings,
             evaluate=Evaluate(batch_size=16),
@@ -165,34 +175,34 @@ class Place:
         )
         trial = Trial(model=model, strategy=strategy, plugins=list(plugins), iterations=self.iterations)
         first.trial = last.trial = strategy.trial = trial
-        trial.look_at_strategy()
+        trial.record_strategy()
         return trial
 
     def benchmark(self) -> CLScenario:
         return as_benchmark(self.stream, self.loaded.transform(train=True), self.loaded.transform(train=False))
 
 
-class _Tried(ContinualTemplate):
-    """Notes its optimizers, and goes on after a loss that is no number, so that the check of the loss can say so."""
+class _ObservedStrategy(ContinualTemplate):
+    """Records its optimizers, and continues after a loss that is not finite, so that the kit's checks can report it."""
 
     trial: Trial | None = None
 
     def check_loss(self) -> None:
-        return
+        """Nothing: the check `finite_loss` reports it."""
 
     def check_weights(self) -> None:
-        """Nothing, so that the check of the optimizer can name what does not learn."""
+        """Nothing: the check `optimizer` names the weights that do not learn."""
 
     def make_optimizer(self, **kwargs: Any) -> None:
         super().make_optimizer(**kwargs)
         trial = self.trial
         if trial is None:
             return
-        trial.given = self.optimizer, [settings_of(group) for group in self.optimizer.param_groups]
+        trial.optimizer = self.optimizer, [group_settings(group) for group in self.optimizer.param_groups]
 
         def count(*_: Any) -> None:
-            trial.counted += [0] * (trial.task - len(trial.counted))
-            trial.counted[trial.task - 1] += 1
+            trial.optimizer_steps += [0] * (trial.task - len(trial.optimizer_steps))
+            trial.optimizer_steps[trial.task - 1] += 1
 
         self.optimizer.register_step_post_hook(count)
 
@@ -207,77 +217,74 @@ def train(
     tested: Sequence[int] | None = None,
     learned: Callable[[], None] = lambda: None,
 ) -> Trial:
-    """Train these tasks as a run does: evaluate; then train each from the seed, and evaluate after it.
+    """Train these tasks as a run does: evaluate; then train each one from the seed, and evaluate after it.
 
-    evaluated: the first evaluation has been made already, by a run that is resumed. tested: the tasks to evaluate
-    on; those that are trained where none are given. learned: called after each training,
-    before the evaluation, where a run writes a checkpoint.
+    evaluated: skip the first evaluation, as a resumed run does. tested: the tasks to evaluate, by default those trained.
+    learned: called after each task's training and before its evaluation, where a run writes a checkpoint.
     """
+    tested = tasks if tested is None else tested
     text = io.StringIO()
-    with contextlib.redirect_stdout(text), _without_avalanches_warnings():
+    with contextlib.redirect_stdout(text), _without_avalanche_warnings():
         try:
             if trial.task == 0:
-                seed_everything(seed)  # which sets deterministic kernels, too
-                trial.settings = surroundings.settings()
+                seed_everything(seed)  # this also selects deterministic kernels
+                trial.settings = process.settings()
                 if not evaluated:
-                    evaluate(trial, benchmark, tasks if tested is None else tested)
+                    evaluate(trial, benchmark, tested)
             for task in tasks:
                 seed_everything(seed, task + 1)
-                trial.texts_before.append(_texts(trial.model, task))
+                trial.texts_before.append(_text_features(trial.model, task))
                 trial.strategy.train(benchmark.train_stream[task], eval_streams=[], **LOADER)
                 trial.after.append(weights_of(trial.model))
-                trial.texts_after.append(_texts(trial.model, task))
-                _look_around(trial, "after_training")
+                trial.texts_after.append(_text_features(trial.model, task))
+                trial.check_settings("in after_training or before")
                 learned()
-                evaluate(trial, benchmark, tasks if tested is None else tested)
+                evaluate(trial, benchmark, tested)
         finally:
             trial.printed += text.getvalue()
     return trial
 
 
 def evaluate(trial: Trial, benchmark: CLScenario, order: Sequence[int] = (0, 1)) -> list[tuple[int, Tensor]]:
-    """Evaluate two tasks; notes what an evaluation must not change. Returns the logits of each batch with its task."""
-    trial.outputs = []
+    """Evaluate the tasks and note forbidden changes. Returns the task and the logits of each batch."""
+    trial.logits = []
     model, strategy = trial.model, trial.strategy
-    weights, learning = weights_of(model), learning_of(model)
+    weights, learning = weights_of(model), trainable(model)
     strategy.eval([benchmark.test_stream[task] for task in order], **LOADER)
-    after = weights_of(model)
-    if weights.keys() != after.keys() or any(not torch.equal(after[name], w) for name, w in weights.items()):
+    if not same_weights(weights, weights_of(model)):
         trial.note("evaluation", "an evaluation changes weights of the model", LEAVE_EVALUATION)
-    if learning != learning_of(model):
+    if learning != trainable(model):
         trial.note("evaluation", "an evaluation changes which weights learn", LEAVE_EVALUATION)
-    _look_around(trial, "after_eval")
-    return trial.outputs
+    trial.check_settings("in after_eval or before")
+    return trial.logits
 
 
-def _look_around(trial: Trial, where: str) -> None:
-    for name in surroundings.changed(trial.settings):
-        trial.note("surroundings", f"it changes {name}, in {where} or before", LEAVE_SETTINGS)
+def same_weights(a: Weights, b: Weights) -> bool:
+    """Whether the names and every number agree."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @contextlib.contextmanager
-def _without_avalanches_warnings() -> Iterator[None]:
-    """Avalanche warns of itself; the warnings of others are shown."""
+def _without_avalanche_warnings() -> Iterator[None]:
+    """Drop the warnings that Avalanche causes itself and show all others."""
     with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")  # the caller's filters apply below
         yield
-    for each in caught:
-        if "avalanche" not in each.filename:
-            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    for warning in caught:
+        if "avalanche" not in warning.filename:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def train_two_tasks(plugins: Sequence[Any], *, seed: int = 0, iterations: int = 4) -> Trial:
-    """Train the kit's small model on two small tasks with these plugins: for tests of what a plugin is for.
+    """Train the kit's small model on two small tasks with these plugins, to test what a plugin is meant to do.
 
-    iterations: steps a task. Takes about half a second; returns what happened.
+    iterations: steps per task. Takes about half a second. Returns what happened.
     """
-    with kept_random_state():
-        place = Place(iterations=iterations)
-        return train(place.trial(plugins), place.benchmark(), seed=seed)
+    with preserved_state():
+        setup = Setup(iterations=iterations)
+        return train(setup.trial(plugins), setup.benchmark(), seed=seed)
 
 
 @torch.no_grad()
-def _texts(model: ClipClassifier, task: int) -> Tensor:
+def _text_features(model: ClipClassifier, task: int) -> Tensor:
     return model.encode_text(task, all_templates=False)
-
-
-__all__ = ["Place", "Step", "Trial", "evaluate", "kept_random_state", "train", "train_two_tasks"]
