@@ -1,4 +1,4 @@
-"""What this package brings to MulKI."""
+"""The parts that this package adds to MulKI."""
 
 from importlib.resources import files
 
@@ -13,9 +13,9 @@ def mulki_register(register):
         summary="clocks, compasses, gauges and dice, drawn by code",
         tasks=["clocks", "compasses", "gauges", "dice"],
         options={
-            "tasks": "only these, in the order given here",
-            "each": "training images of each class; a quarter as many to test",
-            "seed": "of the drawings",
+            "tasks": "only these tasks, in this order",
+            "each": "training images per class; a quarter as many test images",
+            "seed": "seed of the drawings",
         },
     )
     register.folder("recipes", files("mulki_instruments") / "recipes")

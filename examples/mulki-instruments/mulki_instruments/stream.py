@@ -1,4 +1,4 @@
-"""Four tasks of drawn pictures. Every picture follows from its task, its class and a seed."""
+"""Four tasks of drawn pictures. Task, class and seed determine each picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mulki_plugins.types import Count, Natural
 
 SIZE = 48
 _SCALE = 4
-"""Pictures are drawn four times as large, so that lines are smooth."""
+"""Pictures are drawn four times as large and scaled down, which smooths the lines."""
 MIDDLE = SIZE * _SCALE / 2
 
 Pencil = ImageDraw.ImageDraw
@@ -22,7 +22,7 @@ Colour = tuple[int, int, int]
 
 
 def _needle(pencil: Pencil, turn: float, length: float, width: float, ink: Colour) -> None:
-    """A line from the middle; turn: from 0, upwards, clockwise to 1."""
+    """Draw a line from the middle. turn: 0 points up; clockwise to 1."""
     x, y = (MIDDLE + length * MIDDLE * f(2 * math.pi * turn) for f in (math.sin, lambda angle: -math.cos(angle)))
     pencil.line((MIDDLE, MIDDLE, x, y), fill=ink, width=round(width * _SCALE))
 
@@ -61,7 +61,7 @@ def _die(pencil: Pencil, face: int, ink: Colour, rng: np.random.Generator) -> No
     )
     for letter in _PIPS[face + 1]:
         row, column = divmod("abcdefghi".index(letter), 3)
-        x, y = (MIDDLE * (1 + 0.45 * (place - 1)) for place in (column, row))
+        x, y = (MIDDLE * (1 + 0.45 * (step - 1)) for step in (column, row))
         r = MIDDLE / 9
         pencil.ellipse((x - r, y - r, x + r, y + r), fill=ink)
 
@@ -72,7 +72,7 @@ TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Draw]] = {
     "clocks": (_NUMBERS, ("a clock that shows {} o'clock.", "it is {} o'clock."), _clock),
     "compasses": (
         ("north", "north-east", "east", "south-east", "south", "south-west", "west", "north-west"),
-        ("a compass whose needle points {}.",),
+        ("a compass pointing {}.",),
         _compass,
     ),
     "gauges": (("empty", "low", "half full", "high", "full"), ("a gauge that reads {}.",), _gauge),
@@ -81,7 +81,7 @@ TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Draw]] = {
 
 
 def instruments(*, tasks: list[str] | None = None, each: Count = 40, seed: Natural = 0) -> TaskStream:
-    """Four tasks of five to twelve classes, 48 x 48 pixels; MulkiError for a task that there is not."""
+    """Four tasks of five to twelve classes, 48 x 48 pixels. Raises MulkiError for an unknown task."""
     names = list(TASKS) if tasks is None else tasks
     for name in names:
         if name not in TASKS:
@@ -93,9 +93,9 @@ def instruments(*, tasks: list[str] | None = None, each: Count = 40, seed: Natur
 
 def _task(name: str, each: int, seed: int) -> Task:
     classes, templates, draw = TASKS[name]
-    place = list(TASKS).index(name)
-    train = _pictures(draw, len(classes), each, np.random.default_rng([seed, place, 0]))
-    test = _pictures(draw, len(classes), max(1, each // 4), np.random.default_rng([seed, place, 1]))
+    index = list(TASKS).index(name)
+    train = _pictures(draw, len(classes), each, np.random.default_rng([seed, index, 0]))
+    test = _pictures(draw, len(classes), max(1, each // 4), np.random.default_rng([seed, index, 1]))
     return Task(name=name, class_names=classes, templates=templates, train=train, test=test)
 
 

@@ -1,4 +1,4 @@
-"""What this package brings to MulKI."""
+"""The parts that this package adds to MulKI."""
 
 from importlib.resources import files
 

@@ -1,4 +1,4 @@
-"""The stage, and the shuffling of tiles as a function of its own."""
+"""The stage, and the shuffling of tiles as a pure function."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from mulki_plugins.types import Count, Weight, checked
 
 
 class Jigsaw(Stage):
-    """Adds weight·mean_b ‖z(x̃_b) − z⁰(x̃_b)‖², x̃ being the batch's images with their tiles shuffled, z⁰ the pre-trained model.
+    """Distils the pre-trained model on the batch's images, cut into tiles and shuffled.
 
-    weight: factor of the loss. tiles: tiles along each side. Each image is shuffled in its own order, anew at each step.
+    Adds weight·mean_b ‖z(x̃_b) − z⁰(x̃_b)‖², where x̃ are the batch's images with their tiles shuffled, z the model's unit-norm
+    image features and z⁰ those of the pre-trained model. Each image gets a new random order at each step.
     """
 
     @checked
@@ -26,15 +27,18 @@ class Jigsaw(Stage):
         self.tiles = tiles
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        x = shuffled(strategy.mb_x, self.tiles)
+        x = shuffle_tiles(strategy.mb_x, self.tiles)
         with autocast_of(strategy):
             z = classifier_of(strategy, self).encode_image(x)
-        taught = Teachers.of(strategy, self).initial.images(x).to(z)
-        self.add_loss(strategy, "jigsaw", (z - taught).square().sum(1).mean(), self.weight)
+        z0 = Teachers.of(strategy, self).initial.images(x).to(z)
+        self.add_loss(strategy, "jigsaw", (z - z0).square().sum(1).mean(), self.weight)
 
 
-def shuffled(x: Tensor, tiles: int) -> Tensor:
-    """Images [B, C, H, W], each cut into tiles x tiles pieces that are put together in a random order of its own."""
+def shuffle_tiles(x: Tensor, tiles: int) -> Tensor:
+    """The images [B, C, H, W], each cut into tiles x tiles pieces and put together in its own random order.
+
+    Raises MulkiError if `tiles` does not divide H and W.
+    """
     b, c, h, w = x.shape
     if h % tiles or w % tiles:
         raise MulkiError(f"jigsaw: {tiles} tiles do not divide images of {h} x {w} pixels", "set `tiles` to a divisor")
