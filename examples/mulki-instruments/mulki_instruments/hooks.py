@@ -7,15 +7,6 @@ from mulki_plugins import hookimpl
 
 @hookimpl
 def mulki_register(register):
-    register.stream(
-        "instruments",
-        "mulki_instruments.stream:instruments",
-        summary="clocks, compasses, gauges and dice, drawn by code",
-        tasks=["clocks", "compasses", "gauges", "dice"],
-        options={
-            "tasks": "only these tasks, in this order",
-            "each": "training images per class; a quarter as many test images",
-            "seed": "seed of the drawings",
-        },
-    )
+    tasks = ["clocks", "compasses", "gauges", "dice"]
+    register.stream("instruments", "mulki_instruments.stream:instruments", tasks=tasks)
     register.folder("recipes", files("mulki_instruments") / "recipes")

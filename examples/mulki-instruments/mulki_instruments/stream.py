@@ -81,7 +81,15 @@ TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Draw]] = {
 
 
 def instruments(*, tasks: list[str] | None = None, each: Count = 40, seed: Natural = 0) -> TaskStream:
-    """Four tasks of five to twelve classes, 48 x 48 pixels. Raises MulkiError for an unknown task."""
+    """Clocks, compasses, gauges and dice, drawn by code.
+
+    Four tasks of five to twelve classes, 48 x 48 pixels. Raises MulkiError for an unknown task.
+
+    Args:
+        tasks: Only these tasks, in this order.
+        each: Training images per class; a quarter as many test images.
+        seed: Seed of the drawings.
+    """
     names = list(TASKS) if tasks is None else tasks
     for name in names:
         if name not in TASKS:

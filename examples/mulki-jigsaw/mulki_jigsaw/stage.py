@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.stages import Teachers
-from mulki_plugins.stages.stage import Stage, autocast_of, classifier_of
 from mulki_plugins.types import Count, Weight, checked
+from mulki_plugins.stages.stage import Part, Stage, autocast_of, classifier_of
 
 
 class Jigsaw(Stage):
     """Distils the pre-trained model on the batch's images, cut into tiles and shuffled.
 
-    Adds weight·mean_b ‖z(x̃_b) − z⁰(x̃_b)‖², where x̃ are the batch's images with their tiles shuffled, z the model's unit-norm
-    image features and z⁰ those of the pre-trained model. Each image gets a new random order at each step.
+    L = mean_b ‖z(x̃_b) − z⁰(x̃_b)‖², where x̃ are the batch's images with their tiles shuffled, z the model's unit-norm image
+    features and z⁰ those of the pre-trained model. Each image gets a new random order at each step.
+
+    Args:
+        weight: Factor of the loss.
+        tiles: Tiles along each side of an image; they must divide the image's size.
     """
+
+    requires = ("teachers",)
 
     @checked
     def __init__(self, *, weight: Weight = 1.0, tiles: Count = 2) -> None:
@@ -26,12 +29,12 @@ class Jigsaw(Stage):
         self.weight = weight
         self.tiles = tiles
 
-    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        x = shuffle_tiles(strategy.mb_x, self.tiles)
-        with autocast_of(strategy):
-            z = classifier_of(strategy, self).encode_image(x)
-        z0 = Teachers.of(strategy, self).initial.images(x).to(z)
-        self.add_loss(strategy, "jigsaw", (z - z0).square().sum(1).mean(), self.weight)
+    def loss(self, part: Part) -> Tensor:
+        x = shuffle_tiles(part.strategy.mb_x[part.rows], self.tiles)
+        with autocast_of(part.strategy):
+            z = classifier_of(part.strategy, self).encode_image(x)
+        z0 = part.teachers.initial.images(x).to(z)
+        return (z - z0).square().sum(1).mean()
 
 
 def shuffle_tiles(x: Tensor, tiles: int) -> Tensor:
