@@ -326,5 +326,5 @@ def test_unreadable_images_are_left_out_and_counted(tmp_path, monkeypatch, capsy
 def test_a_folder_that_vanished_is_not_skipped_image_by_image(tmp_path, monkeypatch):
     monkeypatch.setitem(WRONG, "train", range(24))
     monkeypatch.setitem(WRONG, "error", FileNotFoundError(2, "No such file or directory", "photos/1.jpg"))
-    with pytest.raises(MulkiError, match=r"in a row cannot be read, the last of which: .*photos/1.jpg"):
+    with pytest.raises(MulkiError, match=r"consecutive images could not be read; the last error: .*photos/1.jpg"):
         run_experiment(resolved("stream={name: broken}", "train.unreadable=skip"), 0, tmp_path)

@@ -73,12 +73,12 @@ def check_class_names(recipe: Recipe) -> list[str]:
     if recipe.stream.name != "folders":
         return []
     from mulki_plugins.models.text import byte_pairs_of, check_sentences
-    from mulki_plugins.streams.folders.stream import folders
+    from mulki_plugins.streams.folders.tasks import read_texts
 
     pairs = byte_pairs_of(recipe.model.name)
     if pairs is None:
         return []
-    tasks = folders(**recipe.stream.options).tasks
+    tasks = read_texts(recipe.stream.options["tasks"])
     return check_sentences(tasks, pairs.read, across=recipe.evaluate.classes != "task")
 
 

@@ -17,11 +17,12 @@ _PICTURES = (
     ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".svg", ".webp", ".xcf",
 )  # fmt: skip
 """Suffixes of pictures, whether or not Pillow reads them."""
-_SYSTEM_FOLDERS = (
+_SYSTEM = frozenset({
     "$recycle.bin", "#recycle", "@eadir", "@recycle", "@sharebin", "@tmp", "__macosx", "__pycache__", "found.000", "lost+found",
     "network trash folder", "recycled", "recycler", "system volume information", "temporary items",
-)  # fmt: skip
-_SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r")
+    "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r",
+})  # fmt: skip
+"""Folders and files that operating systems make for themselves, in lower case."""
 
 Entry = tuple[str, "os.DirEntry[str]"]
 """A path relative to the folder of the walk, with `/`, and the entry itself."""
@@ -58,7 +59,7 @@ def is_picture(name: str) -> bool:
 
 def is_system(name: str) -> bool:
     """Whether a file or folder is hidden, or made by an operating system or an archiver for itself."""
-    return name.startswith(".") or name.lower() in (*_SYSTEM_FOLDERS, *_SYSTEM_FILES)
+    return name.startswith(".") or name.lower() in _SYSTEM
 
 
 @functools.cache

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.types import Count, Weight, checked
 from mulki_plugins.stages.stage import Part, Stage, autocast_of, classifier_of
+from mulki_plugins.types import Count, Weight, checked
 
 
 class Jigsaw(Stage):

@@ -19,14 +19,16 @@ TEST_SHARE, SEED = 0.2, 0
 
 
 def folders(*, tasks: list[Any]) -> TaskStream:
-    """The user's own images: each task `{name, train, test, class_names, templates}`, or `{name, images, test_share, seed}`.
+    """The user's own images, in one folder per class.
 
-    train, test: folders with one folder of images per class, the same classes in both. images: one such folder;
-    `test_share` (0.2) of each class is held out for the test, selected by `seed` (0). Relative paths start in the current
-    folder, `~` is the user's home. Images may lie deeper in a class folder; other files, names with a leading dot, and files
-    that systems leave behind are ignored. leave_out: names of folders beside the classes that are not classes.
-    class_names: a list in the order of the sorted folder names, or a mapping from folder to name; by default the folder
-    names, made readable. templates: by default `a photo of a {}.`. Mistakes, all at once, if something is wrong.
+    Keys of a task: train, test: folders with one folder of images per class, the same classes in both. images: one such
+    folder; `test_share` (0.2) of each class is held out for the test, selected by `seed` (0). leave_out: names of folders
+    beside the classes that are not classes. class_names: a list in the order of the sorted folder names, or a mapping from
+    folder to name; by default the folder names, made readable. templates: by default `a photo of a {}.`.
+
+    Relative paths start in the current folder, `~` is the user's home. Images may lie deeper in a class folder; other
+    files, names with a leading dot, and files that systems leave behind are ignored. Mistakes, all at once, if something
+    is wrong.
 
     Args:
         tasks: A list of {name, train, test} or {name, images}, with class_names, templates and leave_out.

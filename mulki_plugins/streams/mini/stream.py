@@ -39,16 +39,12 @@ def mtil_mini(
 ) -> TaskStream:
     """Eleven tasks of 800 training and 320 test images, 48 x 48 pixels, 10 to 60 classes each.
 
-    order: I (alphabetical), II, or task names. tasks: only these, in the order written here, or in that of `order` if it is
-    given too.
-    evaluate_on: `validation` holds a fifth of each class's training images out of training and tests on those, so that
-    settings can be chosen without the test images.
     The images are drawn on first use, which takes some seconds, and cached. MissingData if a package is missing.
 
     Args:
-        order: I, II, or a list of names; null for the order as written.
+        order: I (alphabetical), II, or a list of names; null for the order of `tasks`, or I.
         tasks: Use only these tasks.
-        evaluate_on: The `test` images, or a held-out fifth of the training images (`validation`).
+        evaluate_on: The `test` images, or `validation`: a fifth of each class's training images, held out of training.
     """
     entries = declared_tasks()
     names = select_tasks("mtil-mini", ORDERS, order, tasks)

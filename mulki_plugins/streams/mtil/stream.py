@@ -28,20 +28,15 @@ def mtil(
 ) -> TaskStream:
     """The published MTIL from the user's disk: eleven data sets, 1,201 classes, in torchvision's folder layouts.
 
-    root: the folder of the data sets. order: I (alphabetical), II, or task names. tasks: only these, in the order written
-    here, or in that of `order` if it is given too. split: `zscl` is the official training and test part, or for a data set
-    without one a random 80 % and 20 % with seed 42; `coop` is CoOp's, from the user's `split_zhou_*.json`, with its class
-    names and one template. shots: this many training images of each class, drawn once with a fixed seed. download: get
-    missing data sets that can be downloaded.
-
     No image is opened here. MulkiError, for all data sets at once, if one is missing, damaged or cannot be downloaded.
 
     Args:
         root: Folder that holds the data sets' folders.
-        order: I (alphabetical), II, or a list of names; null for the order as written.
+        order: I (alphabetical), II, or a list of names; null for the order of `tasks`, or I.
         tasks: Use only these tasks.
-        split: The official parts, or four fifths at random (`zscl`); or the published CoOp splits (`coop`).
-        shots: Training images per class; null for all.
+        split: The official parts, or a random 80 % for training if there are none (`zscl`); or CoOp's, from the user's
+            `split_zhou_*.json`, with its class names and one template (`coop`).
+        shots: Training images per class, drawn with a fixed seed; null for all.
         download: Download the missing data sets that can be downloaded.
     """
     names = select_tasks("mtil", ORDERS, order, tasks)
