@@ -279,7 +279,7 @@ def collect_mistakes(error: BaseException, path: Location = ()) -> Iterator[Opti
     """Every mistake in an error that a conversion raised, located from where it began (`path`)."""
     if isinstance(error, (cattrs.ClassValidationError, cattrs.IterableValidationError)):
         located: list[tuple[Exception, Any]]
-        located, rest = error.group_exceptions()  # type: ignore[assignment]  # either kind of note, told apart below
+        located, rest = error.group_exceptions()
         for inner, note in located:
             where: Location = (*path, note.name if hasattr(note, "name") else note.index)
             if "mapping key @" in str(note) and isinstance(where[-1], str):

@@ -20,7 +20,7 @@ class TensorBoardLogger(BaseLogger):
         super().__init__()
         self.folder = folder
         earlier = set(_event_files(folder))
-        self.writer: Any = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]  # torch does not type it
+        self.writer: Any = SummaryWriter(str(folder))
         self._new_files = set(_event_files(folder)) - earlier
 
     def log_single_metric(self, name: str, value: Any, x_plot: int) -> None:

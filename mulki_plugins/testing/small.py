@@ -37,8 +37,8 @@ def small_clip(seed: int = 0) -> CLIP:
         torch.manual_seed(seed)
         return CLIP(
             embed_dim=WIDTH,
-            vision_cfg={"image_size": SIZE, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},  # type: ignore[arg-type]  # open_clip accepts dicts too
-            text_cfg={"context_length": CONTEXT, "vocab_size": 300, "width": 32, "heads": 2, "layers": 1},  # type: ignore[arg-type]  # open_clip accepts dicts too
+            vision_cfg={"image_size": SIZE, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},
+            text_cfg={"context_length": CONTEXT, "vocab_size": 300, "width": 32, "heads": 2, "layers": 1},
         )
 
 

@@ -29,7 +29,7 @@ class TaskBatches:
         self._then: Callable[[], None] | None = None
 
     def __len__(self) -> int:
-        return len(self.loader) if self.count is None else self.count  # type: ignore[arg-type]
+        return len(self.loader) if self.count is None else self.count  # type: ignore[arg-type]  # Avalanche's loaders have a length
 
     def skip(self, batches: int, then: Callable[[], None]) -> None:
         """Drop the first batches, over as many iterations as they take, then call `then`."""

@@ -310,7 +310,7 @@ def _write_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[
 def _checksum(path: Path) -> str:
     """The digest of the tensors in a file of safetensors, one at a time; SHA-256 of the bytes of any other."""
     if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as weights:  # type: ignore[no-untyped-call]  # safetensors has no types
+        with safe_open(path, framework="pt") as weights:
             return digest(weights.keys(), weights.get_tensor)
     result = hashlib.sha256()
     with path.open("rb") as file:

@@ -191,7 +191,7 @@ def _third_party_code(recipe: Recipe) -> dict[str, str]:
     parts = [catalog().find("plugin", entry.name) for entry in recipe.strategy.plugins]
     for kind, choice in (("stream", recipe.stream), ("stream", recipe.reference), ("model", recipe.model)):
         if choice is not None and (kind, choice.name) in catalog().parts:
-            parts.append(catalog().find(kind, choice.name))  # type: ignore[arg-type]
+            parts.append(catalog().parts[kind, choice.name])  # type: ignore[index]  # mypy widens the kind to str
     return {f"{p.kind} {p.name}": f"{p.provenance} {_hash(_module(p))}" for p in parts if not p.is_ours}
 
 

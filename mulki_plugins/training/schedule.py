@@ -1,4 +1,4 @@
-"""The optimizer of a task, and how its learning rate follows the schedule."""
+"""What a task trains with: its budget, its optimizer, and how its learning rate follows the schedule."""
 
 from __future__ import annotations
 
@@ -7,8 +7,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from attrs import evolve
 
-from mulki_plugins.recipe.schema import Optimizer, Schedule
+from mulki_plugins.recipe.schema import Optimizer, Schedule, Train
+
+
+def for_task(settings: Train, task: str | None) -> Train:
+    """The recipe's `train`, with what `per_task` sets for this task."""
+    budget = settings.per_task.get(task) if task else None
+    if budget is None:
+        return settings
+    lr = budget.lr or settings.optimizer.lr
+    if budget.iterations or budget.epochs:
+        settings = evolve(settings, iterations=budget.iterations, epochs=budget.epochs)
+    return evolve(settings, optimizer=evolve(settings.optimizer, lr=lr))
 
 
 def factor(schedule: Schedule, step: int, steps: int) -> float:

@@ -18,7 +18,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from attrs import evolve
 from avalanche.core import BasePlugin
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.training.plugins import EvaluationPlugin
@@ -32,13 +31,18 @@ from mulki_plugins.recipe.schema import Base, Evaluate, Train
 from mulki_plugins.stages.stage import Stage
 from mulki_plugins.training.batches import TaskBatches
 from mulki_plugins.training.logbook import Reduction, StepLog
-from mulki_plugins.training.schedule import add_new_weights, factor, leave_out_frozen, make_optimizer
+from mulki_plugins.training.schedule import add_new_weights, factor, for_task, leave_out_frozen, make_optimizer
 from mulki_plugins.training.step_checks import StepChecks, overrides
 
 _LOGGED_AT = ("before_training_exp", "after_training_iteration", "after_training_exp")
 """Events at which the loggers get the values published so far."""
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def _calls(event: str) -> Callable[..., None]:
+    """A method that only calls the plugins."""
+    return lambda self, **kwargs: self._call(event, **kwargs)
 
 
 class ContinualTemplate(SupervisedTemplate):
@@ -107,14 +111,7 @@ class ContinualTemplate(SupervisedTemplate):
     @property
     def task_settings(self) -> Train:
         """The recipe's `train`, with what `per_task` sets for the current task."""
-        name = getattr(self.experience, "task_name", None)
-        budget = self.settings.per_task.get(name) if name else None
-        if budget is None:
-            return self.settings
-        settings = self.settings
-        if budget.iterations or budget.epochs:
-            settings = evolve(settings, iterations=budget.iterations, epochs=budget.epochs)
-        return evolve(settings, optimizer=evolve(settings.optimizer, lr=budget.lr or settings.optimizer.lr))
+        return for_task(self.settings, getattr(self.experience, "task_name", None))
 
     # a task begins
 
@@ -122,14 +119,9 @@ class ContinualTemplate(SupervisedTemplate):
         with self.model.using("first"):
             return super().train(*args, **kwargs)
 
-    def _before_training(self, **kwargs: Any) -> None:
-        self._call("before_training", **kwargs)
-
-    def _before_training_epoch(self, **kwargs: Any) -> None:
-        self._call("before_training_epoch", **kwargs)
-
-    def _after_training_epoch(self, **kwargs: Any) -> None:
-        self._call("after_training_epoch", **kwargs)
+    _before_training = _calls("before_training")
+    _before_training_epoch = _calls("before_training_epoch")
+    _after_training_epoch = _calls("after_training_epoch")
 
     def resume_at(self, steps: int, then: Callable[[], None]) -> None:
         """Begin the next training after this many steps: the task begins as usual, their batches are skipped, `then` runs."""
@@ -219,18 +211,13 @@ class ContinualTemplate(SupervisedTemplate):
         self.checks.check_gradient_flows()
 
     def backward(self) -> None:
-        self.scaler.scale(self.loss).backward(  # type: ignore[no-untyped-call]  # torch has no type for it
-            retain_graph=self.retain_graph
-        )
+        self.scaler.scale(self.loss).backward(retain_graph=self.retain_graph)
         self.scaler.unscale_(self.optimizer)  # here, so that plugins read the true gradients
         if self.settings.gradient_clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
 
-    def _after_backward(self, **kwargs: Any) -> None:
-        self._call("after_backward", **kwargs)
-
-    def _before_update(self, **kwargs: Any) -> None:
-        self._call("before_update", **kwargs)
+    _after_backward = _calls("after_backward")
+    _before_update = _calls("before_update")
 
     def optimizer_step(self) -> None:
         self.check_loss()
@@ -251,8 +238,7 @@ class ContinualTemplate(SupervisedTemplate):
         """MulkiError if a weight that requires a gradient is not in the optimizer."""
         self.checks.check_weights()
 
-    def _after_update(self, **kwargs: Any) -> None:
-        self._call("after_update", **kwargs)
+    _after_update = _calls("after_update")
 
     def _after_training_iteration(self, **kwargs: Any) -> None:
         self._call("after_training_iteration", **kwargs)
@@ -341,11 +327,11 @@ class ContinualTemplate(SupervisedTemplate):
         self.evaluator.publish_metric_value(MetricValue(self, tag, value, at))
 
 
-class CumulativeTemplate(ContinualTemplate, Cumulative):  # type: ignore[misc]  # two bases define the same methods
+class CumulativeTemplate(ContinualTemplate, Cumulative):
     """Each task trains on the images of all tasks so far, mixed, with the budget of one task."""
 
 
-class JointTemplate(ContinualTemplate, JointTraining):  # type: ignore[misc]  # two bases define the same methods
+class JointTemplate(ContinualTemplate, JointTraining):
     """Trains once, on the whole stream, with the budget of all its tasks."""
 
     def _before_training_exp(self, **kwargs: Any) -> None:
