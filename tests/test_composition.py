@@ -106,7 +106,7 @@ def test_bases_see_what_they_say(tmp_path, monkeypatch):
         ("icarl", [], ["avalanche.replay"], "does not work together with 'avalanche.replay'"),
         ("finetune", [], ["lwf"], "needs the plugin 'teachers'"),
         ("finetune", [], ["avalanche.der"], "a fixed width"),
-        ("finetune", [], ["avalanche.gem"], "take avalanche.agem"),
+        ("finetune", [], ["avalanche.gem"], "use avalanche.agem"),
         ("finetune", [], ["avalanche.lfl"], "get_features"),
         ("finetune", ["strategy.base=jiont"], [], "expected 'naive' or 'cumulative' or 'joint' or 'none'"),
         ("zscl", ["reference=mtil-mini-refrence"], [], "did you mean 'mtil-mini-reference'"),

@@ -84,7 +84,7 @@ def test_each_data_set_is_found_or_missing_with_how_to_get_it(root):
     assert "37 GB" in by_name["SUN397"]["get"]
     assert "devkit/cars_meta.mat" in by_name["StanfordCars"]["get"]
     text = mulki("data", "check", RECIPE, "--set", f"stream.root={root}", status=2)
-    for word in (str(root / "cifar-100-python"), "12 / 1,880", "to get what is missing"):
+    for word in (str(root / "cifar-100-python"), "12 / 1,880", "to get the missing data sets"):
         assert word in text.stdout
     assert "9 of 11 data sets are missing: Aircraft, Caltech101" in text.stderr
     assert f"DTD: {root / 'dtd/dtd/labels'}: 12 train images, expected 1,880" in text.stderr
@@ -164,7 +164,7 @@ def test_what_may_not_be_read_hides_nothing_else(root, monkeypatch):
         return real(path)
 
     monkeypatch.setattr(Path, "exists", exists)
-    eurosat, dtd = checked("--set", f"stream.root={root}", "--set", "stream.tasks=[EuroSAT, DTD]")["datasets"][::-1]
+    eurosat, dtd = checked("--set", f"stream.root={root}", "--set", "stream.tasks=[EuroSAT, DTD]")["datasets"]
     assert eurosat["wrong"] == [f"{root / 'eurosat/2750'}: Permission denied"]
     assert dtd["classes"]["found"]
 

@@ -105,3 +105,9 @@ def test_an_object_describes_itself_too(register):
     register.plugin("stage", Stage)
     stage = register.catalog.find("plugin", "stage")
     assert (stage.summary, stage.options, stage.after) == ("does nothing", {"weight": "Factor."}, ("teachers",))
+
+
+def test_the_former_name_of_the_option_types_still_works():
+    from mulki_plugins import options, types
+
+    assert all(getattr(options, name) is getattr(types, name) for name in options.__all__)

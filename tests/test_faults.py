@@ -232,7 +232,7 @@ def test_a_disk_that_takes_no_more_loses_nothing_that_was_there(tmp_path, capsys
 
     def full(tensors, path, **options):
         written.append(path)
-        if len(written) > 2:
+        if len(written) > 3:
             raise OSError(number, os.strerror(number), str(path))
         return save(tensors, path, **options)
 

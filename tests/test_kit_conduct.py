@@ -543,7 +543,7 @@ FAULTS = {
     "optimizer": [(AddsLate, "not in the optimizer and so do not learn: late")],
     "surroundings": SURROUNDINGS,
     "random_numbers": RANDOM,
-    "made": [(SeedsWhenMade, "when it is made")],
+    "made": [(SeedsWhenMade, "when it is created")],
     "files": FILES,
     "repeatable": REPEATABLE,
     "nested_evaluation": NESTED,

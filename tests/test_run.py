@@ -182,7 +182,7 @@ def test_several_seeds_are_compared_and_an_earlier_run_is_kept(tmp_path):
     assert data["summary"][0]["metrics"]["last"]["std"] is not None
     first = result(folder_of(tmp_path, "finetune"))
     done = mulki(*arguments, "--seed", 0)
-    assert "an earlier run was here" in done.stderr
+    assert "moved an earlier run to" in done.stderr
     assert result(folder_of(tmp_path, "finetune").with_name("seed-0.before-1"))["matrix"] == first["matrix"]
     done = mulki("results", tmp_path)
     assert "±" in done.stdout

@@ -100,12 +100,14 @@ def matrix(classes, batch_size=2):
     recorder = AccuracyRecorder()
     strategy = ContinualTemplate(
         model=model,
-        train=Train(iterations=1, batch_size=2, optimizer=Optimizer(name="sgd", lr=1e-12)),
+        train=Train(iterations=1, batch_size=2, optimizer=Optimizer(name="sgd", lr=1e-4)),
         evaluate=Evaluate(classes=classes, batch_size=batch_size),
         device=torch.device("cpu"),
         plugins=[TurnsInTheEnd()],
         evaluator=EvaluationPlugin(recorder, loggers=[], collect_all=False),
     )
+
+    strategy.checks.warn = lambda text: None  # some tasks have nothing to learn
 
     def row():
         strategy.eval(benchmark.test_stream)

@@ -60,9 +60,9 @@ def folder_of(tmp_path):
 def failure(tmp_path, *settings, **more):
     with pytest.raises(MulkiError) as caught:
         run(tmp_path, *settings, **more)
-    [line] = caught.value.lines()
-    assert "\n" not in line
-    return line
+    lines = caught.value.lines()
+    assert not any("\n" in line for line in lines)
+    return lines[0]
 
 
 METRICS = {
@@ -426,7 +426,7 @@ def test_no_other_file_takes_a_registered_strategys_name(install, tmp_path, monk
         with pytest.raises(Mistakes, match=r"mine.yaml:1: \$.name: the strategy '\w+' of .* has this name"):
             resolve("mtil", Changes(strategy=str(path)))
     for name in ("sly", "other"):
-        with pytest.raises(Mistakes, match=f"expected '{name}', the name that its file registers"):
+        with pytest.raises(Mistakes, match=f"expected '{name}', under which the file is registered"):
             resolve("mtil", Changes(strategy=name))
         assert row(name, "strategy")["state"] == "broken"
     assert resolve("mtil", Changes(strategy="theirs")).recipe.strategy.name == "theirs"

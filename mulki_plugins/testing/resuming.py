@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import torch
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.registry.guard import cause_of
@@ -118,8 +121,9 @@ def _state_of(plugin: Any) -> Any:
     """A plugin's state in a comparable form."""
     if not hasattr(plugin, "state_dict"):
         return None
-    values, tensors = storable(_call(plugin, "state_dict"))
-    return repr(values), {path: (tuple(t.shape), t.flatten().tolist()) for path, t in tensors.items()}
+    file = io.BytesIO()
+    torch.save(storable(_call(plugin, "state_dict")), file)
+    return file.getvalue()
 
 
 def _named(stack: Any) -> list[StackEntry]:

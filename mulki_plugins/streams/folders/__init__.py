@@ -1,1 +1,7 @@
-"""The stream `folders`: the user's own images, in one folder per class."""
+"""A stream of the user's own images: a folder for each class. Its names are loaded when they are used."""
+
+from mulki_plugins.libraries import load_lazily
+
+__all__ = ["folders"]
+
+__getattr__ = load_lazily(__name__, {"folders": "stream"})
