@@ -151,7 +151,7 @@ BATCH = [
     (doing("before_backward", new_batch), "after the forward"),
     (doing("after_training_iteration", relabel), "after the forward"),
     (doing("after_training_exp", paint_images), "the training images"),
-    (doing("before_training_exp", change_labels), "the classes"),
+    (doing("before_training_exp", change_labels), "comes with class"),
     (doing("after_eval_exp", paint_images), "the test images"),
     (doing("after_forward", mask_logits), "logits"),
     (doing("after_forward", mask_logits_in_place), "logits"),

@@ -434,7 +434,7 @@ def test_no_other_file_takes_a_registered_strategys_name(install, tmp_path, monk
     copied.write_bytes(catalog().files["strategies"]["finetune"][0].read_bytes())
     assert resolve("mtil", Changes(strategy=str(copied))).recipe.strategy.name == "finetune"
     inline = resolve("mtil", Changes(settings=("strategy={name: mulki, plugins: [teachers]}",)))
-    assert "this stack is not that of the strategy 'mulki'" in "".join(inline.notices)
+    assert "this stack differs from the strategy 'mulki'" in "".join(inline.notices)
     assert not resolve("mtil").notices[1:]
 
 
