@@ -74,7 +74,7 @@ def plan(study, tmp_path, small_parts, monkeypatch):
         "once": ["zero-shot"],
         "alone": {"stream": "mtil-mini", "strategy": "finetune", "seeds": []},
         "ablation": {
-            "strategy": "mulki", "seeds": [0], "without": ["adding"],
+            "strategy": "mulki", "seeds": [0], "without": {"without adding": ["adding"]},
             "changed": {"only the previous teacher": ["strategy.teachers.use=previous"]},
         },
         "choice": {"seed": 9, "settings": {"wise-ft": [["strategy.connecting.inter=0.1"], ["strategy.connecting.inter=0.9"]]}},
@@ -169,7 +169,7 @@ def test_a_run_that_fails_ends_no_other(study, plan):
     changed["once"] = []
     changed["many"] = ["finetune"]
     changed["seeds"] = {"I": {"many": [0], "few": []}, "random": {"many": [], "few": []}}
-    changed["ablation"] |= {"without": [], "changed": {"broken": ["device=cuda:7"]}}
+    changed["ablation"] |= {"without": {}, "changed": {"broken": ["device=cuda:7"]}}
     plan.write_text(yaml.safe_dump(changed))
     output = invoke(study, plan, "run", "--out", str(plan.parent / "out"), "--jobs", "1").output
     assert "broken seed 0: FAILED: $.device: cuda:7 is not on this machine" in output

@@ -56,8 +56,8 @@ def planned(plan: dict[str, Any]) -> Iterator[Job]:
     ablation = plan["ablation"]
     for seed in ablation["seeds"]:
         common = {"part": "ablation", "order": "I", "seed": seed, "strategy": ablation["strategy"]}
-        for stage in ablation["without"]:
-            yield Job(label=f"without {stage}", without=(stage,), **common)
+        for label, stages in ablation["without"].items():
+            yield Job(label=label, without=tuple(stages), **common)
         for label, settings in ablation["changed"].items():
             yield Job(label=label, settings=tuple(settings), **common)
     alone = plan["alone"]
