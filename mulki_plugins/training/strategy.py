@@ -36,7 +36,6 @@ from mulki_plugins.training.step_checks import StepChecks, overrides
 
 _LOGGED_AT = ("before_training_exp", "after_training_iteration", "after_training_exp")
 """Events at which the loggers get the values published so far."""
-
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
