@@ -302,15 +302,8 @@ def _literal(node: ast.expr) -> Any:
         return UNKNOWN
 
 
-_NAMES: dict[str, Any] = {
-    "int": int,
-    "float": float,
-    "bool": bool,
-    "str": str,
-    "None": None,
-    "Any": Any,
-    **OPTION_TYPES,
-}
+_BUILTINS: dict[str, Any] = {kind.__name__: kind for kind in (int, float, bool, str)}
+_NAMES = _BUILTINS | {"None": None, "Any": Any} | OPTION_TYPES
 _GENERIC: dict[str, Any] = {
     "list": list, "List": list, "Sequence": list, "dict": dict, "Dict": dict, "Mapping": dict, "tuple": tuple, "Tuple": tuple,
 }  # fmt: skip
