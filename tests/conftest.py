@@ -20,6 +20,7 @@ from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, Teachers
 from mulki_plugins.streams import TaskStream, as_benchmark
 from mulki_plugins.testing.small import SIZE, SmallTokenizer, small_clip, small_model, small_task
+from mulki_plugins.training import state
 from tests.environments import ROOT, Environment, copied, wheel_of
 
 small_tokenizer = SmallTokenizer()
@@ -177,3 +178,25 @@ def environment(wheel, tmp_path_factory):
     where = created.run("-c", "import mulki_plugins; print(mulki_plugins.__file__)").stdout
     assert Path(where.strip()).is_relative_to(created.folder), "the wheel's files are the ones that run"
     return created
+
+
+class Killed(BaseException):
+    """Stands in for SIGKILL: no code of ours catches it for good."""
+
+
+@pytest.fixture
+def kill_at(monkeypatch):
+    """Kill the run after a step of a task, after a checkpoint that is due there."""
+
+    def at(task, step):
+        after_step = state.Checkpointing.after_step
+
+        def killed(self):
+            after_step(self)
+            if (self.tasks + 1, self.strategy.clock.train_exp_iterations) == (task, step):
+                monkeypatch.setattr(state.Checkpointing, "after_step", after_step)
+                raise Killed
+
+        monkeypatch.setattr(state.Checkpointing, "after_step", killed)
+
+    return at

@@ -18,11 +18,12 @@ from mulki_plugins.registry.catalog import Catalog, Provenance, Register
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.streams import ArrayImages, Task, TaskStream
 from mulki_plugins.streams.folders.stream import folders
-from mulki_plugins.training import provenance, state
+from mulki_plugins.training import provenance
 from mulki_plugins.training.checkpoint import MANIFEST, _signed, checkpoints
 from mulki_plugins.training.provenance import differences
 from mulki_plugins.training.resume import resume_experiment
 from mulki_plugins.training.run import run_experiment
+from tests.conftest import Killed
 from tests.test_run import mulki
 
 SMALL = (
@@ -34,28 +35,6 @@ SMALL = (
 @pytest.fixture(autouse=True)
 def small_world(small_parts):
     torch.set_num_threads(1)
-
-
-class Killed(BaseException):
-    """In the place of SIGKILL."""
-
-
-@pytest.fixture
-def kill_at(monkeypatch):
-    """Kill the run after a step of a task, when its checkpoint has been written."""
-
-    def at(task, step):
-        after_step = state.Checkpointing.after_step
-
-        def killed(self):
-            after_step(self)
-            if (self.tasks + 1, self.strategy.clock.train_exp_iterations) == (task, step):
-                monkeypatch.setattr(state.Checkpointing, "after_step", after_step)
-                raise Killed
-
-        monkeypatch.setattr(state.Checkpointing, "after_step", killed)
-
-    return at
 
 
 def resolved(*settings, with_plugins=()):

@@ -19,6 +19,7 @@ from mulki_plugins.training.checkpoint import checkpoints
 from mulki_plugins.training.resume import resume_experiment
 from mulki_plugins.training.run import run_experiment
 from mulki_plugins.training.signals import Stopped, StopRequest
+from tests.conftest import Killed
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -39,28 +40,6 @@ def torture():
 @pytest.fixture(autouse=True)
 def small_world(small_parts):
     torch.set_num_threads(1)
-
-
-class Killed(BaseException):
-    """In the place of SIGKILL: nothing of ours catches it for good."""
-
-
-@pytest.fixture
-def kill_at(monkeypatch):
-    """Kill the run after a step of a task, before or after a checkpoint that is due there."""
-
-    def at(task, step):
-        after_step = state.Checkpointing.after_step
-
-        def killed(self):
-            after_step(self)
-            if (self.tasks + 1, self.strategy.clock.train_exp_iterations) == (task, step):
-                monkeypatch.setattr(state.Checkpointing, "after_step", after_step)
-                raise Killed
-
-        monkeypatch.setattr(state.Checkpointing, "after_step", killed)
-
-    return at
 
 
 def resolved(strategy, *settings, with_plugins=()):

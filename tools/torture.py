@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from safetensors import deserialize
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("seconds", "started", "device")
@@ -86,12 +85,6 @@ def differing(one: Path, other: Path) -> list[str]:
     if list(points(one)) != list(points(other)):
         found.append("event files")
     return found
-
-
-def same_tensors(one: Path, other: Path) -> bool:
-    """Whether two files hold the same tensors, bit for bit. Headers may differ: safetensors writes metadata in any order."""
-    a, b = (dict(deserialize(path.read_bytes())) for path in (one, other))
-    return bool(a == b)
 
 
 def _last(folder: Path) -> Path:
