@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import sys
 from types import SimpleNamespace
@@ -220,7 +221,8 @@ def test_a_killed_worker_is_said_to_be_one(tmp_path, capsys):
             os.kill(worker.pid, signal.SIGKILL)
 
     [line], folder, recipe = failing(tmp_path, wanted, "train.workers=2", "train.iterations=20")
-    assert "a loader's worker process ended" in line
+    # torch notices the signal first, or the empty queue: it depends on the machine's load
+    assert re.search("a loader's worker process (ended|was ended by the signal Killed)", line)
     assert "train.workers" in line
     goes_on(recipe, folder, capsys, begun="task-02-step-")  # batches that had been fetched are still trained on
 
