@@ -178,6 +178,14 @@ def _scalar(type_: Any, words: str, name: str, fits: Callable[[Any], bool]) -> T
     )
 
 
+def _list_of(element: str) -> str:
+    """The words for a list of such elements: `a number, at least 0` gives `a list of numbers, each at least 0`."""
+    noun, _, bounds = element.partition(", ")
+    if not noun.startswith("a ") or " " in noun[2:].removeprefix("whole "):
+        return f"a list, each {element}"
+    return f"a list of {noun[2:]}s" + (f", each {bounds}" if bounds else "")
+
+
 def _is_number(value: Any, allowed: Any) -> bool:
     return isinstance(value, allowed) and not isinstance(value, bool) and abs(value) < math.inf
 
@@ -211,7 +219,7 @@ _KINDS = (
     ),
     TypeKind(
         matches=lambda t: get_origin(t) is list,
-        describe=lambda t: f"a list, each {describe(get_args(t)[0])}",
+        describe=lambda t: _list_of(describe(get_args(t)[0])),
         fits=lambda value, _: isinstance(value, (list, tuple)),
         schema=lambda t, of_class: {"type": "array", "items": json_schema(get_args(t)[0], of_class)},
         convert=lambda value, t: _by_cattrs(list_structure_factory, t)(value, t),

@@ -169,7 +169,7 @@ def test_binary_junk_and_large_files(tmp_path):
         resolve(str(junk))
     large = tmp_path / "large.yaml"
     large.write_text(GOOD + "# long\n" * (10 * 2**20 // 7))
-    with pytest.raises(Mistakes, match=rf"large.yaml:1: \$: the file is larger than {MAX_BYTES // 1024} KB"):
+    with pytest.raises(Mistakes, match=rf"large.yaml: the file is larger than {MAX_BYTES // 1024} KB"):
         resolve(str(large))
 
 
@@ -215,11 +215,11 @@ def test_a_name_that_no_file_can_have():
 
 
 def test_a_missing_file_a_folder_and_an_unreadable_one(tmp_path):
-    with pytest.raises(Mistakes, match=r"nowhere.yaml:1: \$: no such file"):
+    with pytest.raises(Mistakes, match=r"nowhere.yaml: no such file"):
         resolve(str(tmp_path / "nowhere.yaml"))
-    with pytest.raises(Mistakes, match=r":1: \$: this is a folder"):
+    with pytest.raises(Mistakes, match=f"{tmp_path.name}: this is a folder"):
         resolve(str(tmp_path))
-    with pytest.raises(Mistakes, match=r"mtill:1: \$: no such file, and no recipe of that name \(did you mean 'mtil'"):
+    with pytest.raises(Mistakes, match=r"mtill: no such file, and no recipe of that name \(did you mean 'mtil'"):
         resolve("mtill")
 
 

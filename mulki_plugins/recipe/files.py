@@ -15,7 +15,7 @@ from mulki_plugins.errors import Mistakes, OptionError, did_you_mean, format_val
 from mulki_plugins.recipe.check import check_name, check_plugins, check_recipe
 from mulki_plugins.recipe.layers import overlay, write_out_plugins
 from mulki_plugins.recipe.schema import StrategyFile
-from mulki_plugins.recipe.yaml import Origin, Tree, locate, read_yaml, sort_by_line
+from mulki_plugins.recipe.yaml import Tree, locate, read_yaml, sort_by_line
 from mulki_plugins.registry.catalog import Provenance
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.types import collect_mistakes, convert
@@ -61,7 +61,7 @@ def find(kind: str, name: str) -> YamlFile:
     else:
         all_of_them = f"`mulki list {kind}` shows all{catalog().hint_at_packages()}"
         message = f"no such file, and no {SINGULAR[kind]} of that name ({suggest_file(kind, name)}); {all_of_them}"
-    raise Mistakes([locate(Origin(name, 1), (), message)])
+    raise Mistakes([f"{name}: {message}"])
 
 
 def _stem(kind: str, name: str) -> str:
@@ -90,8 +90,8 @@ def suggest_file(kind: str, name: str) -> str:
     hint = did_you_mean(stem, list_registered(kind))
     if not hint.startswith("did") and (path.suffix in SUFFIXES or len(path.parts) > 1):
         missing = next((str(p) for p in reversed(path.parents) if not os.path.isdir(p)), "")
-        gone = f"there is no folder {missing!r} here" if missing else "there is no such file"
-        hint += f"; {gone}, and a path is relative to the current folder"
+        gone = f"there is no folder {missing!r} here, and a path" if missing else "a path"
+        hint += f"; {gone} is relative to the current folder"
     return hint
 
 

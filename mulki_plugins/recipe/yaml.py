@@ -74,8 +74,8 @@ def read_yaml(path: Path, name: str | None = None) -> Tree:
     """The YAML mapping in a file. Raises Mistakes if it cannot be read or is no mapping. name: the file's name in messages."""
     source = name or str(path)
 
-    def mistake(message: str, line: int = 1) -> Mistakes:
-        return Mistakes([locate(Origin(source, line), (), message)])
+    def mistake(message: str) -> Mistakes:
+        return Mistakes([f"{source}: {message}"])
 
     try:
         if path.is_dir():
@@ -92,7 +92,8 @@ def read_yaml(path: Path, name: str | None = None) -> Tree:
         text = _decode(data)
     except UnicodeDecodeError as error:
         message = "this is no UTF-8 text, expected a YAML file; save it again with the encoding UTF-8"
-        raise mistake(message, data.count(b"\n", 0, error.start) + 1) from error
+        line = data.count(b"\n", 0, error.start) + 1
+        raise Mistakes([locate(Origin(source, line), (), message)]) from error
     return parse_yaml(text, source)
 
 
