@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
 
 from mulki_plugins.characters import pad, printable, width
@@ -64,6 +66,19 @@ def labelled_rows(result: Result) -> list[tuple[str, list[float]]]:
     if result.base == "joint" and result.matrix:
         return [*rows, ("all tasks", result.matrix[-1])]
     return [*rows, *zip(result.tasks, result.matrix, strict=False)]
+
+
+def matrix_csv(result: Result) -> str:
+    """The zero-shot row and the matrix as CSV, with headings."""
+    rows = [["after", *result.tasks], ["zero-shot", *map(_exactly, result.zero_shot)]]
+    rows += [[task, *map(_exactly, row)] for task, row in zip(result.tasks, result.matrix, strict=False)]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)  # the name of a task may contain a comma
+    return text.getvalue()
+
+
+def _exactly(value: float) -> str:
+    return f"{value:.4f}"
 
 
 def heading(result: Result) -> str:

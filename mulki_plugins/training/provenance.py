@@ -251,7 +251,7 @@ def _how(kinds: Sequence[str]) -> str:
 
 
 def _marks(images: Any) -> dict[str, str]:
-    paths = _paths(images)
+    paths = paths_of(images)
     if paths is not None:
         return _marks_of_files(paths, str(getattr(images, "root", None) or getattr(images, "folder", "")))
     for name in ("images", "pixels", "data"):
@@ -261,7 +261,7 @@ def _marks(images: Any) -> dict[str, str]:
     return {}
 
 
-def _paths(images: Any) -> list[str] | None:
+def paths_of(images: Any) -> list[str] | None:
     """The files in their order, of data sets that name them as ours or as torchvision's do; None for others."""
     if callable(getattr(images, "path", None)):
         return [os.fspath(images.path(i)) for i in range(len(images))]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,8 +25,8 @@ from mulki_plugins.report.plots import matrix_figure, png
 from mulki_plugins.report.progress import ProgressLogger
 from mulki_plugins.report.result import Result
 from mulki_plugins.report.run_log import RunLog
-from mulki_plugins.report.tables import matrix_table
-from mulki_plugins.training.accuracy import AccuracyRecorder, compute_metrics
+from mulki_plugins.report.tables import matrix_csv, matrix_table
+from mulki_plugins.training.accuracy import AccuracyRecorder, compute_metrics, keep_answers
 from mulki_plugins.training.build import Built, build
 from mulki_plugins.training.checkpoint import Checkpoint
 from mulki_plugins.training.explain import blame_part, explain, quiet_writers, undisturbed
@@ -175,7 +173,10 @@ class Run:
         self.result.device["peak_memory_mib"] = peak_memory(self.built.device)
         if len(self.result.tasks) > 1:
             self.result.metrics = compute_metrics(self.recipe, self.result, self.warn)
-        for file, text in {"matrix.csv": _csv(self.result), "matrix.txt": matrix_table(self.result) + "\n"}.items():
+        for file, text in {
+            "matrix.csv": matrix_csv(self.result),
+            "matrix.txt": matrix_table(self.result) + "\n",
+        }.items():
             with self.only_warning(f"{file} cannot be written"):
                 write_text(self.folder / file, text)
         figure = None
@@ -256,6 +257,7 @@ class Run:
         base = self.recipe.strategy.base
         if not self.result.zero_shot:
             self.result.zero_shot = self.evaluate()
+            self.keep_predictions(0)
             self.progress.say(f"zero-shot: mean accuracy {_mean(self.result.zero_shot):.1f} %")
             self.result.write(self.folder)
             self.checkpointing.started()
@@ -286,8 +288,11 @@ class Run:
         """Every row is the zero-shot row, unless the classes to choose from grow with the tasks."""
         for i in range(len(self.result.tasks)):
             self.strategy.learned.add(i)
-            grows = self.recipe.evaluate.classes == "seen"
-            self.result.matrix.append(self.evaluate() if grows else list(self.result.zero_shot))
+            if self.recipe.evaluate.classes == "seen":
+                self.result.matrix.append(self.evaluate())
+            else:
+                self.result.matrix.append(list(self.result.zero_shot))
+            self.keep_predictions(i + 1)
 
     def train_and_evaluate(
         self, learned: int, name: str, experiences: Any, rows: Callable[[list[float]], list[list[float]]]
@@ -303,7 +308,9 @@ class Run:
         began = time.monotonic()
         row = self.evaluate()
         self.result.seconds.setdefault("evaluate", []).append(round(time.monotonic() - began, 2))
+        before = len(self.result.matrix)
         self.result.matrix += rows(row)
+        self.keep_predictions(*range(before + 1, len(self.result.matrix) + 1))
         self.count_left_out()
         self.result.write(self.folder)
         self.checkpointing.evaluated()
@@ -314,6 +321,12 @@ class Run:
         workers = self.recipe.train.workers
         self.strategy.eval(self.built.benchmark.test_stream, num_workers=workers, persistent_workers=workers > 0)
         return [self.recorder.accuracies[task.name] for task in self.built.stream.tasks]
+
+    def keep_predictions(self, *rows: int) -> None:
+        """Write the answers of the last evaluation as these rows; row 0 is the zero-shot row."""
+        if self.recipe.evaluate.predictions:
+            with self.only_warning("the predictions cannot be written"):
+                keep_answers(self.folder, self.built.stream, self.recorder.answers, rows)
 
     def count_left_out(self) -> None:
         """Record the images that could not be read, and report new ones."""
@@ -332,16 +345,3 @@ class Run:
 
 def _mean(row: Sequence[float]) -> float:
     return sum(row) / len(row)
-
-
-def _csv(result: Result) -> str:
-    """The zero-shot row and the matrix, with headings."""
-    rows = [["after", *result.tasks], ["zero-shot", *map(_cell, result.zero_shot)]]
-    rows += [[task, *map(_cell, row)] for task, row in zip(result.tasks, result.matrix, strict=False)]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)  # the name of a task may contain a comma
-    return text.getvalue()
-
-
-def _cell(value: float) -> str:
-    return f"{value:.4f}"
