@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -20,12 +21,21 @@ def find_chromium() -> str | None:
     return next((path for name in PROGRAMS if (path := shutil.which(name))), None)
 
 
+def _above(descriptor: int, least: int = 10) -> int:
+    """The descriptor under a number of at least `least`."""
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD, least)
+    os.close(descriptor)
+    return moved
+
+
 class Browser:
     """One page in one Chromium. It records the requests, the console's messages and the errors of a page."""
 
     def __init__(self, program: str, profile: Path) -> None:
         (child_in, self._to), (self._from, child_out) = os.pipe(), os.pipe()
-        shell = f"exec 3<&{child_in} 4>&{child_out}; exec \"$@\""
+        # Chromium reads descriptor 3 and writes 4; bash moves the pipes there, so they must not lie there already
+        child_in, child_out = _above(child_in), _above(child_out)
+        shell = f'exec 3<&{child_in} 4>&{child_out}; exec "$@"'
         options = [
             "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars",
             "--disable-extensions", "--disable-background-networking", "--remote-debugging-pipe", f"--user-data-dir={profile}",
@@ -73,17 +83,26 @@ class Browser:
         kind, about = event.get("method"), event.get("params", {})
         if kind == "Network.requestWillBeSent":
             self.requests.append(about["request"]["url"])
-        elif kind in ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled", "Page.javascriptDialogOpening"):
+        elif kind in (
+            "Runtime.exceptionThrown",
+            "Log.entryAdded",
+            "Runtime.consoleAPICalled",
+            "Page.javascriptDialogOpening",
+        ):
             self.problems.append(json.dumps(about)[:500])
 
     def open(self, path: Path, width: int, dark: bool = False, media: str = "screen") -> None:
         """Open a file in a window of this width and wait until it is loaded."""
         self.requests, self.problems = [], []
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 700)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 700
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.call("Page.navigate", url=path.resolve().as_uri())
-        self.evaluate("new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', done))")
+        self.evaluate(
+            "new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', done))"
+        )
 
     def evaluate(self, script: str) -> Any:
         """The value of an expression in the page."""

@@ -18,7 +18,9 @@ from mulki_plugins.cli.common import echo_note, report_errors
 @click.option(
     "--latex", type=click.Path(dir_okay=False, path_type=Path), help="Also write the tables in LaTeX, for booktabs."
 )
-@click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the tables as CSV.")
+@click.option(
+    "--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the tables as CSV."
+)
 @click.option("--title", default="Report", show_default=True, help="The page's title.")
 @click.option(
     "--resamples", type=click.IntRange(min=100, max=1_000_000), default=10_000, show_default=True,

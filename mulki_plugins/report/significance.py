@@ -63,7 +63,10 @@ def resample_metrics(runs: Sequence[Rights], resamples: int = RESAMPLES) -> dict
     ValueError if the runs differ in their numbers of tasks or images.
     """
     sizes = [task.shape[1] for task in runs[0]]
-    if any([task.shape != (len(sizes), n) for task, n in zip(run, sizes, strict=True)] != [False] * len(sizes) for run in runs):
+    if any(
+        [task.shape != (len(sizes), n) for task, n in zip(run, sizes, strict=True)] != [False] * len(sizes)
+        for run in runs
+    ):
         raise ValueError("expected runs with the same tasks and test images, and a row for each task")
     stacked = [np.concatenate([run[j] for run in runs]).astype(np.float32).T for j in range(len(sizes))]
     generators = [np.random.default_rng([_SEED, j]) for j in range(len(sizes))]
@@ -139,7 +142,7 @@ def bootstrap_test(difference: float, resampled: Floats) -> Test:
 def seeds_test(a: Mapping[int, float], b: Mapping[int, float]) -> Test | None:
     """Student's t test of two strategies' values by seed: paired if the seeds are the same, else Welch's.
 
-    None with fewer than two seeds of either.
+    None with fewer than two seeds of either, and where different means have no spread at all: no p-value would be honest.
     """
     if min(len(a), len(b)) < 2:
         return None
@@ -147,8 +150,9 @@ def seeds_test(a: Mapping[int, float], b: Mapping[int, float]) -> Test | None:
     x, y = (np.array([values[seed] for seed in sorted(values)], dtype=np.float64) for values in (a, b))
     method = "paired t test over seeds" if paired else "Welch's t test over seeds"
     difference = float(x.mean() - y.mean())
-    if np.ptp(x - y if paired else x) == 0 and (paired or np.ptp(y) == 0):  # no spread: the statistic is infinite, or 0/0
-        return Test(difference, difference, difference, 1.0 if difference == 0 else 0.0, method)
+    without_spread = np.ptp(x - y) == 0 if paired else np.ptp(x) == np.ptp(y) == 0
+    if without_spread:  # the statistic is infinite, or 0/0
+        return Test(0.0, 0.0, 0.0, 1.0, method) if difference == 0 else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # values so close that their differences lose digits
         tested = stats.ttest_rel(x, y) if paired else stats.ttest_ind(x, y, equal_var=False)
@@ -212,5 +216,9 @@ def rank_strategies(values: Mapping[str, Sequence[float]], higher_is_better: boo
     quantile = float(stats.studentized_range.ppf(CONFIDENCE, k, np.inf)) / np.sqrt(2)
     order = sorted(range(k), key=lambda i: (ranks[i], names[i]))
     return Ranking(
-        [names[i] for i in order], [float(ranks[i]) for i in order], p, float(quantile * np.sqrt(k * (k + 1) / (6 * n))), n
+        [names[i] for i in order],
+        [float(ranks[i]) for i in order],
+        p,
+        float(quantile * np.sqrt(k * (k + 1) / (6 * n))),
+        n,
     )

@@ -26,7 +26,7 @@ from mulki_plugins.report.page.svg import (
 )
 from mulki_plugins.report.significance import Ranking
 
-WIDTH, HEIGHT = 460, 320
+WIDTH, HEIGHT = 420, 310
 NAME = 18
 """Columns of a strategy's name in a chart."""
 
@@ -49,7 +49,7 @@ def task_curve(experiment: Experiment, task: int) -> Markup:
     """The accuracy on one task after each task; a rule marks when it was learned."""
     lines = [_line(i, s, partial(s.cell, task=task)) for i, s in enumerate(experiment.strategies)]
     learned = len(experiment.tasks)
-    plane = Plane(230, 150, (0, learned), _limits(lines), left=30, right=8, top=8, bottom=22)
+    plane = Plane(180, 130, (0, learned), _limits(lines), left=28, right=8, top=8, bottom=22)
     plane.draw_axes(_row_ticks(learned, 4), "", "", 3)
     x, y0 = plane.place(task + 1, plane.y[0])
     plane.add(Markup('<path class="rule" d="M{:.1f},{:.1f}V{:.1f}"/>').format(x, y0, plane.top))
@@ -68,7 +68,9 @@ def _line(index: int, strategy: Strategy, values_of: Callable[[int], list[float]
 
 
 def _limits(lines: Sequence[Series]) -> tuple[float, float]:
-    ends = [value for line in lines for value in (*(y for _, y in line.points), *(v for pair in line.band for v in pair))]
+    ends = [
+        value for line in lines for value in (*(y for _, y in line.points), *(v for pair in line.band for v in pair))
+    ]
     return limits_of(ends or [0.0, 100.0], (0, 100))
 
 
@@ -97,9 +99,8 @@ def pareto(experiment: Experiment) -> Markup | None:
     """Last against Transfer with intervals, each seed as a small dot, and the front of strategies that none beats in both."""
     points: dict[int, Point] = {}
     for i, strategy in enumerate(experiment.strategies):
-        x, y = (strategy.estimates.get(name) for name in ("transfer", "last"))
-        if x is not None and y is not None:
-            points[i] = (x.mean, y.mean)
+        if {"transfer", "last"} <= strategy.estimates.keys():
+            points[i] = (strategy.estimates["transfer"].mean, strategy.estimates["last"].mean)
     if not points:
         return None
     extremes = [point for i in points for point in _extent(experiment.strategies[i])]
@@ -107,22 +108,25 @@ def pareto(experiment: Experiment) -> Markup | None:
     xs = [x for x, _ in (*points.values(), *extremes)] + ([untrained[0]] if untrained else [])
     ys = [y for _, y in (*points.values(), *extremes)] + ([untrained[1]] if untrained else [])
     plane = Plane(WIDTH, HEIGHT, limits_of(xs, room=0.14), limits_of(ys, room=0.14))
-    plane.draw_axes([(v, f"{v:g}") for v in ticks(plane.x)], "Transfer (%): tasks not learned yet", "Last (%): all tasks at the end")
+    plane.draw_axes(
+        [(v, f"{v:g}") for v in ticks(plane.x)], "Transfer (%): tasks not learned yet", "Last (%): all tasks at the end"
+    )
     front = _front(points)
     steps = [plane.place(*point) for point in front]
     if len(steps) > 1:
         line = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in steps)
         plane.add(Markup('<path class="front" d="{}"><title>no strategy is better in both</title></path>').format(line))
+    drawn: list[Box] = []
     for i in points:
-        _draw_estimate(plane, i, experiment.strategies[i])
+        drawn += _draw_estimate(plane, i, experiment.strategies[i])
     marks = [plane.place(*point) for point in points.values()]
     if untrained:
         x, y = plane.place(*untrained)
         plane.add(Markup('<path class="untrained" d="M{0:.1f},{1:.1f}m-5,-5l10,10m0,-10l-10,10"/>').format(x, y))
         marks.append((x, y))
-    names = [experiment.strategies[i].name for i in points] + (["zero-shot, untrained"] if untrained else [])
+    names = [experiment.strategies[i].name for i in points] + (["zero-shot"] if untrained else [])
     kinds = [f"direct s{i % COLOURS}" for i in points] + ["direct"]
-    _label_points(plane, marks, names, kinds)
+    _label_points(plane, marks, names, kinds, drawn)
     return plane.render("Last against Transfer, a point for each strategy")
 
 
@@ -156,9 +160,10 @@ def _front(points: dict[int, Point]) -> list[Point]:
     return front[::-1]
 
 
-def _draw_estimate(plane: Plane, index: int, strategy: Strategy) -> None:
+def _draw_estimate(plane: Plane, index: int, strategy: Strategy) -> list[Box]:
+    """Draw a strategy's point, intervals and seeds. Returns the places that its intervals take."""
     x, y = strategy.estimates["transfer"], strategy.estimates["last"]
-    parts = []
+    parts, taken = [], []
     for low, high in (
         [(bound, y.mean) for bound in x.interval or (x.mean, x.mean)],
         [(x.mean, bound) for bound in y.interval or (y.mean, y.mean)],
@@ -166,19 +171,25 @@ def _draw_estimate(plane: Plane, index: int, strategy: Strategy) -> None:
         (x0, y0), (x1, y1) = plane.place(*low), plane.place(*high)
         line = Markup('<path class="error s{}" d="M{:.1f},{:.1f}L{:.1f},{:.1f}"/>')
         parts.append(line.format(index % COLOURS, x0, y0, x1, y1))
+        taken.append((x0 - 1, y1 - 1, x1 + 1, y0 + 1))
     if len(seeds := _seeds(strategy)) > 1:
         for point in seeds:
             parts.append(
-                Markup('<circle class="seed s{}" cx="{:.1f}" cy="{:.1f}" r="1.8"/>').format(index % COLOURS, *plane.place(*point))
+                Markup('<circle class="seed s{}" cx="{:.1f}" cy="{:.1f}" r="1.8"/>').format(
+                    index % COLOURS, *plane.place(*point)
+                )
             )
     parts.append(marker(index, *plane.place(x.mean, y.mean)))
     title = f"{strategy.name}: Transfer {x.mean:.2f}, Last {y.mean:.2f}"
     plane.add(Markup('<g data-series="{}"><title>{}</title>{}</g>').format(index, title, Markup("").join(parts)))
+    return taken
 
 
-def _label_points(plane: Plane, points: Sequence[Point], names: Sequence[str], kinds: Sequence[str]) -> None:
-    """Names beside points, where they cover no other name and no point."""
-    taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
+def _label_points(
+    plane: Plane, points: Sequence[Point], names: Sequence[str], kinds: Sequence[str], drawn: Sequence[Box]
+) -> None:
+    """Names beside points, where they cover no other name, no point and nothing drawn."""
+    taken = [*drawn, *((x - 6, y - 6, x + 6, y + 6) for x, y in points)]
     for (x, y), name, kind in zip(points, names, kinds, strict=False):
         name = shorten(name, NAME)
         box, distance = _free_box(plane, x, y, text_width(name), taken)
@@ -193,11 +204,13 @@ def _free_box(plane: Plane, x: float, y: float, width: float, taken: Sequence[Bo
     """The place of a label that covers least, and its distance: near places come first."""
     best: tuple[float, float, Box] | None = None
     for distance in (9, 14, 22, 32, 44, 58, 74):
-        for across, up in ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1)):
+        for across, up in ((1, -1), (1, 1), (-1, -1), (-1, 1), (1, 0), (-1, 0), (0, -1), (0, 1)):
             left = x + across * distance - (width if across < 0 else width / 2 if across == 0 else 0)
             top = y + up * distance - FONT / 2 - 2
             box = (left, top, left + width, top + FONT + 3)
-            inside = plane.left < left and left + width < plane.width and 0 < top and box[3] < plane.height - plane.bottom
+            inside = (
+                plane.left < left and left + width < plane.width and top > 0 and box[3] < plane.height - plane.bottom
+            )
             covered = sum(_overlap(box, other) for other in taken) + (0 if inside else 1e6)
             if best is None or covered < best[0]:
                 best = (covered, distance, box)
@@ -222,7 +235,9 @@ def loss_chart(curves: Sequence[tuple[int, str, Curve]], ends: Sequence[int], y_
     y0 = plane.place(0, plane.y[0])[1]
     for end in ends[:100]:
         if 0 < end < plane.x[1]:
-            plane.add(Markup('<path class="rule" d="M{:.1f},{:.1f}V{:.1f}"/>').format(plane.place(end, 0)[0], y0, plane.top))
+            plane.add(
+                Markup('<path class="rule" d="M{:.1f},{:.1f}V{:.1f}"/>').format(plane.place(end, 0)[0], y0, plane.top)
+            )
     for line in lines:
         plane.draw_series(line, markers=False)
     _label_ends(plane, lines)
@@ -234,7 +249,7 @@ def rank_diagram(ranking: Ranking) -> Markup:
     count = len(ranking.names)
     cliques = ranking.cliques()
     half = (count + 1) // 2
-    axis, step = 44.0, FONT + 7
+    axis, step = 47.0, FONT + 7
     below = axis + 14 + 7 * len(cliques)
     side = 12 + max(text_width(shorten(name, NAME)) for name in ranking.names)
     plane = Plane(WIDTH, below + step * half + 14, (1, max(count, 2)), (0, 1), left=side, right=side)
@@ -243,11 +258,11 @@ def rank_diagram(ranking: Ranking) -> Markup:
         return plane.place(rank, 0)[0]
 
     plane.add(Markup('<path class="axis" d="M{:.1f},{:.1f}H{:.1f}"/>').format(at(1), axis, at(count)))
-    for rank in range(1, count + 1):
-        plane.add(Markup('<path class="axis" d="M{:.1f},{:.1f}v-5"/>').format(at(rank), axis))
-        plane.add(label(str(rank), at(rank), axis - 9, "middle", "tick"))
+    for whole in range(1, count + 1):
+        plane.add(Markup('<path class="axis" d="M{:.1f},{:.1f}v-5"/>').format(at(whole), axis))
+        plane.add(label(str(whole), at(whole), axis - 9, "middle", "tick"))
     reach = min(1 + ranking.critical_difference, count)
-    plane.add(Markup('<path class="clique" d="M{:.1f},14H{:.1f}"/>').format(at(1), at(reach)))
+    plane.add(Markup('<path class="clique" d="M{:.1f},17H{:.1f}"/>').format(at(1), at(reach)))
     plane.add(label(f"critical difference {ranking.critical_difference:.2f}", at(1), 10, kind="tick"))
     for i, (name, rank) in enumerate(zip(ranking.names, ranking.ranks, strict=True)):
         on_left = i < half

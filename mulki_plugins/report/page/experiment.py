@@ -123,13 +123,16 @@ def _compare(members: Sequence[Group], resamples: int) -> Experiment:
     answers, notes = _answers(members, names)
     resampled = _resample(members, answers, resamples)
     strategies = [
-        Strategy(name, group, _estimates(group, drawn)) for name, group, drawn in zip(names, members, resampled, strict=True)
+        Strategy(name, group, _estimates(group, drawn))
+        for name, group, drawn in zip(names, members, resampled, strict=True)
     ]
     first = members[0]
     known = dict.fromkeys(name for group in members for name in group.metrics if name in HIGHER_IS_BETTER)
     tests = {name: _test_pairs(members, resampled, name) for name in known}
     notes += _notes(members, tests)
-    return Experiment(first.recipe, first.protocol, first.tasks, strategies, {n: t for n, t in tests.items() if t}, notes)
+    return Experiment(
+        first.recipe, first.protocol, first.tasks, strategies, {n: t for n, t in tests.items() if t}, notes
+    )
 
 
 def _names(members: Sequence[Group]) -> list[str]:
@@ -174,7 +177,9 @@ def _resample(
         runs = slice(first, first := first + len(each))
         seeds = [run.seed for run in group.runs]
         order = np.argsort(seeds)  # so that equal seeds are drawn together, whatever their order
-        resampled.append({n: resample_mean(v[runs][order], sorted(seeds)) for n, v in values.items() if n in group.metrics})
+        resampled.append(
+            {n: resample_mean(v[runs][order], sorted(seeds)) for n, v in values.items() if n in group.metrics}
+        )
     return resampled
 
 

@@ -43,7 +43,9 @@ def _metrics_table(experiment: Experiment) -> Iterator[str]:
     metrics = experiment.metrics
     if not metrics:
         return
-    yield from _open(f"{experiment.recipe}: mean {'± standard deviation over seeds'}, in percent.", "lr" + "r" * len(metrics))
+    yield from _open(
+        f"{experiment.recipe}: mean {'± standard deviation over seeds'}, in percent.", "lr" + "r" * len(metrics)
+    )
     yield _row(["strategy", "seeds", *(name.capitalize() for name in metrics)])
     yield r"\midrule"
     best = {name: experiment.best(name) for name in metrics}
@@ -65,7 +67,9 @@ def _metrics_table(experiment: Experiment) -> Iterator[str]:
 def _last_table(experiment: Experiment) -> Iterator[str]:
     """Accuracy on each task after the last one, means over seeds. Nothing is bold: single tasks are not tested."""
     tasks, rows = experiment.tasks, len(experiment.tasks)
-    yield from _open(f"{experiment.recipe}: accuracy on each task after the last one, in percent.", "l" + "r" * (rows + 1))
+    yield from _open(
+        f"{experiment.recipe}: accuracy on each task after the last one, in percent.", "l" + "r" * (rows + 1)
+    )
     yield _row(["strategy", *tasks, "mean"])
     yield r"\midrule"
     for strategy in experiment.strategies:
@@ -76,7 +80,11 @@ def _last_table(experiment: Experiment) -> Iterator[str]:
 
 def _open(caption: str, columns: str) -> Iterator[str]:
     yield from ("", r"\begin{table}", r"\centering", rf"\caption{{{escape_latex(caption)}}}")
-    yield from (r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%", rf"\begin{{tabular}}{{{columns}}}", r"\toprule")
+    yield from (
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+    )
 
 
 def _close() -> Iterator[str]:

@@ -36,7 +36,9 @@ def render_page(results: Sequence[Result], compared: Sequence[Experiment], resam
         lstrip_blocks=True,
         finalize=_harmless,
     )
-    environment.filters |= {"short": shorten, "name": _isolate, "signed": _signed, "p": format_p, "lines": escape}
+    environment.filters |= {
+        "short": shorten, "name": _isolate, "closed": _close, "signed": _signed, "p": format_p, "lines": escape,
+    }  # fmt: skip
     return environment.get_template("page.html").render(
         mark=Markup(MARK), title=title, version=__version__, results=results, experiments=compared,
         style=Markup(style), script=Markup(script), policy=Markup(policy), charts=charts, view=view, swatch=swatch,
@@ -63,6 +65,11 @@ def _harmless(value: object) -> object:
 def _isolate(text: str) -> Markup:
     """A name, kept from changing the direction of the text around it."""
     return Markup("<bdi>{}</bdi>").format(printable(text))
+
+
+def _close(text: str) -> str:
+    """The same where no markup is possible."""
+    return f"\N{FIRST STRONG ISOLATE}{printable(text)}\N{POP DIRECTIONAL ISOLATE}"
 
 
 def _signed(value: float, digits: int = 1) -> str:

@@ -1,7 +1,7 @@
 """Charts as SVG: a plane with axes, and what is drawn on it. Sizes are in CSS pixels; names are escaped by Markup.
 
-Colours are classes (`s0` … `s7`), which the page's style sheet sets for light and dark. Line styles and markers differ too, so that
-series can be told apart without colours.
+Colours are classes (`s0` … `s7`), which the page's style sheet sets for light and dark. Line styles and markers differ too, so
+that series can be told apart without colours.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mulki_plugins.characters import printable, width
 
 COLOURS = 8
 DASHES = ("", "6 3", "2 2", "8 3 2 3")
-FONT = 11
+FONT = 12
 """Pixels of the labels at the charts' natural size."""
 
 Point = tuple[float, float]
@@ -61,14 +61,18 @@ def marker(index: int, x: float, y: float, size: float = 4.5, kind: str = "mark"
 def swatch(index: int) -> Markup:
     """The line and marker of a series, for a legend."""
     line = Markup('<path {} d="M1,7H29"/>').format(style_of(index))
-    return Markup('<svg class="swatch" viewBox="0 0 30 14" aria-hidden="true">{}{}</svg>').format(line, marker(index, 15, 7))
+    return Markup('<svg class="swatch" viewBox="0 0 30 14" aria-hidden="true">{}{}</svg>').format(
+        line, marker(index, 15, 7)
+    )
 
 
 def label(text: str, x: float, y: float, anchor: str = "start", kind: str = "", columns: int = 60) -> Markup:
     """A text; one that is cut gets its whole as a tooltip."""
     short = shorten(text, columns)
     whole = Markup("<title>{}</title>").format(printable(text)) if short != printable(text) else ""
-    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="{}">{}{}</text>').format(x, y, anchor, kind, whole, short)
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="{}">{}{}</text>').format(
+        x, y, anchor, kind, whole, short
+    )
 
 
 @frozen
@@ -108,7 +112,7 @@ class Plane:
     def add(self, markup: Markup) -> None:
         self.parts.append(markup)
 
-    def draw_axes(self, x_ticks: Sequence[tuple[float, str]], x_label: str, y_label: str, y_ticks: int = 5) -> None:
+    def draw_axes(self, x_ticks: Sequence[tuple[float, str]], x_label: str, y_label: str, y_ticks: int = 6) -> None:
         """Grid lines, tick labels and the axes' names."""
         x0, y0 = self.place(self.x[0], self.y[0])
         x1, y1 = self.place(self.x[1], self.y[1])
@@ -124,7 +128,9 @@ class Plane:
         if x_label:
             self.add(label(x_label, (x0 + x1) / 2, self.height - 5, "middle", "name"))
         if y_label:
-            turned = Markup('<text class="name" text-anchor="middle" transform="translate(12 {:.1f}) rotate(-90)">{}</text>')
+            turned = Markup(
+                '<text class="name" text-anchor="middle" transform="translate(12 {:.1f}) rotate(-90)">{}</text>'
+            )
             self.add(turned.format((y0 + y1) / 2, y_label))
 
     def draw_series(self, series: Series, markers: bool = True) -> None:

@@ -22,7 +22,7 @@ from mulki_plugins.report.page.experiment import Experiment
 from mulki_plugins.report.page.losses import Losses, read_losses
 from mulki_plugins.report.page.scales import change_step, level_step
 from mulki_plugins.report.result import Result
-from mulki_plugins.report.significance import HIGHER_IS_BETTER, Ranking, rank_strategies
+from mulki_plugins.report.significance import ENOUGH_STRATEGIES, HIGHER_IS_BETTER, Ranking, rank_strategies
 from mulki_plugins.report.tables import labelled_rows
 
 LONGEST_RECIPE = 100_000
@@ -67,14 +67,15 @@ class Cost:
 def matrix_of(run: Result, title: str) -> Matrix:
     """The heat map of a run, as far as it got."""
     images = test_images(run)
+    before: list[float | None] = [*run.zero_shot] or [None for _ in run.tasks]
     rows = []
     labelled = labelled_rows(run)
-    staircase = len(labelled) - bool(run.zero_shot) == len(run.matrix) and run.base == "naive"
+    staircase = len(labelled) - bool(run.zero_shot) == len(run.matrix) and run.base not in ("joint", "none")
     for i, (name, accuracies) in enumerate(labelled):
         learned = i - bool(run.zero_shot)
         cells = [
             _cell(a, n, z, _place(learned, j) if staircase else "")
-            for j, (a, n, z) in enumerate(zip(accuracies, images, run.zero_shot or [None] * len(accuracies), strict=True))
+            for j, (a, n, z) in enumerate(zip(accuracies, images, before, strict=True))
         ]
         rows.append((name, cells, statistics.fmean(accuracies)))
     return Matrix(title, run, images, rows)
@@ -163,7 +164,9 @@ def loss_charts(experiment: Experiment) -> list[LossChart]:
         if first.folder and (losses := read_losses(Path(first.folder))).terms:
             read.append((i, f"{strategy.name}, seed {first.seed}", losses))
     made = []
-    total = [(i, experiment.strategies[i].name, losses.terms["total"]) for i, _, losses in read if "total" in losses.terms]
+    total = [
+        (i, experiment.strategies[i].name, losses.terms["total"]) for i, _, losses in read if "total" in losses.terms
+    ]
     if total:
         made.append(_loss_chart("All strategies: the whole loss", total, read[0][2].ends))
     for _, name, losses in read:
@@ -182,7 +185,10 @@ def _loss_chart(title: str, curves: Sequence[tuple[int, str, Any]], ends: Sequen
 
 
 def rankings(compared: Sequence[Experiment]) -> dict[str, Ranking]:
-    """For each metric the strategies ranked over the experiments; only those measured in every experiment that has the metric."""
+    """For each metric the strategies ranked over the experiments; only those measured in every experiment.
+
+    Experiments with fewer than ENOUGH_STRATEGIES are passed over.
+    """
     ranked = {}
     for metric, better in HIGHER_IS_BETTER.items():
         tables = [
@@ -190,7 +196,7 @@ def rankings(compared: Sequence[Experiment]) -> dict[str, Ranking]:
             for e in compared
             if len({s.group.strategy for s in e.strategies}) == len(e.strategies)  # else a name stands for two settings
         ]
-        tables = [table for table in tables if table]
+        tables = [table for table in tables if len(table) >= ENOUGH_STRATEGIES]
         names = [name for name in (tables[0] if tables else {}) if all(name in table for table in tables)]
         if tables and (ranking := rank_strategies({name: [t[name] for t in tables] for name in names}, better)):
             ranked[metric] = ranking
@@ -219,12 +225,22 @@ def versions_of(results: Sequence[Result]) -> list[tuple[str, str]]:
     """Each library with the versions that the runs used."""
     names = dict.fromkeys(str(name) for run in results for name in run.versions)
     return [
-        (name, ", ".join(sorted({str(run.versions[name]) for run in results if run.versions.get(name)}))) for name in names
+        (name, ", ".join(sorted({str(run.versions[name]) for run in results if run.versions.get(name)})))
+        for name in names
     ]
 
 
-def warnings_of(results: Sequence[Result]) -> Iterator[str]:
+def count_strategies(compared: Sequence[Experiment]) -> str:
+    """`5 strategies`."""
+    count = len({strategy.name for experiment in compared for strategy in experiment.strategies})
+    return f"{count} strateg{'y' if count == 1 else 'ies'}"
+
+
+def warnings_of(results: Sequence[Result], compared: Sequence[Experiment]) -> Iterator[str]:
     """What makes the numbers of the page hard to compare."""
+    counted = sum(len(strategy.group.runs) for experiment in compared for strategy in experiment.strategies)
+    if repeated := sum(run.status == "complete" for run in results) - counted:
+        yield f"{repeated} of these runs repeat a seed; only the latest run of each seed counts"
     yield from differing_machines(results)
     for reason in dict.fromkeys(reason for run in results for reason in run.incomparable):
         yield f"not comparable with published numbers: {reason}"
@@ -237,7 +253,9 @@ def heading_of(experiment: Experiment) -> str:
 
 def summary_of(results: Sequence[Result]) -> str:
     """`15 runs: 14 complete, 1 failed`."""
-    counts = {status: sum(run.status == status for run in results) for status in ("complete", "running", "stopped", "failed")}
+    counts = {
+        status: sum(run.status == status for run in results) for status in ("complete", "running", "stopped", "failed")
+    }
     parts = [f"{count} {status}" for status, count in counts.items() if count]
     return f"{len(results)} run{'' if len(results) == 1 else 's'}: {', '.join(parts)}"
 

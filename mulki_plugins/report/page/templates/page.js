@@ -94,3 +94,13 @@ for (const section of document.querySelectorAll(".experiment")) {
     for (const kind of ["pointerleave", "blur"]) item.addEventListener(kind, () => bring(null));
   }
 }
+
+// paper shows what is folded on the screen
+const folded = new Set();
+addEventListener("beforeprint", () => {
+  for (const box of document.querySelectorAll("details:not([open])")) { folded.add(box); box.open = true; }
+});
+addEventListener("afterprint", () => {
+  for (const box of folded) box.open = false;
+  folded.clear();
+});
