@@ -183,7 +183,7 @@ def test_the_test_over_different_seeds_is_welchs():
 
 def test_seeds_without_spread():
     assert seeds_test({0: 5.0, 1: 6.0}, {0: 5.0, 1: 6.0}).p == 1
-    assert seeds_test({0: 5.0, 1: 6.0}, {0: 4.0, 1: 5.0}) is None, "an infinite statistic is no evidence"
+    assert seeds_test({0: 5.1, 1: 6.1}, {0: 4.1, 1: 5.1}) is None, "an infinite statistic is no evidence"
     assert seeds_test({0: 5.0}, {0: 4.0}) is None
 
 

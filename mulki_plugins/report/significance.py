@@ -21,6 +21,8 @@ ENOUGH_STREAMS, ENOUGH_STRATEGIES = 5, 3
 HIGHER_IS_BETTER = {"transfer": True, "average": True, "last": True, "forgetting": False}
 """The metrics that can be computed from a resampled matrix."""
 _SEED = 20_241_110
+_ROUNDING = 1e-9
+"""Percentage points: smaller differences come from rounding."""
 _CHUNK = 2**22
 """Drawn images held at once."""
 
@@ -135,7 +137,7 @@ def bootstrap_test(difference: float, resampled: Floats) -> Test:
     p ≥ 1 / (resamples + 1), and 1 for a difference of 0.
     """
     low, high = interval(resampled)
-    as_far = np.abs(resampled - difference) >= abs(difference) - 1e-9
+    as_far = np.abs(resampled - difference) >= abs(difference) - _ROUNDING
     return Test(difference, low, high, float((1 + as_far.sum()) / (1 + len(resampled))), "bootstrap over images")
 
 
@@ -150,9 +152,9 @@ def seeds_test(a: Mapping[int, float], b: Mapping[int, float]) -> Test | None:
     x, y = (np.array([values[seed] for seed in sorted(values)], dtype=np.float64) for values in (a, b))
     method = "paired t test over seeds" if paired else "Welch's t test over seeds"
     difference = float(x.mean() - y.mean())
-    without_spread = np.ptp(x - y) == 0 if paired else np.ptp(x) == np.ptp(y) == 0
-    if without_spread:  # the statistic is infinite, or 0/0
-        return Test(0.0, 0.0, 0.0, 1.0, method) if difference == 0 else None
+    spread = np.ptp(x - y) if paired else max(np.ptp(x), np.ptp(y))
+    if spread < _ROUNDING:  # the statistic is infinite, or 0/0
+        return Test(0.0, 0.0, 0.0, 1.0, method) if abs(difference) < _ROUNDING else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # values so close that their differences lose digits
         tested = stats.ttest_rel(x, y) if paired else stats.ttest_ind(x, y, equal_var=False)

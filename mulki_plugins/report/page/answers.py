@@ -66,7 +66,7 @@ def _rows_are_equal(result: Result) -> bool:
     return all(row == result.matrix[0] for row in result.matrix)
 
 
-def test_images(result: Result) -> list[int | None]:
+def count_test_images(result: Result) -> list[int | None]:
     """The number of test images of each task, as the run recorded it; None where it did not."""
     recorded = result.identity.get("data")
     texts = [recorded.get(task) if isinstance(recorded, dict) else None for task in result.tasks]

@@ -249,7 +249,7 @@ def rank_diagram(ranking: Ranking) -> Markup:
     count = len(ranking.names)
     cliques = ranking.cliques()
     half = (count + 1) // 2
-    axis, step = 47.0, FONT + 7
+    axis, step = 50.0, FONT + 7
     below = axis + 14 + 7 * len(cliques)
     side = 12 + max(text_width(shorten(name, NAME)) for name in ranking.names)
     plane = Plane(WIDTH, below + step * half + 14, (1, max(count, 2)), (0, 1), left=side, right=side)
@@ -262,8 +262,8 @@ def rank_diagram(ranking: Ranking) -> Markup:
         plane.add(Markup('<path class="axis" d="M{:.1f},{:.1f}v-5"/>').format(at(whole), axis))
         plane.add(label(str(whole), at(whole), axis - 9, "middle", "tick"))
     reach = min(1 + ranking.critical_difference, count)
-    plane.add(Markup('<path class="clique" d="M{:.1f},17H{:.1f}"/>').format(at(1), at(reach)))
-    plane.add(label(f"critical difference {ranking.critical_difference:.2f}", at(1), 10, kind="tick"))
+    plane.add(Markup('<path class="clique" d="M{:.1f},20H{:.1f}"/>').format(at(1), at(reach)))
+    plane.add(label(f"critical difference {ranking.critical_difference:.2f}", at(1), 13, kind="tick"))
     for i, (name, rank) in enumerate(zip(ranking.names, ranking.ranks, strict=True)):
         on_left = i < half
         height = below + step * (i if on_left else count - 1 - i) + 8

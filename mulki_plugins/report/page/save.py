@@ -22,8 +22,6 @@ def check_targets(targets: Mapping[str, Path | None]) -> dict[str, Path]:
     for option, path in chosen.items():
         if not path.parent.is_dir():
             raise MulkiError(f"{option}: {path.parent}: no such folder", "create it first")
-        if path.is_dir():
-            raise MulkiError(f"{option}: {path}: is a folder", f"type {option} {path / 'report.html'}")
         if path.exists() and _MARKS[option] not in _beginning(path):
             raise MulkiError(f"{option}: {path}: exists and is no report of MulKI", "choose another name, or remove it")
     return chosen

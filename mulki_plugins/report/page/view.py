@@ -17,7 +17,7 @@ from mulki_plugins.recipe.settings import describe_settings
 from mulki_plugins.report.compare import differing_machines
 from mulki_plugins.report.folder import settings_at
 from mulki_plugins.report.page import charts
-from mulki_plugins.report.page.answers import Interval, accuracy_interval, test_images
+from mulki_plugins.report.page.answers import Interval, accuracy_interval, count_test_images
 from mulki_plugins.report.page.experiment import Experiment
 from mulki_plugins.report.page.losses import Losses, read_losses
 from mulki_plugins.report.page.scales import change_step, level_step
@@ -66,7 +66,7 @@ class Cost:
 
 def matrix_of(run: Result, title: str) -> Matrix:
     """The heat map of a run, as far as it got."""
-    images = test_images(run)
+    images = count_test_images(run)
     before: list[float | None] = [*run.zero_shot] or [None for _ in run.tasks]
     rows = []
     labelled = labelled_rows(run)
