@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,21 +19,10 @@ from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.guard import cause_of, try_call
-from mulki_plugins.report.predictions import (
-    SURE,
-    UNREAD,
-    Answers,
-    accuracy_of,
-    are_kept,
-    copy_row,
-    write_row,
-    write_stream,
-)
+from mulki_plugins.report.predictions import SURE, UNREAD, Answers, accuracy_of
 from mulki_plugins.report.result import Result
 from mulki_plugins.streams.benchmark import LEFT_OUT
-from mulki_plugins.streams.task import TaskStream
 from mulki_plugins.training.logbook import Warn
-from mulki_plugins.training.provenance import paths_of
 
 
 class AccuracyRecorder:
@@ -106,23 +94,6 @@ def index_candidates(model: ClipClassifier, task: int, scope: Sequence[int] | No
         own = union.places[list(scope).index(task)]
         indices[own] = np.arange(len(own)) + first_class(model, task)
     return indices
-
-
-def keep_answers(folder: Path, stream: TaskStream, answers: Mapping[str, Answers], rows: Sequence[int]) -> None:
-    """Write the answers to each task's test images into the run's folder, as these rows; row 0 is the zero-shot row.
-
-    Without answers, since no evaluation was needed, the rows repeat the zero-shot row.
-    """
-    tasks = stream.tasks
-    if 0 in rows or not are_kept(folder):
-        images = [task.test for task in tasks]
-        names, classes = [task.name for task in tasks], [task.class_names for task in tasks]
-        write_stream(folder, names, classes, [part.targets for part in images], [paths_of(part) for part in images])
-    for row in rows:
-        if answers:
-            write_row(folder, row, [answers[task.name] for task in tasks], sum(len(t.class_names) for t in tasks))
-        else:
-            copy_row(folder, 0, row)
 
 
 def compute_metrics(recipe: Recipe, result: Result, warn: Warn) -> dict[str, float | None]:

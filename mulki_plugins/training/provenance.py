@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.recipe.files import find_strategy_provenance, warn_of_borrowed_name
 from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.recipe.settings import fingerprint, flatten, select_decisive
@@ -166,6 +167,13 @@ def peak_memory(device: torch.device) -> float:
         return 0.0
     unit = 1 if platform.system() == "Darwin" else 2**10
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+
+
+def count_parameters(recipe: Recipe, model: ClipClassifier) -> dict[str, int]:
+    """The number of weights that the last task's training changes, and of all."""
+    parameters = list(model.parameters())
+    trained = 0 if recipe.strategy.base == "none" else sum(p.numel() for p in parameters if p.requires_grad)
+    return {"trained": trained, "all": sum(p.numel() for p in parameters)}
 
 
 def _data(stream: TaskStream) -> dict[str, str]:

@@ -108,7 +108,7 @@ def cost_of(runs: Sequence[Result]) -> Cost:
         minutes=None if total is None else total / 60,
         training=statistics.fmean(sums) / 60 if sums else None,
         memory=mean(run.device.get("peak_memory_mib") for run in runs),
-        parameters=mean(run.device.get("trained_parameters") for run in runs),
+        parameters=mean(run.parameters.get("trained") for run in runs),
         device=", ".join(devices),
     )
 
