@@ -6,6 +6,7 @@ that strategies are compared on the same images. Seeds are drawn too where there
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -24,7 +25,7 @@ _SEED = 20_241_110
 _ROUNDING = 1e-9
 """Percentage points: smaller differences come from rounding."""
 _CHUNK = 2**22
-"""Drawn images held at once."""
+"""Drawn images, or cells of resampled matrices, held at once."""
 
 Floats = NDArray[np.float64]
 Rights = Sequence[NDArray[np.bool_]]
@@ -49,6 +50,7 @@ class Test:
 # one proportion
 
 
+@functools.lru_cache(maxsize=4096)
 def wilson_interval(right: int, total: int) -> tuple[float, float]:
     """Wilson's score interval of an accuracy, in percent. ValueError unless 0 ≤ right ≤ total and total ≥ 1."""
     interval = stats.binomtest(right, total).proportion_ci(CONFIDENCE, method="wilson")
@@ -73,7 +75,7 @@ def resample_metrics(runs: Sequence[Rights], resamples: int = RESAMPLES) -> dict
     stacked = [np.concatenate([run[j] for run in runs]).astype(np.float32).T for j in range(len(sizes))]
     generators = [np.random.default_rng([_SEED, j]) for j in range(len(sizes))]
     values: dict[str, list[Floats]] = {name: [] for name in HIGHER_IS_BETTER}
-    step = max(1, _CHUNK // max(sizes))
+    step = max(1, _CHUNK // max(*sizes, len(runs) * len(sizes) ** 2))
     for first in range(0, resamples, step):
         count = min(step, resamples - first)
         cells = np.empty((count, len(runs), len(sizes), len(sizes)))

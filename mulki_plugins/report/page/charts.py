@@ -124,7 +124,7 @@ def pareto(experiment: Experiment) -> Markup | None:
         x, y = plane.place(*untrained)
         plane.add(Markup('<path class="untrained" d="M{0:.1f},{1:.1f}m-5,-5l10,10m0,-10l-10,10"/>').format(x, y))
         marks.append((x, y))
-    names = [experiment.strategies[i].name for i in points] + (["zero-shot"] if untrained else [])
+    names = [experiment.strategies[i].name for i in points] + (["untrained"] if untrained else [])
     kinds = [f"direct s{i % COLOURS}" for i in points] + ["direct"]
     _label_points(plane, marks, names, kinds, drawn)
     return plane.render("Last against Transfer, a point for each strategy")
