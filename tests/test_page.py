@@ -142,6 +142,16 @@ def test_without_predictions_seeds_are_tested_and_the_page_says_so(tmp_path):
     assert "it kept no predictions" in make_report(tmp_path)
 
 
+def test_an_interval_of_percentages_stays_within_them(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path, "good", seed, skill=0.9 + 0.09 * seed, noise=seed)
+        write_run(tmp_path, "bad", seed, skill=0.9 + 0.09 * seed, noise=seed, predictions=False)
+    [experiment] = experiments(find_results([tmp_path / "runs"])[0], 200)
+    intervals = [estimate.interval for strategy in experiment.strategies for estimate in strategy.estimates.values()]
+    assert all(0 <= low <= high <= 100 for low, high in intervals)
+    assert 0.0 in [low for low, _ in intervals], "else the test shows nothing"
+
+
 def test_predictions_of_other_accuracies_are_not_used(tmp_path):
     run = write_run(tmp_path)
     file = tmp_path / "runs" / "0" / "result.json"

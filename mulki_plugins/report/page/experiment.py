@@ -193,6 +193,8 @@ def _estimates(group: Group, resampled: Mapping[str, Floats]) -> dict[str, Estim
         else:
             bounds = seeds_interval(values)
             method = "seeds" if bounds else ""
+        if bounds and name in HIGHER_IS_BETTER:  # percentages, whatever a normal or widened spread reaches
+            bounds = max(0.0, bounds[0]), min(100.0, bounds[1])
         estimates[name] = Estimate(mean, deviation, bounds, method)
     return estimates
 

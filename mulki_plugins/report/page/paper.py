@@ -44,7 +44,7 @@ def _metrics_table(experiment: Experiment) -> Iterator[str]:
     if not metrics:
         return
     yield from _open(
-        f"{experiment.recipe}: mean {'± standard deviation over seeds'}, in percent.", "lr" + "r" * len(metrics)
+        f"{experiment.recipe}: mean ± standard deviation over seeds, in percent.", "lr" + "r" * len(metrics)
     )
     yield _row(["strategy", "seeds", *(name.capitalize() for name in metrics)])
     yield r"\midrule"
