@@ -66,7 +66,7 @@ class Records:
             if learned and (seconds := self.result.seconds.get(name)):
                 self._log(f"cost/{name}_seconds", seconds[-1], learned)
         self._log("cost/peak_memory_mib", peak_memory, learned)
-        if self.result.matrix and self.loggers:
+        if 0 < len(self.result.matrix) < len(self.result.tasks) and self.loggers:  # `write_end` draws the whole one
             with self.only_warning("the picture of the matrix cannot be drawn"):
                 self._log_matrix(matrix_figure(self.result))
 
