@@ -15,10 +15,11 @@ import pytest
 from click.testing import CliRunner
 
 from mulki_plugins.cli import main
+from mulki_plugins.report.layout import escape_latex
 from mulki_plugins.report.page.answers import accuracy_interval, count_test_images, read_answers
 from mulki_plugins.report.page.experiment import experiments
 from mulki_plugins.report.page.losses import POINTS, read_losses, smooth
-from mulki_plugins.report.page.paper import CSV_HEAD, escape_latex
+from mulki_plugins.report.page.paper import CSV_HEAD
 from mulki_plugins.report.page.svg import shorten, spread, ticks
 from mulki_plugins.report.page.view import command_of, rankings
 from mulki_plugins.report.result import Result, find_results, read_result
@@ -286,6 +287,18 @@ def test_hostile_names_change_no_markup(tmp_path, place):
     }
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", pages[1])
 
+    check_latex((tmp_path / "hostile" / "t.tex").read_text("utf-8"))
+
+
+def check_latex(text):
+    """Braces are balanced, and each row has as many cells as its table has columns."""
+    bare = re.sub(r"\\[{}$&#%_]", "", re.sub(r"^%.*", "", text, flags=re.M))
+    assert bare.count("{") == bare.count("}")
+    for table in re.findall(r"\\begin\{tabular\}\{(\w+)\}\n(.*?)\\end\{tabular\}", bare, re.S):
+        rows = [row for row in table[1].split("\n") if row.endswith("\\\\")]
+        assert len(rows) > 1
+        assert {row.count("&") + 1 for row in rows} == {len(table[0])}
+
 
 def read_tables(folder):
     latex, table = folder / "t.tex", folder / "t.csv"
@@ -330,7 +343,7 @@ def test_a_spreadsheet_computes_no_name(tmp_path):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_latex_sets_a_name_as_it_is(name):
     text = escape_latex(name)
-    bare = re.sub(r"\\(textbackslash|text\w+|ascii\w+)\{\}|\\[{}$&#%_]", "", text)
+    bare = re.sub(r"\\(text\w+|ascii\w+)\{\}|\\[{}$&#%_]|\{[\[\]]\}|-\{\}-", "", text)
     assert not re.search(r"[\\{}$&#%_^~\x00-\x1f\u202e]", bare), text
 
 

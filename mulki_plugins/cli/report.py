@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mulki_plugins.characters import printable
 from mulki_plugins.cli.common import echo_note, report_errors
 
 
@@ -45,6 +46,7 @@ def report(
     runs, errors = find_results(folders)
     for line in errors:
         echo_note(f"warning: left out: {line}")
+    echo_note(f"comparing {len(runs)} run{'' if len(runs) == 1 else 's'}")
     compared = experiments(runs, resamples)
     texts = {"--out": render_page(runs, compared, resamples, title)}
     if latex:
@@ -53,4 +55,4 @@ def report(
         texts["--csv"] = write_csv(table_rows(compared))
     for option, path in targets.items():
         save(path, texts[option])
-        click.echo(str(path))
+        click.echo(printable(str(path)))

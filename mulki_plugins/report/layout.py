@@ -22,6 +22,7 @@ _LATEX = {
     "|": r"\textbar{}", "±": r"$\pm$", "[": "{[}", "]": "{]}", '"': r"\textquotedbl{}",
 }  # fmt: skip
 """Characters that are commands to LaTeX; brackets would be the argument of a row's end."""
+_DIRECTIONS = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Characters with which a spreadsheet begins a formula."""
 
@@ -155,10 +156,16 @@ def _latex(table: Table) -> str:
 
 def _latex_cell(cell: Cell, digits: int) -> str:
     if isinstance(cell, str):
-        return "".join(_LATEX.get(c, c) for c in printable(cell)).replace("--", "-{}-")  # two would become a dash
+        return escape_latex(cell)
     if cell is None:
         return "--"
     return _text(cell, digits).replace(" ± ", r" $\pm$ ")
+
+
+def escape_latex(text: str) -> str:
+    """A text that LaTeX sets as it is: no command in it, and nothing that changes the direction of what follows."""
+    shown = (c for c in printable(text) if c not in _DIRECTIONS)
+    return "".join(_LATEX.get(c, c) for c in shown).replace("--", "-{}-")  # two would become a dash
 
 
 def _csv(tables: Sequence[Table]) -> str:
@@ -188,7 +195,10 @@ def _csv_cell(value: str | float | None) -> str:
     """A text that a spreadsheet would compute gets an apostrophe."""
     if value is None:
         return ""
-    if isinstance(value, str):
-        text = printable(value)
-        return f"'{text}" if text.startswith(_FORMULA) else text
-    return f"{value:.4f}"
+    return escape_formula(value) if isinstance(value, str) else f"{value:.4f}"
+
+
+def escape_formula(text: str) -> str:
+    """A text for a spreadsheet, with an apostrophe before it if it would be computed."""
+    text = printable(text)
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text

@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
-from mulki_plugins.characters import printable
+from mulki_plugins.report.layout import escape_formula, escape_latex
 from mulki_plugins.report.page.experiment import LEVEL, Experiment
 from mulki_plugins.report.significance import CONFIDENCE
 
@@ -16,13 +15,6 @@ LATEX_MARK = "% a report of MulKI"
 CSV_HEAD = ("experiment", "recipe", "tasks", "table", "strategy", "against", "metric", "value", "std", "low", "high", "seeds",
             "p", "p_corrected", "best", "method")  # fmt: skip
 
-_SPECIAL = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
-    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    '"': r"\textquotedbl{}", "'": "'", "`": r"\textasciigrave{}", "±": r"$\pm$",
-}  # fmt: skip
-_FORMULAS = ("=", "+", "-", "@")
-"""A text that begins like this is a formula to a spreadsheet."""
 
 Value = str | int | float | None
 
@@ -95,12 +87,6 @@ def _row(cells: Sequence[str], escaped: bool = False) -> str:
     return " & ".join(cells if escaped else map(escape_latex, cells)) + r" \\"
 
 
-def escape_latex(text: str) -> str:
-    """A text that LaTeX sets as it is: no command, no invisible character."""
-    visible = (c for c in printable(text) if unicodedata.category(c) not in ("Cf", "Co", "Cn"))
-    return "".join(_SPECIAL.get(c, c) for c in visible)
-
-
 def table_rows(compared: Sequence[Experiment]) -> Iterator[dict[str, Value]]:
     """All estimates, tests and mean accuracies of a report, one a row."""
     for number, experiment in enumerate(compared, 1):
@@ -152,12 +138,7 @@ def write_csv(rows: Iterable[dict[str, Value]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_HEAD)
-    writer.writerows([_csv_cell(row.get(name)) for name in CSV_HEAD] for row in rows)
+    for row in rows:
+        cells = [row.get(name) for name in CSV_HEAD]
+        writer.writerow([escape_formula(cell) if isinstance(cell, str) else cell for cell in cells])
     return text.getvalue()
-
-
-def _csv_cell(value: Value) -> Value:
-    if not isinstance(value, str):
-        return value
-    value = printable(value)
-    return f"'{value}" if value.lstrip().startswith(_FORMULAS) else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import shlex
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from mulki_plugins.characters import printable
 from mulki_plugins.recipe.settings import describe_settings
-from mulki_plugins.report.compare import differing_machines
+from mulki_plugins.report.compare import Group, differing_machines
 from mulki_plugins.report.folder import settings_at
 from mulki_plugins.report.page import charts
 from mulki_plugins.report.page.answers import Interval, accuracy_interval, count_test_images
@@ -53,17 +53,6 @@ class Matrix:
     """The task learned before the row, its cells and their mean."""
 
 
-@frozen
-class Cost:
-    """What a strategy's runs cost, as means over seeds; None where it was not recorded."""
-
-    minutes: float | None
-    training: float | None
-    memory: float | None
-    parameters: float | None
-    device: str
-
-
 def matrix_of(run: Result, title: str) -> Matrix:
     """The heat map of a run, as far as it got."""
     images = count_test_images(run)
@@ -93,28 +82,20 @@ def _place(learned: int, task: int) -> str:
     return "own" if learned == task else "past" if task < learned else "future"
 
 
-def cost_of(runs: Sequence[Result]) -> Cost:
-    """The mean cost of some runs."""
-
-    def mean(values: Iterable[Any]) -> float | None:
-        numbers = [float(value) for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-        return statistics.fmean(numbers) if numbers else None
-
-    devices = dict.fromkeys(str(run.device.get("name") or "?") for run in runs)
-    training = [run.seconds.get("train") for run in runs if isinstance(run.seconds, dict)]
-    sums = [sum(seconds) for seconds in training if isinstance(seconds, list) and seconds and _are_numbers(seconds)]
-    total = mean(run.seconds.get("total") for run in runs if isinstance(run.seconds, dict))
-    return Cost(
-        minutes=None if total is None else total / 60,
-        training=statistics.fmean(sums) / 60 if sums else None,
-        memory=mean(run.device.get("peak_memory_mib") for run in runs),
-        parameters=mean(run.parameters.get("trained") for run in runs),
-        device=", ".join(devices),
-    )
+def training_minutes(group: Group) -> float | None:
+    """The mean time of the runs' training alone; None if it was not recorded."""
+    recorded = [run.seconds.get("train") for run in group.runs]
+    sums = [sum(seconds) for seconds in recorded if isinstance(seconds, list) and seconds and _are_numbers(seconds)]
+    return statistics.fmean(sums) / 60 if sums else None
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int | float) for value in values)
+
+
+def devices_of(group: Group) -> str:
+    """The devices that the runs used."""
+    return ", ".join(dict.fromkeys(str(run.device.get("name") or "?") for run in group.runs))
 
 
 @frozen
