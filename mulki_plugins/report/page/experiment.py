@@ -104,9 +104,8 @@ class Experiment:
             return []
         top = (max if HIGHER_IS_BETTER[metric] else min)(means, key=means.__getitem__)
         tests = {i: self.compared(metric, top, i) for i in means if i != top}
-        if not all(tests.values()):
-            return []
-        return [i for i in means if i == top or not (tests[i] and tests[i].significant)]  # type: ignore[union-attr]
+        worse = {i for i, test in tests.items() if test is not None and test.significant}
+        return [] if None in tests.values() else [i for i in means if i not in worse]
 
 
 def experiments(results: Sequence[Result], resamples: int) -> list[Experiment]:
@@ -174,12 +173,10 @@ def _resample(
         if each is None:
             resampled.append({})
             continue
-        runs = slice(first, first := first + len(each))
         seeds = [run.seed for run in group.runs]
-        order = np.argsort(seeds)  # so that equal seeds are drawn together, whatever their order
-        resampled.append(
-            {n: resample_mean(v[runs][order], sorted(seeds)) for n, v in values.items() if n in group.metrics}
-        )
+        places = first + np.argsort(seeds)  # so that equal seeds are drawn together, whatever their order
+        first += len(each)
+        resampled.append({n: resample_mean(v[places], sorted(seeds)) for n, v in values.items() if n in group.metrics})
     return resampled
 
 
