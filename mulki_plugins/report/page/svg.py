@@ -46,15 +46,15 @@ def style_of(index: int) -> Markup:
     )
 
 
-def marker(index: int, x: float, y: float, size: float = 4.5, kind: str = "mark") -> Markup:
+def marker(index: int, x: float, y: float, size: float = 4.5) -> Markup:
     """A marker: its shape and colour tell the series."""
     shapes = (
         "M-1,0A1,1 0 1 0 1,0A1,1 0 1 0 -1,0Z", "M-.9,-.9H.9V.9H-.9Z", "M0,-1.15L1.1,.8H-1.1Z", "M0,-1.25L1.25,0L0,1.25L-1.25,0Z",
         "M0,1.15L1.1,-.8H-1.1Z", "M-.35,-1.1H.35V-.35H1.1V.35H.35V1.1H-.35V.35H-1.1V-.35H-.35Z",
         "M-1.1,-.5L0,-1.2L1.1,-.5V.6L0,1.2L-1.1,.6Z", "M-1.2,-.4H1.2V.4H-1.2Z",
     )  # fmt: skip
-    return Markup('<path class="{} s{}" transform="translate({:.1f} {:.1f}) scale({})" d="{}"/>').format(
-        kind, index % COLOURS, x, y, size, shapes[(index + index // COLOURS) % len(shapes)]
+    return Markup('<path class="mark s{}" transform="translate({:.1f} {:.1f}) scale({})" d="{}"/>').format(
+        index % COLOURS, x, y, size, shapes[(index + index // COLOURS) % len(shapes)]
     )
 
 
