@@ -31,14 +31,14 @@ def test_it_works_from_its_wheel(which, environment, written, tmp_path):
     found = json.loads(environment.run("-m", "mulki_plugins", "plugins", "--json").stdout)
     mine = [row for row in found if row["distribution"] == ("warm-texts" if which == "as generated" else which)]
     assert {row["state"] for row in mine} == {"ok"}, mine
-    assert len(mine) >= 3, "the package, its part and its YAML"
+    assert len(mine) >= 3, "the package and its parts"
     tests = copied(source / "tests", tmp_path / "elsewhere")  # so that what is tested is what is installed
     done = environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests), cwd=tests)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_there_is_an_example_of_a_stage_and_one_of_a_stream():
-    assert {path.name for path in EXAMPLES} == {"mulki-jigsaw", "mulki-instruments"}
+def test_there_is_an_example_of_a_stage_a_stream_and_loggers():
+    assert {path.name for path in EXAMPLES} == {"mulki-jigsaw", "mulki-instruments", "mulki-trackers"}
 
 
 def test_what_is_written_is_complete(written):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import click
 
 from mulki_plugins import __version__
+from mulki_plugins.cli.clean import clean
 from mulki_plugins.cli.data import data
 from mulki_plugins.cli.doctor import doctor
 from mulki_plugins.cli.lazy import switch_off
 from mulki_plugins.cli.list import list_command
 from mulki_plugins.cli.new import new
 from mulki_plugins.cli.plugins import plugins
+from mulki_plugins.cli.report import report
 from mulki_plugins.cli.results import results
 from mulki_plugins.cli.resume import resume
 from mulki_plugins.cli.run import run
@@ -43,5 +45,5 @@ def main() -> None:
     """
 
 
-for command in (run, resume, validate, show, list_command, results, data, plugins, doctor, new, schema):
+for command in (run, resume, validate, show, list_command, results, report, clean, data, plugins, doctor, new, schema):
     main.add_command(command)

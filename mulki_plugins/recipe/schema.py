@@ -95,11 +95,15 @@ class Train:
 
 @frozen(kw_only=True)
 class Evaluate:
-    """`classes`: the classes a test image is classified among: its task's own, all learned so far, or all of the stream."""
+    """`classes`: the classes a test image is classified among: its task's own, all learned so far, or all of the stream.
+
+    `predictions`: keep in the run's folder what was predicted for each test image.
+    """
 
     classes: Literal["task", "seen", "all"] = "task"
     metrics: list[str] = field(factory=lambda: ["transfer", "average", "last", "forgetting"])
     batch_size: Count = 256
+    predictions: bool = True
 
 
 Base = Literal["naive", "cumulative", "joint", "none"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,12 +11,23 @@ from typing import Any
 from attrs import asdict, evolve, field, frozen
 
 from mulki_plugins.characters import printable
+from mulki_plugins.errors import MulkiError, did_you_mean
 from mulki_plugins.recipe.settings import describe_settings
 from mulki_plugins.report.folder import settings_at
 from mulki_plugins.report.result import Result
 
 SHOWN = 4
 """Settings shown in a group's name."""
+
+ORDER = "stream.order"
+"""The setting for which the summary has a column of its own."""
+
+COSTS = {"time": "seconds", "memory": "peak MiB", "trained": "trained weights"}
+"""What a run costs, and the unit of each number."""
+_LESS_IS_BETTER = ("forgetting", "name", *COSTS)
+
+MeanAndDeviation = tuple[float, float | None]
+"""Over seeds (n − 1); the deviation is None for a single seed."""
 
 
 @frozen(kw_only=True)
@@ -25,13 +37,37 @@ class Group:
     recipe: str
     strategy: str
     seeds: list[int]
-    metrics: dict[str, tuple[float, float | None]]
-    """Mean, and standard deviation over seeds (n − 1) if there are at least two."""
+    metrics: dict[str, MeanAndDeviation]
+    just_learned: MeanAndDeviation
+    """The accuracy on each task after its own training: the mean of the matrix's diagonal."""
+    costs: dict[str, MeanAndDeviation]
+    """By COSTS; runs of earlier versions recorded fewer."""
     tasks: list[str]
     protocol: dict[str, Any]
     runs: list[Result]
     settings: dict[str, Any] = field(factory=dict)
     """The settings in which it differs from other groups of its recipe and strategy, as far as their recipes are readable."""
+    order: str = ""
+    """The stream's `order`, if it has one."""
+
+    def by_task(self, metric: str) -> dict[str, MeanAndDeviation]:
+        """`transfer`, `average`, `last` or `just_learned` for each task; empty if joint training has no such number."""
+        if self._lacks(metric):
+            return {}
+        values = [_by_task(metric, run.matrix) for run in self.runs]
+        tasks = self.tasks[1:] if metric == "transfer" else self.tasks
+        return {t: mean_and_deviation(column) for t, column in zip(tasks, zip(*values, strict=True), strict=True)}
+
+    def mean_of(self, metric: str) -> MeanAndDeviation | None:
+        """The same, averaged over tasks."""
+        if self._lacks(metric):
+            return None
+        return mean_and_deviation([statistics.fmean(_by_task(metric, run.matrix)) for run in self.runs])
+
+    def _lacks(self, metric: str) -> bool:
+        return (len(self.tasks) == 1 and metric == "transfer") or (
+            self.runs[0].base == "joint" and metric not in ("last", "just_learned")
+        )
 
     @property
     def name(self) -> str:
@@ -52,6 +88,26 @@ def groups(results: Sequence[Result]) -> list[Group]:
     return _distinguish([_group(_latest_of_each_seed(runs)) for runs in gathered.values()])
 
 
+def sorted_groups(compared: Sequence[Group], by: str | None) -> list[Group]:
+    """The groups with the best first: by a metric, `just-learned`, `time`, `memory`, `trained` or `name`; None: as they are.
+
+    Groups without that number come last. MulkiError for an unknown name.
+    """
+    if by is None:
+        return list(compared)
+    known = {*(name for group in compared for name in group.metrics), "just-learned", "name", *COSTS}
+    if by not in known:
+        raise MulkiError(f"--sort {by}: no such column", did_you_mean(by, known))
+
+    def key(group: Group) -> tuple[bool, Any]:
+        if by == "name":
+            return False, (group.recipe, group.name)
+        value = group.just_learned if by == "just-learned" else group.metrics.get(by) or group.costs.get(by)
+        return value is None, value and (value[0] if by in _LESS_IS_BETTER else -value[0])
+
+    return sorted(compared, key=key)
+
+
 def _latest_of_each_seed(runs: list[Result]) -> list[Result]:
     """A run repeated with the same seed is not a second sample."""
     return list({run.seed: run for run in sorted(runs, key=lambda run: run.started)}.values())
@@ -64,10 +120,39 @@ def _group(runs: list[Result]) -> Group:
         if values:  # else the metric failed in every run
             metrics[name] = mean_and_deviation(values)
     first = runs[0]
+    costs: dict[str, list[float]] = {}
+    for run in runs:
+        for name, value in _costs(run).items():
+            costs.setdefault(name, []).append(value)
     return Group(
         recipe=first.recipe, strategy=first.strategy, seeds=sorted(run.seed for run in runs), metrics=metrics,
         tasks=first.tasks, protocol=first.protocol, runs=runs,
+        just_learned=mean_and_deviation([statistics.fmean(_by_task("just_learned", run.matrix)) for run in runs]),
+        costs={name: mean_and_deviation(values) for name, values in costs.items()},
     )  # fmt: skip
+
+
+def _costs(run: Result) -> dict[str, float]:
+    """What the run recorded of its cost."""
+    recorded: dict[str, Any] = {
+        "time": run.seconds.get("total"), "memory": run.device.get("peak_memory_mib"), "trained": run.parameters.get("trained"),
+    }  # fmt: skip
+    return {
+        name: float(value)
+        for name, value in recorded.items()
+        if type(value) in (int, float) and math.isfinite(value) and value >= 0
+    }
+
+
+def _by_task(metric: str, matrix: Sequence[Sequence[float]]) -> list[float]:
+    from mulki_plugins import metrics  # numpy, which other commands do without
+
+    if metric == "just_learned":
+        return [row[i] for i, row in enumerate(matrix)]
+    if len(matrix) == 1:  # the metrics need two tasks
+        return list(matrix[0])
+    values: list[float] = getattr(metrics, f"{metric}_by_task")(matrix).tolist()
+    return values
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
@@ -91,18 +176,36 @@ def _distinguish(compared: list[Group]) -> list[Group]:
         for i, recipe in zip(indices, recipes, strict=True):
             if recipe is not None:
                 compared[i] = evolve(compared[i], settings={path: recipe.get(path) for path in differing})
+    if len({tuple(group.tasks) for group in compared}) > 1:
+        return [evolve(group, order=_order_of(group.runs[0])) for group in compared]
     return compared
 
 
-def comparison_data(results: Sequence[Result]) -> dict[str, Any]:
-    """The whole runs, their summary and notes, ready for JSON."""
+def _order_of(run: Result) -> str:
+    settings = settings_at(Path(run.folder)) if run.folder else None
+    return printable(str((settings or {}).get(ORDER, "")))
+
+
+def _named(value: MeanAndDeviation) -> dict[str, float | None]:
+    return {"mean": value[0], "std": value[1]}
+
+
+def comparison_data(results: Sequence[Result], sort: str | None = None) -> dict[str, Any]:
+    """The whole runs, their summary and notes, ready for JSON. sort: see `sorted_groups`."""
     summary = [
         {
             "recipe": group.recipe, "strategy": group.strategy, "settings": group.settings, "seeds": group.seeds,
             "tasks": group.tasks,
-            "metrics": {name: {"mean": mean, "std": std} for name, (mean, std) in group.metrics.items()},
+            "metrics": {name: _named(value) for name, value in group.metrics.items()},
+            "order": group.order or None,
+            "just_learned": _named(group.just_learned),
+            "costs": {name: _named(value) for name, value in group.costs.items()},
+            "by_task": {
+                metric: {task: _named(value) for task, value in group.by_task(metric).items()}
+                for metric in ("transfer", "just_learned", "last")
+            },
         }
-        for group in groups(results)
+        for group in sorted_groups(groups(results), sort)
     ]  # fmt: skip
     return {
         "runs": [asdict(result) for result in results],

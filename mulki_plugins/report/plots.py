@@ -148,6 +148,15 @@ def drawable(text: str, families: Sequence[str]) -> str:
     return "".join(c if c in known else _replacement(c, known) for c in text)
 
 
+def font_for(text: str) -> tuple[str, str]:
+    """The file of a font that draws the whole text, the default one if none does, and the text as that font can draw it."""
+    paths = dict(_installed_fonts())
+    for family in families_for([text])[1:]:
+        if set(text) <= _characters(paths[family]):
+            return paths[family], text
+    return font_manager.findfont(DEFAULT_FONT), drawable(text, [])
+
+
 def _replacement(character: str, known: Collection[str]) -> str:
     simpler = "".join(c for c in unicodedata.normalize("NFKD", character) if c in known)
     if simpler or unicodedata.category(character) in _INVISIBLE:

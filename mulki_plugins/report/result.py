@@ -53,6 +53,8 @@ class Result:
     versions: dict[str, str] = field(factory=dict)
     device: dict[str, Any] = field(factory=dict)
     seconds: dict[str, Any] = field(factory=dict)
+    parameters: dict[str, int] = field(factory=dict)
+    """The number of the model's weights: `trained`, which the training changes, and `all`."""
     started: str = ""
     error: str = ""
     folder: str = ""
@@ -85,7 +87,15 @@ def read_result(path: Path) -> Result:
 def _check(result: Result) -> None:
     """ValueError unless every field has the type and shape that readers rely on."""
     lists = (result.tasks, result.matrix, result.zero_shot, result.plugins, result.parts, result.incomparable)
-    mappings = (result.metrics, result.left_out, result.identity, result.versions, result.device)
+    mappings = (
+        result.metrics,
+        result.left_out,
+        result.identity,
+        result.versions,
+        result.device,
+        result.seconds,
+        result.parameters,
+    )
     if not all(isinstance(value, list) for value in lists) or not all(isinstance(value, dict) for value in mappings):
         raise ValueError("expected lists of tasks, accuracies and plugins, and a mapping of metrics")
     if not all(isinstance(text, str) for text in result.incomparable):

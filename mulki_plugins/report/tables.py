@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
 
-from mulki_plugins.characters import pad, printable, width
-from mulki_plugins.report.compare import Group, differing_machines, groups
+from attrs import evolve
+
+from mulki_plugins.characters import printable, width
+from mulki_plugins.report.compare import COSTS, ORDER, Group, differing_machines, groups, sorted_groups
+from mulki_plugins.report.layout import Cell, Table, lines_of, terminal_width
+from mulki_plugins.report.layout import columns as columns  # the commands import it from here
 from mulki_plugins.report.published import (
     METRICS,
     NOT_STATED,
@@ -16,23 +22,6 @@ from mulki_plugins.report.published import (
     words_for_shots,
 )
 from mulki_plugins.report.result import Result
-
-
-def columns(
-    rows: Sequence[Sequence[object]], align: str = "<", least: Sequence[int] = (0,), gap: str = "  "
-) -> list[str]:
-    """Lay out rows of cells as lines whose columns line up on a terminal. Rows may have fewer cells than others.
-
-    align: `<` (left) or `>` (right) for each column. least: the least width of each column. The last entry of both applies
-    to all further columns. Cells that could steer a terminal are made harmless.
-    """
-    table = [[printable(str(cell)) for cell in row] for row in rows]
-    count = max(map(len, table), default=0)
-    rights = [align[min(i, len(align) - 1)] == ">" for i in range(count)]
-    widths = [
-        max(least[min(i, len(least) - 1)], *(width(row[i]) for row in table if i < len(row))) for i in range(count)
-    ]
-    return [gap.join(map(pad, row, widths, rights)).rstrip() for row in table]
 
 
 def matrix_table(result: Result) -> str:
@@ -66,6 +55,19 @@ def labelled_rows(result: Result) -> list[tuple[str, list[float]]]:
     return [*rows, *zip(result.tasks, result.matrix, strict=False)]
 
 
+def matrix_csv(result: Result) -> str:
+    """The zero-shot row and the matrix as CSV, with headings."""
+    rows = [["after", *result.tasks], ["zero-shot", *map(_exactly, result.zero_shot)]]
+    rows += [[task, *map(_exactly, row)] for task, row in zip(result.tasks, result.matrix, strict=False)]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)  # the name of a task may contain a comma
+    return text.getvalue()
+
+
+def _exactly(value: float) -> str:
+    return f"{value:.4f}"
+
+
 def heading(result: Result) -> str:
     """One line that identifies the run."""
     where = f"  ({printable(result.folder)})" if result.folder else ""
@@ -77,30 +79,121 @@ def cell(mean: float, std: float | None) -> str:
     return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
 
 
-def comparison_text(results: Sequence[Result]) -> str:
-    """The table of a single run, or a line for each strategy with notes on what makes lines incomparable."""
+def comparison_text(results: Sequence[Result], sort: str | None = None, most: int | None = None) -> str:
+    """The table of a single run, or a line for each strategy with notes on what makes lines incomparable.
+
+    sort: see `sorted_groups`. most: the width of the lines, if the names leave room for it; None for the terminal's.
+    """
+    most = most or terminal_width()
     if len(results) == 1:
-        return f"{heading(results[0])}\n{matrix_table(results[0])}"
-    compared = groups(results)
-    lines = _summary(compared) if compared else []
+        return "\n".join([heading(results[0]), *_matrix_lines(results[0], most)])
+    compared = sorted_groups(groups(results), sort)
+    lines = lines_of(summary_table(compared), most) if compared else []
     for result in results:
         if result.status != "complete":
             progress = f"{printable(result.status)}, {len(result.matrix)} of {len(result.tasks)} tasks"
             lines.append(f"left out: {heading(result)}: {progress}")
-    return "\n".join([*lines, *(f"note: {note}" for note in _notes(results, compared))])
+    return "\n".join([*lines, *(f"note: {note}" for note in notes_on(results, compared))])
 
 
-def _summary(compared: Sequence[Group]) -> list[str]:
+def _matrix_lines(result: Result, most: int) -> list[str]:
+    """The matrix with the names of the tasks as headings, or with their numbers where that is too wide."""
+    lines = matrix_table(result).split("\n")
+    if width(lines[0]) <= most:
+        return lines
+    narrow, rule = lines_of(numbered_matrix(result), most), lines[1]
+    foot = lines[lines.index(rule, 2) + 1 :]  # the metrics and the status, below the second rule
+    return [*narrow, narrow[1], *foot]
+
+
+def numbered_matrix(result: Result) -> Table:
+    """The matrix with a number for each task, which its row explains."""
+    rows: list[list[Cell]] = []
+    labels = labelled_rows(result)
+    for i, (name, values) in enumerate(labels, start=0 if result.zero_shot else 1):
+        is_task = len(labels) - bool(result.zero_shot) == len(result.matrix) and i > 0
+        rows.append([f"{i} {name}" if is_task else name, *values, sum(values) / len(values)])
+    for i in range(len(result.matrix) + 1, len(result.tasks) + 1):
+        rows.append([f"{i} {result.tasks[i - 1]}", *[None] * len(result.tasks), None])
+    numbers = [str(i) for i in range(1, len(result.tasks) + 1)]
+    return Table(title="", head=["after", *numbers, "mean"], rows=rows, gap=" ", digits=1)
+
+
+def matrix_data(result: Result) -> Table:
+    """The matrix under the names of the tasks, for other formats."""
+    rows: list[list[Cell]] = [[name, *values, sum(values) / len(values)] for name, values in labelled_rows(result)]
+    foot = ["   ".join(f"{name.capitalize()} {_number(value)}" for name, value in result.metrics.items())]
+    return Table(
+        title=heading(result), head=["after", *result.tasks, "mean"], rows=rows, digits=1, foot=list(filter(None, foot))
+    )
+
+
+def summary_table(compared: Sequence[Group], *, units: bool = True) -> Table:
+    """A line for each group: its metrics, the accuracy on tasks just learned, and its cost.
+
+    units: give each cost the unit that suits it, for a reader; otherwise all are numbers, their units in the heading.
+    """
     names = list(dict.fromkeys(name for group in compared for name in group.metrics))
-    rows = [["recipe", "strategy", "seeds", *names]]
+    costs = [name for name in COSTS if any(name in group.costs for group in compared)]
+    ordered = len({group.order for group in compared}) > 1
+    rows: list[list[Cell]] = []
     for group in compared:
-        cells = [cell(*group.metrics[name]) if name in group.metrics else "-" for name in names]
-        rows.append([group.recipe, group.name, str(len(group.seeds)), *cells])
-    head, *body = columns(rows, "<<>", (0, 0, 0, 14))
-    return [head, "-" * width(head), *body]
+        name = (
+            evolve(group, settings={k: v for k, v in group.settings.items() if k != ORDER}).name
+            if ordered
+            else group.name
+        )
+        labels: list[Cell] = [group.recipe, name, *([group.order or "-"] if ordered else []), str(len(group.seeds))]
+        costly: list[Cell] = [
+            format_cost(name, group.costs.get(name)) if units else group.costs.get(name) for name in costs
+        ]
+        rows.append([*labels, *(group.metrics.get(name) for name in names), group.just_learned, *costly])
+    head = ["recipe", "strategy", *(["order"] if ordered else []), "seeds", *names, "just learned"]
+    head += costs if units else [COSTS[name] for name in costs]
+    return Table(title="", head=head, rows=rows, labels=4 if ordered else 3)
 
 
-def _notes(results: Sequence[Result], compared: Sequence[Group]) -> Iterator[str]:
+def format_cost(name: str, value: tuple[float, float | None] | None) -> str:
+    """A cost with its unit: `4.1 min`, `812 MiB`, `2.8 M`."""
+    if value is None:
+        return "-"
+    if name == "time":
+        seconds = value[0]
+        return (
+            f"{seconds:.0f} s"
+            if seconds < 100
+            else f"{seconds / 60:.1f} min"
+            if seconds < 6000
+            else f"{seconds / 3600:.1f} h"
+        )
+    if name == "memory":
+        return f"{value[0]:.0f} MiB"
+    return f"{value[0] / 1e6:.3g} M" if value[0] >= 1e5 else f"{value[0]:.0f}"
+
+
+def by_task_tables(compared: Sequence[Group]) -> list[Table]:
+    """The groups beside each other, task by task: before a task is learned, just after, and at the end."""
+    titles = {
+        "transfer": "Before a task is learned (Transfer)",
+        "just_learned": "When it has just been learned",
+        "last": "At the end (Last)",
+    }
+    names = [group.name for group in compared]
+    if len(set(names)) < len(names):
+        names = [printable(f"{group.recipe}: {group.name}") for group in compared]
+    tasks = list(dict.fromkeys(task for group in compared for task in group.tasks))
+    tables = []
+    for metric, title in titles.items():
+        values = [group.by_task(metric) for group in compared]
+        rows: list[list[Cell]] = [[task, *(value.get(task) for value in values)] for task in tasks]
+        rows.append(["mean", *(group.mean_of(metric) for group in compared)])
+        rows = [row for row in rows if any(cell is not None for cell in row[1:])]
+        if rows:
+            tables.append(Table(title=title, head=["task", *names], rows=rows, digits=1))
+    return tables
+
+
+def notes_on(results: Sequence[Result], compared: Sequence[Group]) -> Iterator[str]:
     """Why the numbers of these runs may not be comparable."""
     if len({str(sorted(group.protocol.items())) for group in compared}) > 1:
         yield "these runs were evaluated by different protocols; their numbers are not comparable"

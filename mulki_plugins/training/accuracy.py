@@ -1,19 +1,25 @@
-"""The accuracy matrix of a run: counts correct answers task by task, and computes the metrics from the matrix."""
+"""The accuracy matrix of a run: collects the answers task by task, and computes the metrics from the matrix."""
 
 from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from avalanche.evaluation.metric_results import MetricValue
+from numpy.typing import NDArray
+from torch import Tensor
 
 from mulki_plugins.characters import printable
 from mulki_plugins.errors import MulkiError
+from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.guard import cause_of, try_call
+from mulki_plugins.report.predictions import SURE, UNREAD, Answers, accuracy_of
 from mulki_plugins.report.result import Result
 from mulki_plugins.streams.benchmark import LEFT_OUT
 from mulki_plugins.training.logbook import Warn
@@ -22,31 +28,41 @@ from mulki_plugins.training.logbook import Warn
 class AccuracyRecorder:
     """A metric for Avalanche's EvaluationPlugin: the accuracy in percent on each test set of an evaluation.
 
-    It is logged as `eval/accuracy/<task>` over the number of tasks learned, and as `train/accuracy` while training.
+    It is logged as `eval/accuracy/<task>` over the number of tasks learned, and as `train/accuracy` while training. The
+    answers behind the accuracies are kept until the next evaluation.
     """
 
     def __init__(self) -> None:
         self.accuracies: dict[str, float] = {}
         """By task name, in the last evaluation."""
-        self._correct: torch.Tensor | int = 0
-        self._count: torch.Tensor | int = 0
+        self.answers: dict[str, Answers] = {}
+        """By task name, in the last evaluation."""
+        self._chosen: list[Tensor] = []
+        self._sure: list[Tensor] = []
 
     def before_eval(self, strategy: Any) -> None:
-        self.accuracies = {}
+        self.accuracies, self.answers = {}, {}
 
     def before_eval_exp(self, strategy: Any) -> None:
-        self._correct, self._count = 0, 0
+        self._chosen, self._sure = [], []
 
     def after_eval_iteration(self, strategy: Any) -> None:
-        readable = strategy.mb_y != LEFT_OUT
-        self._correct = self._correct + ((strategy.mb_output.argmax(1) == strategy.targets) & readable).sum()
-        self._count = self._count + readable.sum()
+        logits = strategy.mb_output.detach()
+        chosen = logits.argmax(1)
+        sure = logits.float().log_softmax(1).gather(1, chosen[:, None])[:, 0].exp()
+        self._chosen.append(torch.where(strategy.mb_y == LEFT_OUT, UNREAD, chosen))
+        self._sure.append((sure * SURE).round().to(torch.uint8))
 
     def after_eval_exp(self, strategy: Any) -> MetricValue:
-        name = strategy.experience.task_name
-        if not int(self._count):
+        name, task = strategy.experience.task_name, int(strategy.experience.task_label)
+        candidates = index_candidates(strategy.model, task, strategy._scope)
+        chosen = torch.cat(self._chosen).cpu().numpy()
+        predicted = np.where(chosen == UNREAD, UNREAD, candidates[chosen])
+        self.answers[name] = Answers(predicted=predicted, confidence=torch.cat(self._sure).cpu().numpy())
+        if (predicted == UNREAD).all():
             raise MulkiError(f"{name}: none of its test images can be read")
-        self.accuracies[name] = 100 * int(self._correct) / int(self._count)
+        labels = np.asarray(strategy.experience.images.targets) + first_class(strategy.model, task)
+        self.accuracies[name] = accuracy_of(predicted, labels)
         return MetricValue(self, f"eval/accuracy/{name}", self.accuracies[name], len(strategy.learned))
 
     def after_training_iteration(self, strategy: Any) -> list[MetricValue]:
@@ -56,6 +72,28 @@ class AccuracyRecorder:
             MetricValue(self, "train/accuracy", 100 * correct, at),
             MetricValue(self, "train/loss/total", strategy.loss.detach(), at),
         ]
+
+
+def first_class(model: ClipClassifier, task: int) -> int:
+    """The index of a task's first class among all classes of the stream."""
+    return sum(len(prompts.class_names) for prompts in model.prompts[:task])
+
+
+def index_candidates(model: ClipClassifier, task: int, scope: Sequence[int] | None) -> NDArray[np.int64]:
+    """For each logit of an image of this task, the index of its class among all classes of the stream [C].
+
+    scope: the tasks whose classes are the candidates; None for the image's own. A class that the image's own task shares
+    with another one is its own task's, so that an answer is right exactly if it is the image's class.
+    """
+    if scope is None:
+        return np.arange(len(model.prompts[task].class_names)) + first_class(model, task)
+    union = model.union(scope)
+    classes = [first_class(model, each) + c for each in scope for c in range(len(model.prompts[each].class_names))]
+    indices = np.array(classes)[union.first]
+    if task in scope:
+        own = union.places[list(scope).index(task)]
+        indices[own] = np.arange(len(own)) + first_class(model, task)
+    return indices
 
 
 def compute_metrics(recipe: Recipe, result: Result, warn: Warn) -> dict[str, float | None]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.recipe.files import find_strategy_provenance, warn_of_borrowed_name
 from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.recipe.settings import fingerprint, flatten, select_decisive
@@ -168,6 +169,13 @@ def peak_memory(device: torch.device) -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
 
 
+def count_parameters(recipe: Recipe, model: ClipClassifier) -> dict[str, int]:
+    """The number of weights that the last task's training changes, and of all."""
+    parameters = list(model.parameters())
+    trained = 0 if recipe.strategy.base == "none" else sum(p.numel() for p in parameters if p.requires_grad)
+    return {"trained": trained, "all": sum(p.numel() for p in parameters)}
+
+
 def _data(stream: TaskStream) -> dict[str, str]:
     """A hash of each task's names and labels, which are known without opening an image."""
     hashes = {}
@@ -251,7 +259,7 @@ def _how(kinds: Sequence[str]) -> str:
 
 
 def _marks(images: Any) -> dict[str, str]:
-    paths = _paths(images)
+    paths = paths_of(images)
     if paths is not None:
         return _marks_of_files(paths, str(getattr(images, "root", None) or getattr(images, "folder", "")))
     for name in ("images", "pixels", "data"):
@@ -261,7 +269,7 @@ def _marks(images: Any) -> dict[str, str]:
     return {}
 
 
-def _paths(images: Any) -> list[str] | None:
+def paths_of(images: Any) -> list[str] | None:
     """The files in their order, of data sets that name them as ours or as torchvision's do; None for others."""
     if callable(getattr(images, "path", None)):
         return [os.fspath(images.path(i)) for i in range(len(images))]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +13,7 @@ from avalanche.training.plugins import EvaluationPlugin
 
 from mulki_plugins.characters import printable
 from mulki_plugins.errors import MulkiError, UnexpectedError, describe_error
-from mulki_plugins.files import locked, write_bytes, write_text
+from mulki_plugins.files import locked, write_text
 from mulki_plugins.recipe.emit import dump_yaml
 from mulki_plugins.recipe.resolve import Resolution
 from mulki_plugins.recipe.schema import Recipe, as_data
@@ -23,20 +21,28 @@ from mulki_plugins.registry.discovery import call_run_hooks, catalog
 from mulki_plugins.registry.hookspecs import Event
 from mulki_plugins.registry.hookspecs import Run as RunOfHooks
 from mulki_plugins.report.folder import prepare_folder, run_folder
-from mulki_plugins.report.plots import matrix_figure, png
 from mulki_plugins.report.progress import ProgressLogger
 from mulki_plugins.report.result import Result
 from mulki_plugins.report.run_log import RunLog
-from mulki_plugins.report.tables import matrix_table
 from mulki_plugins.training.accuracy import AccuracyRecorder, compute_metrics
 from mulki_plugins.training.build import Built, build
 from mulki_plugins.training.checkpoint import Checkpoint
 from mulki_plugins.training.explain import blame_part, explain, quiet_writers, undisturbed
+from mulki_plugins.training.final_weights import write_final_weights
 from mulki_plugins.training.logbook import GuardedLogger, LastTerms
-from mulki_plugins.training.provenance import differences, identity, new_result, other_threads, peak_memory, unmet_of
+from mulki_plugins.training.provenance import (
+    count_parameters,
+    differences,
+    identity,
+    new_result,
+    other_threads,
+    peak_memory,
+    unmet_of,
+)
+from mulki_plugins.training.records import Records
 from mulki_plugins.training.rng import seed_everything
 from mulki_plugins.training.signals import Stopped, StopRequest
-from mulki_plugins.training.state import Checkpointing, StackEntry
+from mulki_plugins.training.state import Checkpointing, StackEntry, weights_of
 from mulki_plugins.training.strategy import TEMPLATES
 
 
@@ -152,6 +158,10 @@ class Run:
         recipe, built = self.recipe, self.built
         parts = [catalog().find("logger", name) for name in recipe.loggers]
         self.loggers += [GuardedLogger(part, self.folder, self.warn) for part in parts]
+        self.records = Records(
+            folder=self.folder, result=self.result, stream=built.stream, loggers=self.loggers,
+            only_warning=self.only_warning, predictions=recipe.evaluate.predictions,
+        )  # fmt: skip
         loggers = [*self.loggers, self.terms, self.progress]
         self.strategy = TEMPLATES[recipe.strategy.base](
             model=built.model,
@@ -169,26 +179,18 @@ class Run:
         )
 
     def finish(self) -> None:
-        """Compute the metrics; write the table and the picture of the matrix."""
+        """Compute the metrics; write the final weights, tables and pictures."""
         self.result.seconds["total"] = round(self.checkpointing.seconds(), 2)
         self.result.status, self.result.error = "complete", ""
         self.result.device["peak_memory_mib"] = peak_memory(self.built.device)
+        self.result.parameters = count_parameters(self.recipe, self.built.model)
         if len(self.result.tasks) > 1:
             self.result.metrics = compute_metrics(self.recipe, self.result, self.warn)
-        for file, text in {"matrix.csv": _csv(self.result), "matrix.txt": matrix_table(self.result) + "\n"}.items():
-            with self.only_warning(f"{file} cannot be written"):
-                write_text(self.folder / file, text)
-        figure = None
-        with self.only_warning("the picture of the matrix cannot be drawn"):
-            figure = matrix_figure(self.result)
-            write_bytes(self.folder / "matrix.png", png(figure))
-        for logger in self.loggers:
-            for name, value in self.result.metrics.items():
-                if value is not None:
-                    logger.log_single_metric(f"metrics/{name}", value, len(self.result.tasks))
-            if figure is not None:
-                picture = figure if logger.part.is_ours else matrix_figure(self.result)  # other packages may draw on it
-                logger.log_single_metric("matrix", picture, len(self.result.tasks))
+        if self.recipe.strategy.base != "none":
+            with self.only_warning("the final weights cannot be written"):
+                metadata = self.built.model.weights_metadata
+                write_final_weights(self.folder, len(self.result.tasks), weights_of(self.strategy), metadata)
+        self.records.write_end()
         self.result.write(self.folder)  # last, so that a run called complete has everything
 
     def close(self) -> None:
@@ -256,6 +258,8 @@ class Run:
         base = self.recipe.strategy.base
         if not self.result.zero_shot:
             self.result.zero_shot = self.evaluate()
+            self.records.keep_predictions(self.recorder.answers, [0])
+            self.records.log_row(0, peak_memory(self.built.device))
             self.progress.say(f"zero-shot: mean accuracy {_mean(self.result.zero_shot):.1f} %")
             self.result.write(self.folder)
             self.checkpointing.started()
@@ -286,8 +290,12 @@ class Run:
         """Every row is the zero-shot row, unless the classes to choose from grow with the tasks."""
         for i in range(len(self.result.tasks)):
             self.strategy.learned.add(i)
-            grows = self.recipe.evaluate.classes == "seen"
-            self.result.matrix.append(self.evaluate() if grows else list(self.result.zero_shot))
+            if self.recipe.evaluate.classes == "seen":
+                self.result.matrix.append(self.evaluate())
+            else:
+                self.result.matrix.append(list(self.result.zero_shot))
+            self.records.keep_predictions(self.recorder.answers, [i + 1])
+            self.records.log_row(i + 1, peak_memory(self.built.device))
 
     def train_and_evaluate(
         self, learned: int, name: str, experiences: Any, rows: Callable[[list[float]], list[list[float]]]
@@ -303,7 +311,10 @@ class Run:
         began = time.monotonic()
         row = self.evaluate()
         self.result.seconds.setdefault("evaluate", []).append(round(time.monotonic() - began, 2))
+        before = len(self.result.matrix)
         self.result.matrix += rows(row)
+        self.records.keep_predictions(self.recorder.answers, range(before + 1, len(self.result.matrix) + 1))
+        self.records.log_row(learned, peak_memory(self.built.device))
         self.count_left_out()
         self.result.write(self.folder)
         self.checkpointing.evaluated()
@@ -332,16 +343,3 @@ class Run:
 
 def _mean(row: Sequence[float]) -> float:
     return sum(row) / len(row)
-
-
-def _csv(result: Result) -> str:
-    """The zero-shot row and the matrix, with headings."""
-    rows = [["after", *result.tasks], ["zero-shot", *map(_cell, result.zero_shot)]]
-    rows += [[task, *map(_cell, row)] for task, row in zip(result.tasks, result.matrix, strict=False)]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)  # the name of a task may contain a comma
-    return text.getvalue()
-
-
-def _cell(value: float) -> str:
-    return f"{value:.4f}"

@@ -1,0 +1,1 @@
+"""Loggers for MulKI: Weights & Biases and MLflow."""
