@@ -69,6 +69,8 @@ class ClipClassifier(MultiTaskModule):
         self.prompts = as_prompts(tasks)
         self.features: Features | None = None
         self.templates: Templates | None = None
+        self.batch_tasks: tuple[int, ...] | None = None
+        """The distinct task ids of the batch, sorted, if the caller knows them; else the device is asked, which waits."""
         self.weights_metadata: dict[str, str] = {}
         """The metadata to store with the weights: what they were trained with."""
         self._tokens: dict[tuple[int, bool], Tensor] = {}
@@ -96,7 +98,9 @@ class ClipClassifier(MultiTaskModule):
         task_labels = 0 if task_labels is None else task_labels
         if isinstance(task_labels, int):
             task_labels = torch.full((len(x),), task_labels, device=x.device)
-        ids = [int(task) for task in torch.unique(task_labels).tolist()]
+        ids = (
+            [int(task) for task in torch.unique(task_labels).tolist()] if self.batch_tasks is None else self.batch_tasks
+        )
         texts = {task: self.text_features(task) for task in ids}
         if self.training:
             self.features = Features(image=z, text=texts, task_labels=task_labels, scale=self.scale)

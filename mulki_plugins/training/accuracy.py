@@ -22,7 +22,7 @@ from mulki_plugins.training.logbook import Warn
 class AccuracyRecorder:
     """A metric for Avalanche's EvaluationPlugin: the accuracy in percent on each test set of an evaluation.
 
-    It is logged as `eval/accuracy/<task>` over the number of tasks learned, and as `train/accuracy` while training.
+    It is logged as `eval/accuracy/<task>` over the number of tasks learned.
     """
 
     def __init__(self) -> None:
@@ -48,14 +48,6 @@ class AccuracyRecorder:
             raise MulkiError(f"{name}: none of its test images can be read")
         self.accuracies[name] = 100 * int(self._correct) / int(self._count)
         return MetricValue(self, f"eval/accuracy/{name}", self.accuracies[name], len(strategy.learned))
-
-    def after_training_iteration(self, strategy: Any) -> list[MetricValue]:
-        correct = (strategy.mb_output.detach().argmax(1) == strategy.mb_y).float().mean()
-        at = strategy.clock.train_iterations
-        return [
-            MetricValue(self, "train/accuracy", 100 * correct, at),
-            MetricValue(self, "train/loss/total", strategy.loss.detach(), at),
-        ]
 
 
 def compute_metrics(recipe: Recipe, result: Result, warn: Warn) -> dict[str, float | None]:

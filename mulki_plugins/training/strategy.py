@@ -6,9 +6,12 @@ The class reads in the order in which Avalanche calls it. A step of training is
     before_forward, forward         mb_output = model(mb_x, mb_task_id)
     after_forward                   stages add their terms: loss = loss + weight · term
     criterion                       loss = loss + cross-entropy
-    before_backward, backward, after_backward
+    before_backward, backward
+    after_backward
     before_update, optimizer_step, after_update
     after_training_iteration        values go to the loggers, a checkpoint is written if one is due
+
+With `accumulate: n` the lines from before_forward to backward happen n times, for one part of the batch each.
 """
 
 from __future__ import annotations
@@ -22,7 +25,6 @@ from avalanche.core import BasePlugin
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Cumulative, JointTraining
-from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
 from mulki_plugins.losses import smoothed_cross_entropy
@@ -30,9 +32,12 @@ from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.recipe.schema import Base, Evaluate, Train
 from mulki_plugins.stages.stage import Stage
 from mulki_plugins.training.batches import TaskBatches
-from mulki_plugins.training.logbook import Reduction, StepLog
+from mulki_plugins.training.evaluation import ScopedEvaluation
+from mulki_plugins.training.finite import overrides
+from mulki_plugins.training.logbook import Journal, Reduction
+from mulki_plugins.training.micro_batches import Labels, MicroBatch, MicroBatches
 from mulki_plugins.training.schedule import add_new_weights, factor, for_task, leave_out_frozen, make_optimizer
-from mulki_plugins.training.step_checks import StepChecks, overrides
+from mulki_plugins.training.step_checks import StepChecks
 
 _LOGGED_AT = ("before_training_exp", "after_training_iteration", "after_training_exp")
 """Events at which the loggers get the values published so far."""
@@ -44,7 +49,7 @@ def _calls(event: str) -> Callable[..., None]:
     return lambda self, **kwargs: self._call(event, **kwargs)
 
 
-class ContinualTemplate(SupervisedTemplate):
+class ContinualTemplate(ScopedEvaluation):
     """Trains by a recipe's `train` and evaluates by its `evaluate`; call `train` with one experience at a time.
 
     It overrides Avalanche's own in these: the optimizer (new for each task, of the weights that require gradients), the
@@ -77,7 +82,7 @@ class ContinualTemplate(SupervisedTemplate):
             criterion=smoothed_cross_entropy,
             train_mb_size=train.batch_size,
             train_epochs=train.epochs or 1,
-            eval_mb_size=evaluate.batch_size,
+            evaluate=evaluate,
             device=device,
             plugins=list(plugins),
             evaluator=evaluator,
@@ -94,18 +99,16 @@ class ContinualTemplate(SupervisedTemplate):
         """The current step, from when its batch is fetched until its checkpoint is written."""
         self.budgets = 1
         """The number of tasks whose iterations one experience gets."""
-        self.learned: set[int] = set()
-        """The labels of the tasks trained so far."""
         self.after_step: Callable[[], None] = lambda: None
         """Called after each step of training, after all plugins."""
-        self.between_batches: Callable[[], None] = lambda: None
-        """Called after each batch outside of training: in an evaluation, or while a plugin looks at images."""
         self.say: Callable[[str], None] = lambda text: None
         """Called with notices about a task's training."""
-        self._values = StepLog()
+        self.journal = Journal(evaluator, self._first_failure, ahead=10 if device.type == "cuda" else 1)
+        """On a GPU values and checks wait for ten steps, so that the steps do not wait for them."""
+        self._labels = Labels()
+        self._batches = MicroBatches([], self._labels)
+        self._part: MicroBatch | None = None
         self._resume: tuple[int, Callable[[], None]] | None = None
-        self._classes = evaluate.classes
-        self._scope: list[int] | None = None
 
     @property
     def task_settings(self) -> Train:
@@ -116,7 +119,11 @@ class ContinualTemplate(SupervisedTemplate):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         with self.model.using("first"):
-            return super().train(*args, **kwargs)
+            try:
+                return super().train(*args, **kwargs)
+            except BaseException as error:
+                self.journal.settle_after(error)
+                raise
 
     _before_training = _calls("before_training")
     _before_training_epoch = _calls("before_training_epoch")
@@ -160,7 +167,7 @@ class ContinualTemplate(SupervisedTemplate):
         """A new optimizer for each task. Avalanche's would train frozen weights and carry Adam's state over."""
         if self.optimizer is not self._latest_optimizer:
             self.checks.warn("the recipe's optimizer replaces the one that a plugin set before the task")
-        self.optimizer = make_optimizer(self.model, self.task_settings.optimizer)
+        self.optimizer = make_optimizer(self.model, self.task_settings.optimizer, fused=self.journal.ahead > 1)
         self._own_optimizer = self._latest_optimizer = self.optimizer
         self._known = [p for p in self.model.parameters() if p.requires_grad]
         self.optimized_param_id = dict(self.model.named_parameters())
@@ -177,16 +184,39 @@ class ContinualTemplate(SupervisedTemplate):
         self.checks.step_begins()
         self._call("before_training_iteration", **kwargs)
 
+    def _unpack_minibatch(self) -> None:
+        """Move the batch to the device. The host knows its task ids before, so nobody has to ask the device for them."""
+        labels = self.mbatch[-1]
+        known = labels.tolist() if labels.device.type == "cpu" else None
+        super()._unpack_minibatch()
+        self._labels, self._part = Labels(self.mbatch[-1], known), None
+
     def _before_forward(self, **kwargs: Any) -> None:
-        self._call("before_forward", **kwargs)
-        self.checks.restore_training_mode()
+        """All parts of the batch but the last one pass here, up to their gradients; the template goes on with the last."""
+        self._batches = MicroBatches(self.mbatch, self._labels)
+        for part in self._batches.split(self.settings.accumulate):
+            self._part, self.mbatch = part, part.batch
+            self._call("before_forward", **kwargs)
+            self.checks.restore_training_mode()
+            if part.last:
+                return
+            self.mb_output = self.forward()
+            self._after_forward(**kwargs)
+            self.loss += self.criterion()
+            self._before_backward(**kwargs)
+            self.backward()
+            self.loss = self._make_empty_loss()
 
     def forward(self) -> Tensor:
         """Logits [B, C] over the classes of each sample's task, or over those of the scope in an evaluation."""
         with self.autocast():
-            if self.is_training or self._scope is None:
+            if (logits := self.scope_logits()) is not None:
+                return logits
+            self.model.batch_tasks = (self._labels if self._part is None else self._part.labels).tasks_of(self.mbatch)
+            try:
                 return super().forward()  # type: ignore[no-any-return]  # Avalanche has no type for it
-            return self.model.union_logits(self.mb_x, self._scope)
+            finally:
+                self.model.batch_tasks = None
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward in the recipe's precision, also for a plugin's own forwards."""
@@ -210,27 +240,52 @@ class ContinualTemplate(SupervisedTemplate):
         self.checks.check_gradient_flows()
 
     def backward(self) -> None:
-        self.scaler.scale(self.loss).backward(retain_graph=self.retain_graph)
+        """The gradients of the batch, or those of a part of it, times its share, on top of those of the parts before."""
+        part, batches = self._part, self._batches
+        if part is None or part.share == 1:
+            self.scaler.scale(self.loss).backward(retain_graph=self.retain_graph)
+        else:
+            self.scaler.scale(part.share * self.loss).backward(retain_graph=self.retain_graph)
+            batches.add(part, self.mb_output, self.loss)
+            if not part.last:
+                return
+            self.mbatch, self.mb_output, self.loss = batches.batch, batches.output, batches.loss
+            self._part = None
         self.scaler.unscale_(self.optimizer)  # here, so that plugins read the true gradients
-        if self.settings.gradient_clip:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
+        if self.settings.gradient_clip:  # on a GPU, torch computes the norm of all gradients at once
+            torch.nn.utils.clip_grad_norm_(self.checks.weights().values(), self.settings.gradient_clip)
 
     _after_backward = _calls("after_backward")
     _before_update = _calls("before_update")
 
     def optimizer_step(self) -> None:
-        self.check_loss()
+        """Change the weights, unless the step is not finite: then it ends the run, at once or when the device is read."""
+        if self.journal.ahead == 1 or not self.checks.can_wait:
+            self.check_loss()
+            self.check_weights()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            return
+        left_out = self.checks.note_finite()
+        self.journal.note_left_out(self.clock.train_iterations, left_out)
         self.check_weights()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self.scaler.is_enabled():  # it leaves out a step that overflowed
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            return
+        self.optimizer.found_inf = left_out  # as the scaler tells a fused optimizer
+        try:
+            self.optimizer.step()
+        finally:
+            del self.optimizer.found_inf
 
     def check_loss(self) -> None:
-        """Diverged if the loss of this step is not finite, MulkiError if a gradient is not."""
+        """Diverged if the loss of this step or of one before is not finite, MulkiError if a gradient is not."""
+        self.settle()
         try:
             self.checks.check_finite()
         except Exception:
-            self._log()
-            self.evaluator.before_update(self)  # the loggers see the terms, which show where it comes from
+            self.journal.settle(partial=True)  # the loggers see the terms, which show where it comes from
             raise
 
     def check_weights(self) -> None:
@@ -246,6 +301,7 @@ class ContinualTemplate(SupervisedTemplate):
         self.step += 1
 
     def _after_training_exp(self, **kwargs: Any) -> None:
+        self.settle()
         self.learned |= {int(task) for task in self.experience.task_labels}
         self._call("after_training_exp", **kwargs)
         self._latest_optimizer = self.optimizer
@@ -256,7 +312,7 @@ class ContinualTemplate(SupervisedTemplate):
             if not hasattr(plugin, event):
                 continue
             if plugin is self.evaluator and event in _LOGGED_AT:
-                self._log()
+                self._end_step(event)
             if not any(plugin is each for each in self.stack) or not overrides(plugin, event):
                 getattr(plugin, event)(self, **kwargs)
                 continue
@@ -267,63 +323,54 @@ class ContinualTemplate(SupervisedTemplate):
                 term = type(plugin).__name__.removesuffix("Plugin").lower()  # `ewc` for Avalanche's EWCPlugin
                 self.publish(f"train/loss/{term}", (self.loss.detach() - before).sum(), "sum")
 
-    # an evaluation
-
     def eval(self, *args: Any, **kwargs: Any) -> Any:
-        step: tuple[Any, Any, Any] = self.mbatch, self.mb_output, self.loss
+        self.settle()
+        step: tuple[Any, ...] = self.mbatch, self.mb_output, self.loss, self._labels, self._batches, self._part
         with self.model.using("all"):
             result = super().eval(*args, **kwargs)
         if self.is_training:  # a plugin evaluates within a step, which then goes on
-            self.mbatch, self.mb_output, self.loss = step
+            self.mbatch, self.mb_output, self.loss, self._labels, self._batches, self._part = step
         return result
-
-    def _before_eval_exp(self, **kwargs: Any) -> None:
-        super()._before_eval_exp(**kwargs)
-        self._scope = self._tasks_in_scope(int(self.experience.task_label))
-
-    def _after_eval_iteration(self, **kwargs: Any) -> None:
-        super()._after_eval_iteration(**kwargs)
-        self.between_batches()
-
-    def _tasks_in_scope(self, task: int) -> list[int] | None:
-        """The tasks among whose classes a test image of this task is classified; None for its own task alone.
-
-        `seen`: for a learned task all learned ones (class-incremental), for another task itself. `all`: the whole stream.
-        """
-        if self._classes == "all":
-            return list(range(len(self.model.prompts)))
-        if self._classes == "seen" and task in self.learned:
-            return sorted(self.learned)
-        return None
-
-    @property
-    def targets(self) -> Tensor:
-        """Index of each sample's class among the logits [B]; in a scope of several tasks, among their classes together."""
-        y: Tensor = self.mb_y
-        if self.is_training or self._scope is None:
-            return y
-        indices = self.model.union(self._scope).places[self._scope.index(int(self.experience.task_label))]
-        return torch.tensor(indices, device=y.device)[y]
 
     # what the loggers get
 
     def publish(self, tag: str, value: Tensor | float, several: Reduction = "last", weight: float = 1.0) -> None:
         """Give a value to the loggers, at the number of training iterations so far.
 
-        In training they get it at the end of the step, once per tag. several: what becomes of several values of a step;
-        the mean is weighted by `weight`.
+        In training they get it at the end of the step or some steps later, see `settle`, once per tag. several: what
+        becomes of several values of a step; the mean is weighted by `weight`. A term of the loss of a part of the batch
+        counts by the part's share.
         """
-        if self.is_training:
-            self._values.add(tag, self.clock.train_iterations, value, several, weight)
-        else:
-            self._hand_on(tag, value, self.clock.train_iterations)
+        at = self.clock.train_iterations
+        if not self.is_training:
+            self.evaluator.publish_metric_value(MetricValue(self, tag, value, at))
+            return
+        if self._part is not None and self._part.share < 1 and tag.startswith("train/loss/"):
+            value, several = self._part.share * value, "sum"
+        self.journal.log.add(tag, at, value, several, weight)
 
-    def _log(self) -> None:
-        for tag, at, value in self._values.take():
-            self._hand_on(tag, value, at)
+    def settle(self) -> None:
+        """Read what the last steps left on the device, in one copy: their values go to the loggers.
 
-    def _hand_on(self, tag: str, value: Tensor | float, at: int) -> None:
-        self.evaluator.publish_metric_value(MetricValue(self, tag, value, at))
+        Called every `ahead` steps, before a checkpoint is written, and at a task's end. Diverged or MulkiError if one of the
+        steps was not finite; the weights are then those before it.
+        """
+        self.journal.settle()
+
+    def _end_step(self, event: str) -> None:
+        """Values of the step join those that wait, or all go to the loggers, which the evaluator calls next."""
+        if event == "after_training_iteration":
+            correct = (self.mb_output.detach().argmax(1) == self.mb_y).float().mean()
+            self.publish("train/accuracy", 100 * correct)
+            self.publish("train/loss/total", self.loss.detach())
+        self.journal.end_step(read=event != "after_training_iteration")
+
+    def _first_failure(self, left_out: list[int]) -> tuple[int, Exception] | None:
+        failure = self.checks.first_failure(left_out)
+        if failure is None:
+            return None
+        at, self.step, error = failure
+        return at, error
 
 
 class CumulativeTemplate(ContinualTemplate, Cumulative):
