@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from attrs import evolve
+from torch import Tensor
 
 from mulki_plugins.recipe.schema import Optimizer, Schedule, Train
 
@@ -50,6 +51,15 @@ def make_optimizer(model: torch.nn.Module, settings: Optimizer, *, fused: bool =
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum or 0.0, **how)
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
     return kind(groups, lr=settings.lr, betas=settings.betas or (0.9, 0.999), **how)
+
+
+def step_unless(optimizer: torch.optim.Optimizer, left_out: Tensor) -> None:
+    """Let a fused optimizer make its step unless `left_out`, a scalar on the device, is 1: nobody waits for the answer."""
+    optimizer.found_inf = left_out  # type: ignore[attr-defined]  # as torch's GradScaler does
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf  # type: ignore[attr-defined]
 
 
 def parameter_groups(weights: Sequence[torch.nn.Parameter], settings: Optimizer) -> list[dict[str, Any]]:
