@@ -33,6 +33,7 @@ class CompiledTowers:
         """Whether a step is being computed."""
         self._mode = "reduce-overhead" if graphs and device.type == "cuda" else None
         self._modules: list[nn.Module] = []
+        self._reported = False
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
@@ -65,6 +66,12 @@ class CompiledTowers:
 
     def step_ends(self) -> None:
         self.on = False
+
+    def report(self, error: Exception) -> None:
+        """Say once that the compiler failed."""
+        if not self._reported:
+            self.say(f"train.compile: the compiler failed, the run goes on without it: {describe_error(error)[:300]}")
+        self._reported = True
 
     def _wrap(self, module: nn.Module, mode: str | None, *, rows: int) -> None:
         if module in self._modules:  # the teachers of the first task are one model
@@ -100,8 +107,7 @@ class _Tower:
         except Exception as error:
             output = self.eager(x, *args, **kwargs)  # if this fails too, its error is the one to report
             self.module._compiled_call_impl = None
-            reason = describe_error(error).partition("\n")[0]
-            self.towers.say(f"train.compile: the compiler failed, the run goes on without it: {reason}")
+            self.towers.report(error)
             return output
         if missing:
             output = _each(output, lambda tensor: tensor[:size])
