@@ -337,8 +337,8 @@ SPLITTABLE = {
 @pytest.mark.parametrize("name", SPLITTABLE)
 def test_gradients_of_the_parts_add_up_to_the_batchs(stream, loaded, name, parts):
     seen, curves = {}, {}
-    exact = [lambda image, t=loaded.transform(train=mode): t(image).double() for mode in (True, False)]
-    benchmark = as_benchmark(stream, *exact)
+    transforms = [loaded.transform(train=mode) for mode in (True, False)]
+    benchmark = as_benchmark(stream, *(lambda image, t=t: t(image).double() for t in transforms))
     for count in (1, parts):
         watch = Gradients()
         strategy = template(
