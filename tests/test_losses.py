@@ -235,6 +235,8 @@ def test_squared_distance_by_loops():
     flat_f = torch.cat([each.flatten() for each in f]).tolist()
     slow = sum(i * (x - y) ** 2 for i, x, y in zip(flat_f, flat_a, flat_b, strict=True))
     assert losses.squared_distance(a, b, f).item() == pytest.approx(slow)
+    together, apart = (losses.sums_of([each.square() for each in a], together=each) for each in (True, False))
+    assert together.tolist() == pytest.approx(apart.tolist())
     with pytest.raises(ValueError, match="importances: longer"):
         losses.squared_distance(a, b, [*f, f[0]])
     with pytest.raises(ValueError, match="shorter"):
