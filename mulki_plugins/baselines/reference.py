@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mulki_plugins.models.classifier import ClipClassifier
+from mulki_plugins.models.text_tower import encode_sentences, length_needed
 from mulki_plugins.stages.stage import Stage, Strategy, autocast_of, classifier_of
 from mulki_plugins.streams.benchmark import Reference
 
@@ -90,7 +91,8 @@ class ReferenceBatches:
 
 @torch.no_grad()
 def encode_tokens(model: ClipClassifier, tokens: Tensor, batch_size: int = 256) -> Tensor:
-    """Unit-norm text features [N, d] of token ids [N, context], without gradient."""
-    with torch.autocast(tokens.device.type, enabled=False):
-        parts = [model.clip.encode_text(part) for part in torch.split(tokens, batch_size)]
+    """Unit-norm text features [N, d] of token ids [N, context] on the host, on the model's device, without gradient."""
+    length, device = length_needed(model.clip, tokens), model.clip.logit_scale.device
+    with torch.autocast(device.type, enabled=False):
+        parts = [encode_sentences(model.clip, part, length) for part in torch.split(tokens.to(device), batch_size)]
     return F.normalize(torch.cat(parts).float(), dim=1)
