@@ -57,7 +57,7 @@ class LearningWithoutForgetting(Stage):
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         if self.texts == "random":
             model = classifier_of(strategy, self)
-            tokens = random_tokens(model.tokenizer, self.count, self.length).to(model.scale.device)
+            tokens = random_tokens(model.tokenizer, self.count, self.length)
             self._random = [encode_tokens(teacher.model, tokens) for teacher in Teachers.of(strategy, self).active]
 
     def loss(self, part: Part) -> Tensor:
