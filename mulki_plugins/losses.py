@@ -8,7 +8,7 @@ arXiv 2411.06764 (docs/method.md); the peers' are those of the sources named.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -80,13 +80,13 @@ def relation_distillation(
     relation from texts are the classes, weighted by `class_weights` or, without them, by the mean of w over the batch.
     student, teacher: logits by relation; weights λ: by relation, ≥ 0; sample_weights w: [B], class_weights: [C], in 0..1.
     """
-    total = sample_weights.new_zeros(())
+    terms = []
     w_classes = sample_weights.mean() if class_weights is None else class_weights
     for relation, factor in weights.items():
         divergence = distillation(student[relation], teacher[relation], temperature)
         w = sample_weights if relation.startswith("image") else w_classes
-        total = total + factor * (w * divergence).mean()
-    return total
+        terms.append(factor * (w * divergence).mean())
+    return sum(terms[1:], terms[0]) if terms else sample_weights.new_zeros(())
 
 
 def contrastive_distillation(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -99,10 +99,53 @@ def contrastive_distillation(student: Tensor, teacher: Tensor, temperature: floa
     return over_texts, distillation(student.T, teacher.T, temperature).mean()
 
 
-def squared_distance(weights: Sequence[Tensor], anchors: Sequence[Tensor]) -> Tensor:
-    """Σ (θ − θ_anchor)² over all numbers of all tensors, at least in single precision: a scalar ≥ 0."""
-    moved = [w.to(torch.promote_types(w.dtype, torch.float32)) - a for w, a in zip(weights, anchors, strict=True)]
-    return torch.stack([change.square().sum() for change in moved]).sum() if moved else torch.zeros(())
+def squared_distance(
+    weights: Sequence[Tensor], anchors: Sequence[Tensor], importances: Sequence[Tensor] | None = None
+) -> Tensor:
+    """Σ F·(θ − θ_anchor)² over all numbers of all tensors, at least in single precision: a scalar ≥ 0.
+
+    importances F ≥ 0: of the tensors' shapes; None for 1. Its gradient by θ has no gradient of its own.
+    """
+    for name, others in (("anchors", anchors), ("importances", importances)):
+        if others is not None and len(others) != len(weights):
+            longer = "longer" if len(others) > len(weights) else "shorter"
+            raise ValueError(f"{name}: {longer} than weights, {len(others)} instead of {len(weights)}")
+    if not weights:
+        return torch.zeros(())
+    distance: Tensor = _SquaredDistance.apply(anchors, importances, *weights)
+    return distance
+
+
+def sums_of(squares: Sequence[Tensor], *, together: bool) -> Tensor:
+    """The sum of each of several tensors of numbers ≥ 0. together: in one kernel on a GPU; on a CPU that is less exact."""
+    return torch.stack(list(torch._foreach_norm(list(squares), 1)) if together else [each.sum() for each in squares])
+
+
+class _SquaredDistance(torch.autograd.Function):
+    """The squared distance and its gradient 2·F·(θ − θ_anchor), in a few kernels for any number of tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, anchors: Sequence[Tensor], importances: Sequence[Tensor] | None, *weights: Tensor) -> Tensor:
+        exact = [w.to(torch.promote_types(w.dtype, torch.float32)) for w in weights]
+        ctx.moved, ctx.importances, ctx.dtypes = (
+            torch._foreach_sub(exact, list(anchors)),
+            importances,
+            [w.dtype for w in weights],
+        )
+        squares = torch._foreach_mul(ctx.moved, ctx.moved)
+        if importances is not None:
+            squares = torch._foreach_mul(squares, list(importances))
+        return sums_of(squares, together=squares[0].is_cuda).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        [gradient] = gradients
+        twice = torch._foreach_mul(ctx.moved, 2)
+        if ctx.importances is None:
+            result = torch._foreach_mul(twice, gradient)
+        else:
+            result = torch._foreach_mul(torch._foreach_mul(list(ctx.importances), gradient), twice)
+        return None, None, *(g.to(dtype) for g, dtype in zip(result, ctx.dtypes, strict=True))
 
 
 def selection(initial: Tensor, previous: Tensor, slope: float, threshold: float) -> Tensor:
@@ -173,8 +216,9 @@ def class_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
 
     features: [B, d]; labels: [B] in 0..classes−1. Returns [C, d], 0 for a class without samples, and counts [C].
     """
-    counts = torch.bincount(labels, minlength=classes)
-    return class_sums(features, labels, classes) / counts.clamp(min=1)[:, None], counts
+    members = members_of(labels, classes)
+    counts = members.sum(0)
+    return members.to(features.dtype).T @ features / counts.clamp(min=1)[:, None], counts
 
 
 def class_sums(features: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -182,4 +226,9 @@ def class_sums(features: Tensor, labels: Tensor, classes: int) -> Tensor:
 
     A matrix product, because the last digits of torch's index_add vary on a GPU.
     """
-    return F.one_hot(labels, classes).to(features.dtype).T @ features
+    return members_of(labels, classes).to(features.dtype).T @ features
+
+
+def members_of(labels: Tensor, classes: int) -> Tensor:
+    """Which sample is of which class: [B] in 0..classes−1 -> [B, C], boolean. torch's one_hot reads the labels' values back."""
+    return labels[:, None] == torch.arange(classes, device=labels.device)

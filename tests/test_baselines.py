@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.plugins import EWCPlugin, MASPlugin, SupervisedPlugin
 
 from mulki_plugins.baselines import (
     ICarl,
@@ -13,14 +13,25 @@ from mulki_plugins.baselines import (
     SynapticIntelligence,
     WeightConstraint,
 )
+from mulki_plugins.baselines.avalanche import EWC, MAS
 from mulki_plugins.baselines.exemplars import HerdedExemplars
 from mulki_plugins.baselines.lwf import random_tokens
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.losses import distillation
+from mulki_plugins.models import ClipClassifier
 from mulki_plugins.models.tiny import mulki_tiny
 from mulki_plugins.stages import Teachers
 from mulki_plugins.streams import Reference, as_reference
-from tests.conftest import Quiet, SmallTokenizer, naive, same, small_reference, small_tokenizer, weights
+from tests.conftest import (
+    Quiet,
+    SmallTokenizer,
+    naive,
+    same,
+    small_clip,
+    small_reference,
+    small_tokenizer,
+    weights,
+)
 
 
 @pytest.fixture
@@ -316,3 +327,28 @@ def test_synaptic_intelligence_notes_copies(classifier, benchmark):
     strategy.train(benchmark.train_stream[1], eval_streams=[])
     assert penalties[0] == 0
     assert penalties[-1] != 0
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (lambda: EWCPlugin(50.0), lambda: EWC(50.0)),
+        (lambda: EWCPlugin(50.0, "online", 0.5), lambda: EWC(50.0, "online", 0.5)),
+        (lambda: MASPlugin(2.0), lambda: MAS(2.0)),
+    ],
+)
+def test_penalties_in_few_kernels_train_as_avalanches_do(stream, benchmark, theirs, ours):
+    trained = []
+    for plugin in (theirs(), ours()):
+        model = ClipClassifier(small_clip(), small_tokenizer, stream.tasks)
+        strategy = naive(model, [plugin], lr=0.05)
+        for experience in benchmark.train_stream:
+            strategy.train(experience)
+        trained.append((weights(model), strategy.loss.item()))
+    assert same(trained[0][0], trained[1][0]), "to the last digit"
+    assert trained[0][1] == pytest.approx(trained[1][1], rel=1e-6)
+    free = ClipClassifier(small_clip(), small_tokenizer, stream.tasks)
+    strategy = naive(free, [], lr=0.05)
+    for experience in benchmark.train_stream:
+        strategy.train(experience)
+    assert not same(weights(free), trained[0][0])

@@ -83,7 +83,7 @@ BROKEN = {
     "list for mapping": (changed("{name: cosine, warmup: 10}", "[cosine]"), r":9: \$\.train\.schedule: expected a mapping"),
     "text for mapping": (GOOD[: GOOD.index("\ntrain:") + 1] + "train: much\n", r":5: \$\.train: expected a mapping, got 'much'"),
     "full smoothing": (GOOD + "  label_smoothing: 1.0\n", r":10: \$\.train\.label_smoothing: expected"),
-    "unknown precision": (GOOD + "  precision: fp64\n", r":10: \$\.train\.precision: expected 'fp32' or 'bf16' or 'fp16'"),
+    "unknown precision": (GOOD + "  precision: fp64\n", r":10: \$\.train\.precision: expected 'fp32' or 'tf32' or 'bf16' or 'fp16'"),
     "unknown stream": (changed("mtil-mini", "mtil-mni"), r":2: \$\.stream\.name: no stream .*did you mean 'mtil-mini'"),
     "unknown stream option": (changed("order: I", "oder: I"), r":2: \$\.stream\.oder: unknown option .*'order'"),
     "unknown order": (changed("order: I}", "order: III}"), r":2: \$\.stream\.order: expected"),

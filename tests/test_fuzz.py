@@ -46,7 +46,8 @@ RECIPES = st.fixed_dictionaries(
             },
             optional={
                 "batch_size": st.integers(1, 4096), "label_smoothing": st.floats(0, 0.99), "gradient_clip": POSITIVE,
-                "precision": st.sampled_from(["fp32", "bf16", "fp16"]), "workers": st.integers(0, 64),
+                "precision": st.sampled_from(["fp32", "tf32", "bf16", "fp16"]),
+                "compile": st.booleans(), "accumulate": st.just(1), "workers": st.integers(0, 64),
                 "checkpoint": st.fixed_dictionaries({"every": st.none() | st.integers(1, 999), "keep": st.integers(0, 9)}),
                 "unreadable": st.sampled_from(["stop", "skip"]),
             },

@@ -231,6 +231,14 @@ def test_squared_distance_by_loops():
     assert losses.squared_distance(b, a).item() == pytest.approx(slow)
     assert losses.squared_distance(a, a).item() == 0
     assert losses.squared_distance([], []).item() == 0
+    f = [torch.rand(3, 2, dtype=torch.float64), torch.rand(4, dtype=torch.float64)]
+    flat_f = torch.cat([each.flatten() for each in f]).tolist()
+    slow = sum(i * (x - y) ** 2 for i, x, y in zip(flat_f, flat_a, flat_b, strict=True))
+    assert losses.squared_distance(a, b, f).item() == pytest.approx(slow)
+    together, apart = (losses.sums_of([each.square() for each in a], together=each) for each in (True, False))
+    assert together.tolist() == pytest.approx(apart.tolist())
+    with pytest.raises(ValueError, match="importances: longer"):
+        losses.squared_distance(a, b, [*f, f[0]])
     with pytest.raises(ValueError, match="shorter"):
         losses.squared_distance(a, b[:1])
 
@@ -277,6 +285,7 @@ def test_gradients_of_the_peers():
     logits, taught = leaf(3, 5, seed=4), unit(3, 5, seed=5)
     assert torch.autograd.gradcheck(lambda x: sum(losses.contrastive_distillation(x, taught, 2.0)), (logits,))
     assert torch.autograd.gradcheck(lambda x: losses.squared_distance([x], [z0]), (z,))
+    assert torch.autograd.gradcheck(lambda x: losses.squared_distance([x, 2 * x], [z0, zp], [zp**2, z0**2]), (z,))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

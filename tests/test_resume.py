@@ -14,7 +14,7 @@ import torch
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.stages import prototypes
-from mulki_plugins.training import state
+from mulki_plugins.training import compilation, state
 from mulki_plugins.training.checkpoint import checkpoints
 from mulki_plugins.training.resume import resume_experiment
 from mulki_plugins.training.run import run_experiment
@@ -59,11 +59,14 @@ EVERYTHING_WITH_A_STATE = [
     ("finetune", ("strategy.base=cumulative",), ()), ("joint", (), ()),
     ("finetune", ("train.iterations=null", "train.epochs=2", "train.batch_size=5"), ()),
     ("mulki", ("train.precision=bf16", "train.optimizer={name: sgd, lr: 0.01, momentum: 0.9}"), ()),
+    ("mulki", ("train.precision=bf16", "train.compile=true"), ()),
+    ("replay", ("train.accumulate=3", "train.precision=bf16"), ()), ("finetune", ("train.accumulate=2",), ()),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("strategy", "settings", "added"), EVERYTHING_WITH_A_STATE)
-def test_it_ends_as_if_it_had_never_been_killed(tmp_path, torture, kill_at, strategy, settings, added):
+def test_it_ends_as_if_it_had_never_been_killed(tmp_path, torture, kill_at, monkeypatch, strategy, settings, added):
+    monkeypatch.setattr(compilation.CompiledTowers, "backend", "aot_eager")  # no C++ compiler in the tests
     recipe = resolved(strategy, *settings, with_plugins=added)
     run_experiment(recipe, 0, tmp_path / "alone")
     folder = folder_of(tmp_path / "killed", recipe.recipe.strategy.name)

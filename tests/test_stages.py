@@ -218,6 +218,8 @@ def test_a_sentence_of_an_earlier_class_teaches_the_text_tower_alone(classifier,
     for experience in list(benchmark.train_stream)[:2]:
         strategy.train(experience)
     strategy.model.zero_grad()
+    recalling.before_forward(strategy)
+    classifier.train()(torch.rand(2, 3, 16, 16), 1)
     loss = recalling.sentences_loss(strategy)
     loss.backward()
     moved = {n for n, p in classifier.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}

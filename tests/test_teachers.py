@@ -5,10 +5,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from avalanche.benchmarks.utils import concat_datasets
 
 from mulki_plugins.models import ClipClassifier
-from mulki_plugins.stages import Adding, Distinguishing, Eliciting, Teachers
-from mulki_plugins.stages.prototypes import visual_prototypes
+from mulki_plugins.stages import Adding, Distinguishing, Eliciting, Recalling, Teachers
+from mulki_plugins.stages import teachers as teachers_module
+from mulki_plugins.stages.prototypes import sampled, visual_prototypes
+from mulki_plugins.stages.teachers import Teacher
 from tests.conftest import Quiet, naive, same, small_clip, small_tokenizer, weights
 
 
@@ -190,3 +193,92 @@ def test_a_class_without_images_has_its_text_as_prototype(classifier, benchmark)
     some = dataset.subset([i for i, y in enumerate(dataset.targets) if y != 2])
     got = visual_prototypes([classifier.eval()], some, {1})[0][1]
     assert torch.allclose(got[2], classifier.text_features(1, "all")[2])
+
+
+def counted_readings(monkeypatch):
+    """Lets `visual_prototypes` note how many models each reading of the images was for."""
+    readings, read = [], teachers_module.visual_prototypes
+
+    def noted(models, dataset, tasks, **options):
+        readings.append((len(models), len(dataset)))
+        return read(models, dataset, tasks, **options)
+
+    monkeypatch.setattr(teachers_module, "visual_prototypes", noted)
+    return readings
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected"),
+    [
+        (lambda: [Eliciting(), Adding()], [1, 2]),
+        (lambda: [Eliciting(), Adding(relations={"image_to_text": 1.0}), Recalling()], [1, 1]),
+        (lambda: [Adding(relations={"text_to_image": 1.0})], [1, 2]),
+        (lambda: [Adding(relations={"image_to_text": 1.0})], []),
+        (lambda: [Recalling(weight=0)], []),
+    ],
+)
+def test_all_prototypes_of_a_task_come_from_one_reading(classifier, benchmark, monkeypatch, stages, expected):
+    """Of both teachers if some stage reads both, else only of the one that is read."""
+    readings = counted_readings(monkeypatch)
+    teachers = Teachers()
+    strategy = naive(classifier, [teachers, *stages()])
+    first, second, _ = benchmark.train_stream
+    strategy.train(first)
+    start = copy.deepcopy(classifier).eval()
+    strategy.train(second)
+    assert [models for models, _ in readings] == expected
+    if expected == [1, 2]:
+        own = visual_prototypes([teachers.initial.model, start], second.dataset, {1})
+        assert torch.equal(teachers.initial.prototypes[1], own[0][1])
+        if len(strategy.plugins) == 3:  # eliciting would have moved the other's
+            assert torch.equal(teachers.previous.prototypes[1], own[1][1])
+
+
+@pytest.mark.parametrize("count", [1, 3, 100])
+def test_prototypes_of_a_sample_are_the_means_of_that_many_images_of_each_class(classifier, benchmark, count):
+    dataset = benchmark.train_stream[1].dataset
+    some = sampled(dataset, count)
+    there = [list(dataset.targets).count(c) for c in range(3)]
+    assert [list(some.targets).count(c) for c in range(3)] == [min(count, n) for n in there]
+    state = torch.get_rng_state()
+    assert list(sampled(dataset, count).place) == list(some.place) == sorted(some.place)
+    assert torch.equal(state, torch.get_rng_state())
+    teachers = Teachers(images_per_class=count)
+    start = copy.deepcopy(classifier).eval()
+    naive(classifier, [teachers, Adding()]).train(benchmark.train_stream[1])
+    expected = visual_prototypes([start], some, {1})[0][1]
+    assert torch.equal(teachers.initial.prototypes[1], expected)
+    whole = visual_prototypes([start], dataset, {1})[0][1]
+    assert torch.equal(expected, whole) == (count == 100)
+    assert ((expected * whole).sum(1) > 0.8).all()
+
+
+def test_a_sample_has_each_class_of_each_task(benchmark):
+    both = concat_datasets([benchmark.train_stream[0].dataset, benchmark.train_stream[2].dataset])
+    some = sampled(both, 2)
+    pairs = list(zip(some.targets_task_labels, some.targets, strict=True))
+    assert sorted(set(pairs)) == [(0, 0), (0, 1), (2, 0), (2, 1)]
+    assert len(pairs) == 8
+
+
+def test_joined_features_are_kept_until_a_part_changes(classifier):
+    teacher, parts = Teacher(classifier), [torch.rand(2, 4), torch.rand(3, 4)]
+    first = teacher.joined("texts", parts, torch.float32)
+    assert torch.equal(first, torch.cat(parts))
+    assert teacher.joined("texts", list(parts), torch.float32) is first
+    assert teacher.joined("texts", parts, torch.bfloat16).dtype == torch.bfloat16
+    parts[0].mul_(2)
+    assert torch.equal(teacher.joined("texts", parts, torch.float32), torch.cat(parts))
+    parts[1] = parts[1] + 1
+    assert torch.equal(teacher.joined("texts", parts, torch.float32), torch.cat(parts))
+
+
+def test_texts_that_a_teacher_lacks_pass_its_text_tower_together(classifier):
+    teacher, passes = Teacher(classifier.eval()), []
+    classifier.clip.transformer.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
+    one = teacher.text(1)
+    several = teacher.texts_of([2, 1, 0])
+    assert passes == [3, 4]
+    assert several[1] is one
+    for task, t in zip((2, 1, 0), several, strict=True):
+        assert torch.allclose(t, classifier.encode_text(task, all_templates=False), atol=1e-6)

@@ -14,8 +14,8 @@ from mulki_plugins.recipe.schema import Evaluate, Optimizer, Schedule, Train
 from mulki_plugins.stages import Adding, Distinguishing, Eliciting, Teachers
 from mulki_plugins.stages.stage import Stage, by_task, features_of
 from mulki_plugins.training.accuracy import AccuracyRecorder
+from mulki_plugins.training.finite import Diverged
 from mulki_plugins.training.rng import seed_everything
-from mulki_plugins.training.step_checks import Diverged
 from mulki_plugins.training.strategy import ContinualTemplate
 from tests.conftest import Quiet, naive, small_clip, small_tokenizer
 

@@ -61,7 +61,7 @@ class ICarl(Stage):
             previous, z_previous = teachers.active[-1], teachers.images(strategy)[-1]
             exemplars = sum(len(part.z) for part in parts)
             for part in parts:
-                teacher = part.s * z_previous[part.rows].to(part.z) @ previous.text(part.task).to(part.z).T
+                teacher = part.s * part.of(z_previous).to(part.z) @ previous.text(part.task).to(part.z).T
                 student = part.s * part.z @ part.t.T
                 total = total + distillation(student, teacher, self.temperature).sum() / exemplars
         self.add_loss(strategy, self.term, total, self.weight)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mulki_plugins.losses import squared_distance
 from mulki_plugins.stages.stage import Stage, Strategy, learning_weights
@@ -21,6 +21,7 @@ class WeightConstraint(Stage):
         weight: Factor of the squared distance.
     """
 
+    per_sample = True
     term = "l2"
     paper = "arXiv 2303.06628"
 
@@ -28,15 +29,15 @@ class WeightConstraint(Stage):
     def __init__(self, *, weight: Weight = 1.0) -> None:
         super().__init__()
         self.weight = weight
-        self._start: dict[str, Tensor] = {}
+        self._learning: list[nn.Parameter] = []
+        self._start: list[Tensor] = []
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
-        self._start = {n: p.detach().clone() for n, p in learning_weights(strategy.model).items()}
+        self._learning = list(learning_weights(strategy.model).values())
+        self._start = [p.detach().clone() for p in self._learning]
 
     def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
-        weights = dict(strategy.model.named_parameters())
-        distance = squared_distance([weights[name] for name in self._start], list(self._start.values()))
-        self.add_loss(strategy, self.term, distance, self.weight)
+        self.add_loss(strategy, self.term, squared_distance(self._learning, self._start), self.weight)
 
     def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
-        self._start = {}
+        self._learning, self._start = [], []

@@ -57,7 +57,7 @@ class LearningWithoutForgetting(Stage):
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         if self.texts == "random":
             model = classifier_of(strategy, self)
-            tokens = random_tokens(model.tokenizer, self.count, self.length).to(model.scale.device)
+            tokens = random_tokens(model.tokenizer, self.count, self.length)
             self._random = [encode_tokens(teacher.model, tokens) for teacher in Teachers.of(strategy, self).active]
 
     def loss(self, part: Part) -> Tensor:
@@ -65,7 +65,7 @@ class LearningWithoutForgetting(Stage):
         total = z.new_zeros(())
         for i, (teacher, features) in enumerate(zip(teachers.active, teachers.images(part.strategy), strict=True)):
             t = (self._random[i] if self.texts == "random" else teacher.text(part.task)).to(z)
-            z_teacher = features[part.rows].to(z)
+            z_teacher = part.of(features).to(z)
             over_texts, over_images = contrastive_distillation(s * z @ t.T, s * z_teacher @ t.T, self.temperature)
             total = total + (self.image * over_texts + self.text * over_images) / len(teachers.active)
         return total

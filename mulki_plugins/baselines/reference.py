@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mulki_plugins.models.classifier import ClipClassifier
+from mulki_plugins.models.text_tower import encode_sentences, length_needed
 from mulki_plugins.stages.stage import Stage, Strategy, autocast_of, classifier_of
 from mulki_plugins.streams.benchmark import Reference
 
@@ -39,11 +40,12 @@ class OnReference(Stage):
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         size = self.batch_size or self.default_batch_size(strategy)
-        self._batches = ReferenceBatches(self.reference, size, int(kwargs.get("num_workers") or 0))
+        pinned = strategy.device.type == "cuda"
+        self._batches = ReferenceBatches(self.reference, size, int(kwargs.get("num_workers") or 0), pinned=pinned)
 
     def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         assert self._batches is not None
-        x = next(self._batches).to(strategy.device)
+        x = next(self._batches).to(strategy.device, non_blocking=True)
         with autocast_of(strategy):
             z = classifier_of(strategy, self).encode_image(x)
         self.add_loss(strategy, self.term, self.reference_loss(strategy, x, z))
@@ -63,14 +65,15 @@ class OnReference(Stage):
 class ReferenceBatches:
     """Endless batches of reference images, reshuffled in each round; the last batch of a round may be smaller.
 
-    The order follows from torch's random state at construction, which advances by one draw.
+    The order follows from torch's random state at construction, which advances by one draw. pinned: in memory from which a
+    GPU can copy on its own.
     """
 
-    def __init__(self, reference: Reference, batch_size: int, workers: int = 0) -> None:
+    def __init__(self, reference: Reference, batch_size: int, workers: int = 0, *, pinned: bool = False) -> None:
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         loader = DataLoader(
             reference.images, batch_size=batch_size, shuffle=True, generator=generator, num_workers=workers,
-            persistent_workers=workers > 0,
+            persistent_workers=workers > 0, pin_memory=pinned,
         )  # fmt: skip
         self._batches = (batch for _ in count() for batch in loader)
         self.used = 0
@@ -88,7 +91,8 @@ class ReferenceBatches:
 
 @torch.no_grad()
 def encode_tokens(model: ClipClassifier, tokens: Tensor, batch_size: int = 256) -> Tensor:
-    """Unit-norm text features [N, d] of token ids [N, context], without gradient."""
-    with torch.autocast(tokens.device.type, enabled=False):
-        parts = [model.clip.encode_text(part) for part in torch.split(tokens, batch_size)]
+    """Unit-norm text features [N, d] of token ids [N, context] on the host, on the model's device, without gradient."""
+    length, device = length_needed(model.clip, tokens), model.clip.logit_scale.device
+    with torch.autocast(device.type, enabled=False):
+        parts = [encode_sentences(model.clip, part, length) for part in torch.split(tokens.to(device), batch_size)]
     return F.normalize(torch.cat(parts).float(), dim=1)

@@ -51,7 +51,7 @@ class ReferenceDistillation(OnReference):
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         model = classifier_of(strategy, self)
-        tokens = model.tokenizer(list(self.reference.texts)).to(model.scale.device)
+        tokens = model.tokenizer(list(self.reference.texts)).cpu()
         teachers, encoded = Teachers.of(strategy, self).active, self._texts
         self._texts = {t: encoded[t] if t in encoded else encode_tokens(t.model, tokens) for t in teachers}
         super().before_training_exp(strategy, **kwargs)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from attrs import frozen
+from attrs import field, frozen
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
-from mulki_plugins.models.text import HasPrompts, Union, as_prompts, sentences, union_of
+from mulki_plugins.models.text import HasPrompts, Union, as_prompts, union_of
+from mulki_plugins.models.text_tower import encode_sentences
+from mulki_plugins.models.tokens import Tokens
 
 MASKED = -1e4
 """Logit of classes outside the sample's task: finite in every dtype, zero after softmax."""
@@ -22,7 +25,7 @@ Templates = Literal["first", "all"]
 """The sentences of a class: the task's first template (the training prompt), or the mean over all templates."""
 
 
-@frozen(eq=False)
+@frozen(eq=False, slots=False)
 class Features:
     """The features of the last training forward, with their graph, so that no plugin encodes the batch again."""
 
@@ -34,6 +37,25 @@ class Features:
     """[B]"""
     scale: Tensor
     """The factor of the cosines, a scalar."""
+    classes: dict[object, Tensor] = field(factory=dict)
+    """[N, d], unit norm, of the classes that a plugin requested, by plugin; see `ClipClassifier.request`."""
+
+    @cached_property
+    def rows(self) -> dict[int, Tensor]:
+        """The rows of each task's samples in the batch. Several tasks make the host wait for the device, once a step."""
+        if len(self.text) == 1:
+            [task] = self.text
+            return {task: torch.arange(len(self.image), device=self.image.device)}
+        return {task: (self.task_labels == task).nonzero()[:, 0] for task in self.text}
+
+
+@frozen(eq=False)
+class Request:
+    """Classes whose sentences a plugin wants in the next training forwards, beside those of the batch."""
+
+    tasks: tuple[int, ...]
+    indices: Tensor
+    """[N], on the host: among the concatenated classes of the tasks."""
 
 
 class ClipClassifier(MultiTaskModule):
@@ -71,7 +93,10 @@ class ClipClassifier(MultiTaskModule):
         self.templates: Templates | None = None
         self.weights_metadata: dict[str, str] = {}
         """The metadata to store with the weights: what they were trained with."""
-        self._tokens: dict[tuple[int, bool], Tensor] = {}
+        self.batch_tasks: tuple[int, ...] | None = None
+        """The distinct task ids of the batch, sorted, if the caller knows them; else the device is asked, which waits."""
+        self._tokens = Tokens(tokenizer, self.prompts)
+        self._requests: dict[object, Request] = {}
         self._cache: dict[tuple[int, Templates, bool], tuple[tuple[int, ...], Tensor]] = {}
         self._unions: dict[tuple[int, ...], Union] = {}
         for name, parameter in clip.named_parameters():
@@ -95,18 +120,30 @@ class ClipClassifier(MultiTaskModule):
             return {task: self.logits(z, self.text_features(task)) for task in range(len(self.prompts))}
         task_labels = 0 if task_labels is None else task_labels
         if isinstance(task_labels, int):
+            ids: tuple[int, ...] = (task_labels,)
             task_labels = torch.full((len(x),), task_labels, device=x.device)
-        ids = [int(task) for task in torch.unique(task_labels).tolist()]
-        texts = {task: self.text_features(task) for task in ids}
+        else:
+            ids = self.batch_tasks or tuple(int(task) for task in torch.unique(task_labels).tolist())
+        texts, requested = self._texts(ids)
+        features = Features(image=z, text=texts, task_labels=task_labels, scale=self.scale, classes=requested)
         if self.training:
-            self.features = Features(image=z, text=texts, task_labels=task_labels, scale=self.scale)
+            self.features = features
         if len(ids) == 1:
             return self.logits(z, texts[ids[0]])
         out = z.new_full((len(z), max(len(t) for t in texts.values())), MASKED)
-        for task, t in texts.items():
-            rows = (task_labels == task).nonzero()[:, 0]
-            out[rows, : len(t)] = self.logits(z[rows], t)
+        for task, rows in features.rows.items():
+            out[rows, : len(texts[task])] = self.logits(z[rows], texts[task])
         return out
+
+    def request(self, plugin: object, tasks: Sequence[int], indices: Tensor) -> None:
+        """Encode single classes in each training forward from now on, in the same pass as the batch's own texts.
+
+        indices: [N], on the host, among the concatenated classes of `tasks`; their features, from the first template, are
+        in `Features.classes[plugin]`. A plugin's next request replaces the one before; without indices it only ends it.
+        """
+        self._requests.pop(plugin, None)
+        if len(indices):
+            self._requests[plugin] = Request(tuple(tasks), indices)
 
     def union_logits(self, x: Tensor, tasks: Sequence[int]) -> Tensor:
         """Logits [B, C] over the C classes in the union of several tasks."""
@@ -127,7 +164,7 @@ class ClipClassifier(MultiTaskModule):
     def _descriptions(self, task: int) -> list[bytes]:
         """The tokens of all sentences of each class."""
         classes = len(self.prompts[task].class_names)
-        tokens = self._tokenised(task, all_templates=True).cpu()
+        tokens = self._tokens.of(task, all_templates=True)
         return [
             row.contiguous().numpy().tobytes() for row in tokens.reshape(-1, classes, tokens.shape[1]).transpose(0, 1)
         ]
@@ -159,7 +196,7 @@ class ClipClassifier(MultiTaskModule):
         """
         templates = templates or self.templates_in_use
         every, gradients = templates == "all", torch.is_grad_enabled()
-        if gradients and any(p.requires_grad for p in self._text_parameters()):
+        if gradients and self._text_learns():
             return self.encode_text(task, all_templates=every)
         key, version = (task, templates, gradients), self._text_version()
         cached = self._cache.get(key)
@@ -170,44 +207,77 @@ class ClipClassifier(MultiTaskModule):
             cached = self._cache[key] = (version, texts)
         return cached[1]
 
+    def _texts(self, tasks: Sequence[int]) -> tuple[dict[int, Tensor], dict[object, Tensor]]:
+        """The text features of a batch's tasks, and in training those of the classes that plugins requested.
+
+        Features that need a gradient come from one pass of the text tower over all sentences.
+        """
+        requests = self._requests if self.training else {}
+        together = len(tasks) > 1 or bool(requests)
+        if not together or self.templates_in_use == "all" or not (torch.is_grad_enabled() and self._text_learns()):
+            every = {task: self.text_features(task) for task in tasks}
+            return every, {plugin: self._requested(request) for plugin, request in requests.items()}
+        device = self.clip.logit_scale.device
+        tokens = [self._tokens.on(device, [task], all_templates=False) for task in tasks]
+        for request in requests.values():
+            chosen = request.indices.to(device, non_blocking=True)
+            tokens.append(self._tokens.on(device, request.tasks, all_templates=False)[chosen])
+        involved = [*tasks, *(task for request in requests.values() for task in request.tasks)]
+        features = self._encode(torch.cat(tokens), involved, all_templates=False)
+        parts = torch.split(features, [len(each) for each in tokens])
+        return dict(zip(tasks, parts, strict=False)), dict(zip(requests, parts[len(tasks) :], strict=True))
+
+    def _requested(self, request: Request) -> Tensor:
+        texts = torch.cat([self.text_features(task, "first") for task in request.tasks])
+        return texts[request.indices.to(texts.device, non_blocking=True)]
+
     def encode_text(self, task: int, *, all_templates: bool) -> Tensor:
         """Unit-norm features [C, d], at least in single precision: of the first template, or the renormalised mean over all.
 
         All sentences pass the text tower at once. IndexError for an unknown task.
         """
-        if not 0 <= task < len(self.prompts):
-            raise IndexError(f"task {task}: the model knows the tasks 0 to {len(self.prompts) - 1}")
-        tokens = self._tokenised(task, all_templates).to(self.clip.logit_scale.device)
-        t: Tensor = _unit(self.clip.encode_text(tokens))
-        classes = len(self.prompts[task].class_names)
-        return _unit(t.reshape(-1, classes, t.shape[1]).mean(0)) if len(t) > classes else t
+        return self.encode_texts([task], all_templates=all_templates)[task]
 
-    def encode_classes(self, classes: Sequence[tuple[int, int]]) -> Tensor:
-        """Unit-norm features [N, d], at least in single precision, of single classes (task, class), from the first template."""
-        tokens = torch.stack([self._tokenised(task, False)[c] for task, c in classes])
-        return _unit(self.clip.encode_text(tokens.to(self.clip.logit_scale.device)))
+    def encode_texts(self, tasks: Sequence[int], *, all_templates: bool) -> dict[int, Tensor]:
+        """The features of several tasks as `encode_text` gives them, from one pass of the text tower over all sentences."""
+        tokens = self._tokens.on(self.clip.logit_scale.device, tasks, all_templates)
+        counts = [len(self._tokens.of(task, all_templates)) for task in tasks]
+        features: dict[int, Tensor] = {}
+        for task, t in zip(tasks, torch.split(self._encode(tokens, tasks, all_templates), counts), strict=True):
+            classes = len(self.prompts[task].class_names)
+            features[task] = _unit(t.reshape(-1, classes, t.shape[1]).mean(0)) if len(t) > classes else t
+        return features
 
-    def _tokenised(self, task: int, all_templates: bool) -> Tensor:
-        """The token ids of the task's sentences, template after template: [templates · C, length]."""
-        if (task, all_templates) not in self._tokens:
-            texts = [text for group in sentences(self.prompts[task], all_templates) for text in group]
-            self._tokens[task, all_templates] = self.tokenizer(texts)
-        return self._tokens[task, all_templates]
+    def _encode(self, tokens: Tensor, tasks: Sequence[int], all_templates: bool) -> Tensor:
+        """Unit-norm features of sentences of these tasks, cut to the longest of all their sentences.
+
+        So the length does not depend on which of the sentences a step draws.
+        """
+        return _unit(encode_sentences(self.clip, tokens, self._tokens.length(self.clip, tasks, all_templates)))
 
     def logits(self, z: Tensor, t: Tensor) -> Tensor:
         """Scaled cosines s·z·tᵀ: [B, d], [C, d] -> [B, C], at least in single precision."""
         with torch.autocast(z.device.type, enabled=False):
             return self.scale.to(z.dtype) * z @ t.T
 
-    def _text_parameters(self) -> list[nn.Parameter]:
-        """The parameters that text features may depend on: the text tower, and whatever plugins added outside the image tower."""
-        return [p for name, p in self.named_parameters() if _tower(name.removeprefix("clip.")) == "text"]
+    def _text_learns(self) -> bool:
+        """Whether a weight learns that text features may depend on."""
+        return any(t.requires_grad for t in self._text_tensors())
 
     def _text_version(self) -> tuple[int, ...]:
         """Changes with every weight that text features depend on: its address and its count of in-place writes."""
-        buffers = [b for name, b in self.named_buffers() if _tower(name.removeprefix("clip.")) == "text"]
-        tensors = [*self._text_parameters(), *buffers]
-        return tuple(n for t in tensors for n in (t.data_ptr(), t._version, t.requires_grad))
+        return tuple(n for t in self._text_tensors() for n in (t.data_ptr(), t._version, t.requires_grad))
+
+    def _text_tensors(self) -> Iterator[Tensor]:
+        """What text features may depend on: the text tower, and whatever plugins added outside the image tower."""
+        for inside in (self, self.clip):  # the image tower has most of the modules, so nothing goes through it
+            for name, tensor in (*inside._parameters.items(), *inside._buffers.items()):
+                if tensor is not None and _tower(name) == "text":
+                    yield tensor
+            for name, part in inside.named_children():
+                if part is not self.clip and not (inside is self.clip and name == "visual"):
+                    yield from part.parameters()
+                    yield from part.buffers()
 
     def train(self, mode: bool = True) -> ClipClassifier:
         self._cache.clear()  # writes through `.data` do not count as a version
@@ -221,8 +291,8 @@ class ClipClassifier(MultiTaskModule):
         """Do nothing: all class names are known from the start, so nested evaluation and replay cannot interfere."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state without features and caches: tensors with a graph cannot be copied."""
-        return {**self.__dict__, "features": None, "_cache": {}}
+        """The state without features, caches and requests: tensors with a graph cannot be copied, plugins must not be."""
+        return {**self.__dict__, "features": None, "_cache": {}, "_requests": {}, "batch_tasks": None}
 
 
 def _unit(features: Tensor) -> Tensor:

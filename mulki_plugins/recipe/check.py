@@ -53,6 +53,7 @@ def check_recipe(data: dict[str, Any]) -> tuple[Recipe | None, list[OptionError]
         _check_seeds,
         _check_device,
         _check_base,
+        _check_accumulate,
         _check_reference,
     ):
         wrong += check(data)
@@ -303,6 +304,24 @@ def _check_base(data: dict[str, Any]) -> Iterator[OptionError]:
             yield OptionError(f"needs reference images; declare a stream of them in the recipe{example}", path)
     if base == "joint" and _mapping_at(data, ("train", "per_task")):
         yield OptionError("the base 'joint' trains all tasks at once, in one budget", ("train", "per_task"))
+
+
+def _check_accumulate(data: dict[str, Any]) -> Iterator[OptionError]:
+    """Plugins that need the whole batch at once, with a batch that passes in parts."""
+    parts = get(data, ("train", "accumulate"))
+    if type(parts) is not int or parts < 2:
+        return
+    size = get(data, ("train", "batch_size"))
+    if type(size) is int and size < parts:
+        message = f"{parts} parts of a batch, expected at most train.batch_size, which is {size}"
+        yield OptionError(message, ("train", "accumulate"))
+    for i, entry in enumerate(_list_at(data, _STACK)):
+        name = next(iter(entry)) if isinstance(entry, dict) and len(entry) == 1 else ""
+        part = catalog().parts.get(("plugin", name))
+        if part is not None and not part.per_sample:
+            why = "its loss is over the whole batch" if part.is_ours else "it does not declare `per_sample = True`"
+            message = f"{why}, and train.accumulate passes it in {parts} parts; set train.accumulate to 1"
+            yield OptionError(message, (*_STACK, i, name))
 
 
 def _check_reference(data: dict[str, Any]) -> Iterator[OptionError]:

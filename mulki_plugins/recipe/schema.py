@@ -85,7 +85,12 @@ class Train:
     schedule: Schedule = field(factory=Schedule)
     label_smoothing: BelowOne = 0.0
     gradient_clip: Positive | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """tf32: single precision with faster matrix products, on GPUs that have them; bf16, fp16: mixed precision."""
+    compile: bool = False
+    """Compile the towers of the model and the teachers' image towers with torch.compile, for the training."""
+    accumulate: Count = 1
+    """Parts in which a batch passes through the model, to save memory; their gradients add up to one step."""
     workers: Natural = 0
     per_task: dict[str, TaskBudget] = field(factory=dict)
     unreadable: Literal["stop", "skip"] = "stop"

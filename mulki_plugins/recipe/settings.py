@@ -32,6 +32,9 @@ def select_decisive(recipe: Recipe) -> dict[str, Any]:
     reference = recipe.reference if needs_reference(recipe) else None
     data = as_data(evolve(recipe, summary="", train=train, reference=reference, seeds=[0], loggers=[], device="auto"))
     del data["train"]["checkpoint"], data["train"]["unreadable"], data["evaluate"]["predictions"]
+    for key, default in (("compile", False), ("accumulate", 1)):  # recipes without them keep their fingerprints
+        if data["train"][key] == default:
+            del data["train"][key]
     return data
 
 

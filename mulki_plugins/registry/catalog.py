@@ -67,6 +67,8 @@ class Part:
     """Why a run with this plugin cannot be resumed."""
     sequential: bool = False
     """A plugin that works from one task to the next, or a metric that compares moments of the stream."""
+    per_sample: bool = False
+    """A plugin whose loss is a mean over the batch's samples, or does not depend on them, so that the batch may be split."""
     tasks: tuple[str, ...] = field(default=(), converter=tuple)
     """The task names of a stream whose tasks are fixed, so that a recipe's `per_task` can be checked."""
     extra: str = ""
@@ -193,7 +195,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _FACTS: dict[str, type] = {
     "requires": list, "conflicts": list, "after": list, "keeps_images": bool, "needs_reference": bool,
-    "adds_parameters": bool, "sequential": bool, "no_resume": str, "paper": str,
+    "adds_parameters": bool, "sequential": bool, "per_sample": bool, "no_resume": str, "paper": str,
 }  # fmt: skip
 """The facts of a plugin that its class states as class attributes, with their types."""
 
@@ -219,7 +221,7 @@ class Register:
         kinds: Mapping[str, Any] | None = None, requires: Sequence[str] | None = None,
         conflicts: Sequence[str] | None = None, after: Sequence[str] | None = None, keeps_images: bool | None = None,
         needs_reference: bool | None = None, adds_parameters: bool | None = None, sequential: bool | None = None,
-        no_resume: str | None = None,
+        per_sample: bool | None = None, no_resume: str | None = None,
     ) -> None:  # fmt: skip
         """An Avalanche `SupervisedPlugin` class, or a function that returns one.
 
@@ -233,12 +235,13 @@ class Register:
         needs_reference: it takes a keyword argument `reference` (a `Reference`), which recipes do not list as an option.
         adds_parameters: it adds weights to the model.
         sequential: it does nothing, or fails, if all tasks are trained at once.
+        per_sample: its loss is a mean over the batch's samples, or does not depend on them: `train.accumulate` may split it.
         no_resume: why a run with it cannot be resumed, if its `state_dict()` does not hold its whole state.
         """
         self._add(
             "plugin", name, target, summary, options, defaults=defaults, kinds=kinds, source=source,
-            requires=requires, conflicts=conflicts, after=after, keeps_images=keeps_images,
-            needs_reference=needs_reference, adds_parameters=adds_parameters, sequential=sequential, no_resume=no_resume,
+            requires=requires, conflicts=conflicts, after=after, keeps_images=keeps_images, needs_reference=needs_reference,
+            adds_parameters=adds_parameters, sequential=sequential, per_sample=per_sample, no_resume=no_resume,
         )  # fmt: skip
 
     def stream(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mulki_plugins.losses import RELATIONS, Relation, relation_distillation, relation_logits
 from mulki_plugins.stages.stage import Part, Stage, Strategy, tasks_of
-from mulki_plugins.stages.teachers import Rows, Teachers, View
+from mulki_plugins.stages.teachers import Rows, Teacher, Teachers, View
 from mulki_plugins.types import Positive, Weight, checked
 
 
@@ -30,6 +30,7 @@ class Adding(Stage):
     """
 
     requires = ("teachers",)
+    per_sample = True
     paper = "arXiv 2411.06764"
 
     @checked
@@ -55,8 +56,11 @@ class Adding(Stage):
         if self._visual:  # here, so that no step has to wait for prototypes
             teachers = Teachers.of(strategy, self)
             for task in tasks_of(strategy.adapted_dataset):
-                for teacher in teachers.active:
+                for teacher in self.reads_prototypes(teachers):
                     teachers.prototypes(strategy, teacher, task)
+
+    def reads_prototypes(self, teachers: Teachers) -> Sequence[Teacher]:
+        return teachers.active if self._visual else ()
 
     def loss(self, part: Part) -> Tensor:
         views = part.teachers.views(part, seen=self.classes == "seen", visual=self._visual)
@@ -72,12 +76,12 @@ def distil_relations(
 
     z, t: the student's features; views and weights [M, N]: of the M teachers. rows: what the N weights belong to.
     """
-    total = t.new_zeros(())
+    losses = []
     for view, w in zip(views, weights, strict=True):
         student, teacher = (
             {r: relation_logits(r, images, texts, view.prototypes, view.anchors, s) for r in relations}
             for images, texts in ((z, t), (view.image, view.text))
         )
         class_weights = w if rows == "classes" else None
-        total = total + relation_distillation(student, teacher, relations, w, temperature, class_weights)
-    return total
+        losses.append(relation_distillation(student, teacher, relations, w, temperature, class_weights))
+    return sum(losses[1:], losses[0])

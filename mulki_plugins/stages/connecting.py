@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
-from torch import Tensor
+from torch import Tensor, nn
 
 from mulki_plugins.stages.importance import Importance, RunningMean
 from mulki_plugins.stages.protocols import Strategy, learning_weights
@@ -28,6 +28,7 @@ class Connecting(SupervisedPlugin):
         importance: Interpolate each weight by how much it matters to the tasks before and to this one, see `Importance`.
     """
 
+    per_sample = True
     paper = "arXiv 2411.06764"
 
     @checked
@@ -40,10 +41,13 @@ class Connecting(SupervisedPlugin):
         self.start = start
         self.importance = Importance() if importance else None
         self._start: dict[str, Tensor] = {}
+        self._learning: dict[str, nn.Parameter] = {}
+        """The weights that learn in this task: no step walks through the model again."""
         self._mean = RunningMean()
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
-        self._start = {n: p.detach().clone() for n, p in learning_weights(strategy.model).items()}
+        self._learning = learning_weights(strategy.model)
+        self._start = {n: p.detach().clone() for n, p in self._learning.items()}
         self._mean = RunningMean()
         if self.start:
             self._mean.add(self._start)
@@ -52,24 +56,32 @@ class Connecting(SupervisedPlugin):
 
     def before_update(self, strategy: Strategy, **kwargs: Any) -> None:
         if self.importance:
-            self.importance.add_gradients(self._learning(strategy))
+            scaler = getattr(strategy, "scaler", None)  # MulKI's own training: only float16's gradients are scaled
+            self.importance.add_gradients(self._learning, may_overflow=scaler is None or scaler.is_enabled())
 
     def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         if self.every and (strategy.clock.train_exp_iterations + 1) % self.every == 0:
-            self._mean.add(self._learning(strategy))
+            self._mean.add(self._learning)
 
     @torch.no_grad()
     def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         if self._mean.count == int(self.start):  # fewer steps than `every`, or no mean requested
-            self._mean.add(self._learning(strategy))
+            self._mean.add(self._learning)
+        self._learning = {
+            n: p for n, p in strategy.model.named_parameters() if n in self._start
+        }  # some may be new objects
+        names, now = list(self._learning), list[Tensor](self._learning.values())
+        means, start = ([each[name] for name in names] for each in (self._mean.mean, self._start))
         if self.importance:
             self.importance.end_steps()
-        for name, p in self._learning(strategy).items():
-            a = self.importance.share(name, self.inter) if self.importance else self.inter
-            p.copy_(torch.lerp(self._mean.mean[name], self._start[name], torch.as_tensor(a).to(p)))
-        if self.importance:
+            shares = [torch.as_tensor(self.importance.share(n, self.inter)).to(p) for n, p in self._learning.items()]
+            merged = [torch.lerp(*each) for each in zip(means, start, shares, strict=True)]
             self.importance.end_task()
-        self._start, self._mean = {}, RunningMean()
+        else:
+            merged = list(torch._foreach_lerp(means, start, self.inter)) if names else []
+        if names:
+            torch._foreach_copy_(now, merged)
+        self._start, self._learning, self._mean = {}, {}, RunningMean()
 
     def state_dict(self) -> dict[str, Any]:
         """The means so far; θ_start is restored from the weights before the task."""
@@ -85,7 +97,3 @@ class Connecting(SupervisedPlugin):
         if self.importance:
             self.importance.now = RunningMean.from_state(state["now"])
             self.importance.before = RunningMean.from_state(state["before"])
-
-    def _learning(self, strategy: Strategy) -> dict[str, Tensor]:
-        """The weights that learned at the task's start, as they are now."""
-        return {n: p for n, p in strategy.model.named_parameters() if n in self._start}

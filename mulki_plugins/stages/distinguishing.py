@@ -27,6 +27,7 @@ class Distinguishing(Stage):
     """
 
     requires = ("teachers",)
+    per_sample = True
     paper = "arXiv 2411.06764"
 
     @checked

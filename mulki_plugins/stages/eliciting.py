@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -40,6 +41,9 @@ class Eliciting(Stage):
         teachers, previous = Teachers.of(strategy, self), self._previous(strategy)
         for task in tasks_of(strategy.adapted_dataset):
             self.prototypes[task] = teachers.prototypes(strategy, previous, task).clone()
+
+    def reads_prototypes(self, teachers: Teachers) -> Sequence[Teacher]:
+        return [teachers.previous] if teachers.previous is not None else []
 
     def loss(self, part: Part) -> Tensor:
         if part.task not in self.prototypes:

@@ -25,10 +25,11 @@ class RunningMean:
     @torch.no_grad()
     def add(self, weights: Mapping[str, Tensor]) -> None:
         self.count += 1
+        if known := [name for name in weights if name in self.mean]:
+            snapshot = [weights[name].detach() for name in known]
+            torch._foreach_lerp_([self.mean[name] for name in known], snapshot, 1 / self.count)
         for name, weight in weights.items():
-            if name in self.mean:
-                self.mean[name].lerp_(weight.detach(), 1 / self.count)
-            else:
+            if name not in self.mean:
                 self.mean[name] = weight.detach().clone()
 
     def state_dict(self) -> dict[str, Any]:
@@ -64,9 +65,10 @@ class Importance:
             parameters = dict(model.named_parameters())
             self.pretrained = sensitivity(classifier, {name: parameters[name] for name in names}, dataset)
 
-    def add_gradients(self, weights: Mapping[str, Tensor]) -> None:
-        """Add the squared gradients of a step."""
-        self.now.add({name: squared_gradient(weight) for name, weight in weights.items()})
+    def add_gradients(self, weights: Mapping[str, Tensor], *, may_overflow: bool = True) -> None:
+        """Add the squared gradients of a step. may_overflow: a gradient may be infinite, and then counts as 0."""
+        squares = squared_gradients(list(weights.values()), may_overflow=may_overflow)
+        self.now.add(dict(zip(weights, squares, strict=True)))
 
     def end_steps(self) -> None:
         """Count the pre-trained model as the first of the tasks before."""
@@ -98,10 +100,14 @@ def interpolation_shares(before: Tensor, now: Tensor, inter: float, damping: flo
     return kept / (kept + new)
 
 
-def squared_gradient(weight: Tensor) -> Tensor:
-    """The squared gradient; 0 without one, and where half precision overflowed and the step is skipped."""
-    gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
-    return gradient.square().nan_to_num(0.0, 0.0, 0.0)
+@torch.no_grad()
+def squared_gradients(weights: Sequence[Tensor], *, may_overflow: bool = True) -> list[Tensor]:
+    """The squared gradient of each weight; 0 without one, and where half precision overflowed and the step is skipped."""
+    gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+    squares = list(torch._foreach_mul(gradients, gradients)) if gradients else []
+    for square in squares if may_overflow else ():
+        square.nan_to_num_(0.0, 0.0, 0.0)
+    return squares
 
 
 def rescaled(importances: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -43,6 +43,8 @@ class Clock(Protocol):
     """Steps since training began."""
     train_exp_iterations: int
     """Steps of the current experience."""
+    train_exp_counter: int
+    """Experiences whose training is over."""
 
 
 class Strategy(Protocol):
@@ -105,12 +107,7 @@ def autocast_of(strategy: Strategy) -> AbstractContextManager[Any]:
 
 def by_task(features: Features) -> Iterator[tuple[int, Tensor]]:
     """Each task in the batch with the rows of its samples: one task in general, several with replay."""
-    if len(features.text) == 1:
-        [task] = features.text
-        yield task, torch.arange(len(features.image), device=features.image.device)
-        return
-    for task in features.text:
-        yield task, (features.task_labels == task).nonzero()[:, 0]
+    yield from features.rows.items()
 
 
 def tasks_of(dataset: Dataset) -> set[int]:

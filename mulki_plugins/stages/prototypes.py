@@ -16,19 +16,40 @@ from mulki_plugins.stages.protocols import Dataset
 
 
 def evaluation_batches(
-    dataset: Dataset, batch_size: int = 256, *, workers: int = 0, generator: torch.Generator | None = None
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    dataset: Dataset, batch_size: int = 256, *, workers: int = 0, generator: torch.Generator | None = None,
+    pinned: bool = False,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
     """Batches of an Avalanche data set through its evaluation transform: images [B, 3, H, W], classes [B], task labels [B].
 
-    In order, or shuffled if there is a generator. The task labels are 0 if the data set has none.
+    In order, or shuffled if there is a generator. The task labels are 0 if the data set has none. pinned: in memory from
+    which a GPU can copy on its own.
     """
     images: Any = dataset.eval()  # Avalanche's data sets are not torch's by type
     loader: DataLoader[Any] = DataLoader(
-        images, batch_size=batch_size, num_workers=workers, shuffle=generator is not None, generator=generator
-    )
+        images, batch_size=batch_size, num_workers=workers, shuffle=generator is not None, generator=generator,
+        pin_memory=pinned,
+    )  # fmt: skip
     for batch in loader:
         x, y = batch[0], batch[1]
         yield x, y, batch[-1] if len(batch) > 2 else torch.zeros_like(y)
+
+
+def sampled(dataset: Dataset, images_per_class: int) -> Dataset:
+    """At most that many images of each class of each task of an Avalanche data set, drawn with a fixed seed, in their order.
+
+    It reads the labels alone. The mean of n of a class's images of unit norm, which lie σ apart from their mean, is about
+    σ/√n away from it.
+    """
+    images: Any = dataset  # Avalanche's data sets have their labels as attributes
+    classes = torch.as_tensor(list(images.targets))
+    labels = getattr(images, "targets_task_labels", None)
+    tasks = torch.zeros_like(classes) if labels is None else torch.as_tensor(list(labels))
+    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
+    chosen = [
+        order[(classes[order] == c) & (tasks[order] == task)][:images_per_class]
+        for task, c in sorted(set(zip(tasks.tolist(), classes.tolist(), strict=True)))
+    ]
+    return dataset.subset(torch.cat(chosen).sort().values.tolist())
 
 
 @torch.no_grad()
@@ -45,15 +66,17 @@ def visual_prototypes(
     texts = [{task: model.text_features(task, "all").float() for task in tasks} for model in models]
     sums = [{task: torch.zeros_like(t) for task, t in by_task.items()} for by_task in texts]
     counts = {task: torch.zeros(len(t), dtype=torch.long) for task, t in texts[0].items()}
-    for x, y, labels in evaluation_batches(dataset, batch_size, workers=num_workers):
+    device = texts[0][min(tasks)].device
+    for x, y, labels in evaluation_batches(dataset, batch_size, workers=num_workers, pinned=device.type == "cuda"):
+        mine = {task: (labels == task).nonzero()[:, 0] for task in tasks}  # on the host: no batch waits for the device
+        rows = {task: each.to(device, non_blocking=True) for task, each in mine.items()}
+        images, classes = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
         for model, by_task in zip(models, sums, strict=True):
-            device, dtype = model.scale.device, next(model.clip.visual.parameters()).dtype
-            z = model.encode_image(x.to(device, dtype)).float()
+            z = model.encode_image(images.to(next(model.clip.visual.parameters()).dtype)).float()
             for task, total in by_task.items():
-                mine = labels == task
-                total += class_sums(z[mine.to(device)], y[mine].to(device), len(total))
+                total += class_sums(z[rows[task]], classes[rows[task]], len(total))
         for task, count in counts.items():
-            count += torch.bincount(y[labels == task], minlength=len(count))
+            count += torch.bincount(y[mine[task]], minlength=len(count))
         if after_batch is not None:
             after_batch()
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 
 from mulki_plugins.losses import Relation, TextRelation
 from mulki_plugins.stages.adding import distil_relations
-from mulki_plugins.stages.stage import Stage, Strategy, autocast_of, classifier_of, features_of, tasks_of
-from mulki_plugins.stages.teachers import Teachers
+from mulki_plugins.stages.stage import Stage, Strategy, classifier_of, features_of, tasks_of
+from mulki_plugins.stages.teachers import Teacher, Teachers
 from mulki_plugins.types import Count, Positive, Weight, checked
 
 
@@ -49,30 +50,43 @@ class Recalling(Stage):
         if not self.relations:
             raise ValueError("Recalling: relations: expected at least one above 0")
         self.count = count
+        self._current: list[int] = []
+        """The tasks that are learned now."""
+        self._earlier: list[int] = []
+        self._drawn = torch.empty(0, dtype=torch.long)
+        """The classes drawn in this step, [N], among the concatenated classes of the earlier tasks."""
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         teachers = Teachers.of(strategy, self)
-        for task in tasks_of(strategy.adapted_dataset):  # the classes of this task are among those to tell apart
-            if teachers.previous is not None and self.weight:
-                teachers.prototypes(strategy, teachers.previous, task)
+        self._current = sorted(tasks_of(strategy.adapted_dataset))
+        for task in self._current:  # the classes of this task are among those to tell apart
+            for teacher in self.reads_prototypes(teachers):
+                teachers.prototypes(strategy, teacher, task)
+
+    def reads_prototypes(self, teachers: Teachers) -> Sequence[Teacher]:
+        return [teachers.previous] if teachers.previous is not None and self.weight else []
+
+    def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
+        """Draw the classes, so that their sentences pass the text tower with those of the batch."""
+        model = classifier_of(strategy, self)
+        self._earlier = sorted(Teachers.of(strategy, self).seen - set(self._current)) if self.weight else []
+        count = sum(len(model.prompts[task].class_names) for task in self._earlier)
+        self._drawn = torch.randperm(count)[: self.count] if count else self._drawn[:0]
+        model.request(self, self._earlier, self._drawn)
 
     def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
-        loss = self.sentences_loss(strategy) if self.weight else strategy.loss.new_zeros(())
+        loss = self.sentences_loss(strategy) if len(self._drawn) else strategy.loss.new_zeros(())
         self.add_loss(strategy, self.term, loss, self.weight)
 
+    def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
+        classifier_of(strategy, self).request(self, (), self._drawn[:0])
+
     def sentences_loss(self, strategy: Strategy) -> Tensor:
-        """L for a draw of the classes of earlier tasks, a scalar."""
-        model, features = classifier_of(strategy, self), features_of(strategy, self)
-        teachers, s = Teachers.of(strategy, self), features.scale
-        earlier = sorted(teachers.seen - features.text.keys())
-        classes = [(task, c) for task in earlier for c in range(len(model.prompts[task].class_names))]
-        if not classes:
-            return s.new_zeros(())
-        drawn = torch.randperm(len(classes))[: self.count]
-        with autocast_of(strategy):
-            t = model.encode_classes([classes[index] for index in drawn.tolist()])
-        drawn = drawn.to(t.device)
-        views = teachers.class_views(strategy, [*earlier, *features.text], drawn)
+        """L for the classes of earlier tasks that were drawn, a scalar."""
+        teachers, features = Teachers.of(strategy, self), features_of(strategy, self)
+        t, s = features.classes[self], features.scale
+        drawn = self._drawn.to(t.device, non_blocking=True)
+        views = teachers.class_views(strategy, [*self._earlier, *self._current], drawn)
         weights = teachers.weights([s * view.text @ view.prototypes.T for view in views], drawn, "classes")
         no_images = t.new_zeros(0)
         return distil_relations(self.relations, no_images, t, views, weights, s, self.temperature, rows="classes")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from attrs import frozen
 from avalanche.evaluation.metric_results import MetricValue
@@ -18,7 +19,7 @@ from mulki_plugins.stages.protocols import (
     learning_weights,
     tasks_of,
 )
-from mulki_plugins.stages.teachers import Teachers
+from mulki_plugins.stages.teachers import Teacher, Teachers
 
 __all__ = [
     "Part", "Stage", "Strategy", "autocast_of", "by_task", "classifier_of", "features_of", "learning_weights", "tasks_of",
@@ -45,6 +46,10 @@ class Part:
     strategy: Strategy
     stage: object
 
+    def of(self, values: Tensor) -> Tensor:
+        """The part's rows of a tensor [B, ...] with a row for each sample of the batch."""
+        return values if self.share == 1.0 else values[self.rows]
+
     @property
     def teachers(self) -> Teachers:
         """The strategy's teachers. RuntimeError if it has none."""
@@ -62,6 +67,10 @@ class Stage(SupervisedPlugin):
     """The term's name in the logs; by default the class's name in lower case."""
     weight: float = 1.0
     """Factor of the term."""
+    per_sample: ClassVar[bool] = False
+    """Whether the term is a mean over the samples of the batch, or does not depend on them. Then the gradients of parts of a
+    batch, each times its share, add up to the batch's, so that a step may be split (`train.accumulate`). Not so where samples
+    meet: in a softmax over the batch, a running mean, a ratio of counts, or a draw made for each part."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -75,34 +84,38 @@ class Stage(SupervisedPlugin):
         """loss ← loss + weight·Σ over the tasks k in the batch of (B_k / B)·loss(part k)."""
         if type(self).loss is Stage.loss:  # a stage without a term
             return
-        features = features_of(strategy, self)
-        total = features.image.new_zeros(())
-        for part in self.parts(strategy):
-            total = total + part.share * self.loss(part)
-        self.add_loss(strategy, self.term, total, self.weight)
+        parts = self.parts(strategy)
+        losses = [self.loss(part) if part.share == 1.0 else part.share * self.loss(part) for part in parts]
+        self.add_loss(strategy, self.term, sum(losses[1:], losses[0]), self.weight)
 
     def parts(self, strategy: Strategy) -> list[Part]:
         """The batch, split by task."""
         features = features_of(strategy, self)
+        whole = len(features.text) == 1  # then nothing is selected, which would copy the batch
         return [
             Part(
                 task=task,
-                z=features.image[rows],
+                z=features.image if whole else features.image[rows],
                 t=features.text[task],
-                y=strategy.mb_y[rows],
+                y=strategy.mb_y if whole else strategy.mb_y[rows],
                 s=features.scale,
                 rows=rows,
-                share=len(rows) / len(features.image),
+                share=1.0 if whole else len(rows) / len(features.image),
                 strategy=strategy,
                 stage=self,
             )
             for task, rows in by_task(features)
         ]
 
+    def reads_prototypes(self, teachers: Teachers) -> Sequence[Teacher]:
+        """The teachers whose visual prototypes this stage asks for; those of all stages then come from one reading of images."""
+        return ()
+
     def add_loss(self, strategy: Strategy, term: str, loss: Tensor, weight: float = 1.0) -> None:
         """Add weight·loss to the loss of this step and log it as `train/loss/<term>`, including its weight."""
-        strategy.loss = strategy.loss + weight * loss
-        self.log(strategy, f"train/loss/{term}", weight * loss)
+        weighted = weight * loss
+        strategy.loss = strategy.loss + weighted
+        self.log(strategy, f"train/loss/{term}", weighted)
 
     def log(self, strategy: Strategy, tag: str, value: Tensor | float, weight: float = 1.0) -> None:
         """Hand a value to the strategy's loggers, at the current number of training iterations.

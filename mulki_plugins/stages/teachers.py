@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.stages.protocols import Strategy, classifier_of, tasks_of
-from mulki_plugins.stages.prototypes import visual_prototypes
-from mulki_plugins.types import checked
+from mulki_plugins.stages.prototypes import sampled, visual_prototypes
+from mulki_plugins.types import Count, checked
 
 if TYPE_CHECKING:
     from mulki_plugins.stages.stage import Part
@@ -35,6 +35,7 @@ class Teacher:
     """P [C, d] by task."""
     texts: dict[int, Tensor] = field(factory=dict)
     """t [C, d] by task, from the training prompt."""
+    _joined: dict[Any, tuple[list[tuple[Tensor, int]], Tensor]] = field(factory=dict)
 
     @torch.no_grad()
     def images(self, x: Tensor) -> Tensor:
@@ -44,13 +45,28 @@ class Teacher:
         with torch.autocast(x.device.type, enabled=False):
             return self.model.encode_image(x.to(dtype))
 
-    @torch.no_grad()
     def text(self, task: int) -> Tensor:
         """Unit-norm features [C, d] of the task's classes in the training prompt."""
-        if task not in self.texts:
+        return self.texts_of([task])[0]
+
+    @torch.no_grad()
+    def texts_of(self, tasks: Sequence[int]) -> list[Tensor]:
+        """The features of several tasks, those that are new from one pass of the text tower."""
+        if new := [task for task in tasks if task not in self.texts]:
             with torch.autocast(self.model.scale.device.type, enabled=False):
-                self.texts[task] = self.model.encode_text(task, all_templates=False)
-        return self.texts[task]
+                self.texts.update(self.model.encode_texts(new, all_templates=False))
+        return [self.texts[task] for task in tasks]
+
+    def forget_joined(self) -> None:
+        self._joined.clear()
+
+    def joined(self, what: object, parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+        """The parts one after the other [A, d], kept from step to step until one of them changes. what: names them."""
+        versions = [(part, part._version) for part in parts]
+        kept = self._joined.get((what, dtype))
+        if kept is None or not _same(kept[0], versions):
+            kept = self._joined[what, dtype] = versions, torch.cat(parts).to(dtype)
+        return kept[1]
 
 
 @frozen(eq=False)
@@ -79,17 +95,25 @@ class Teachers(SupervisedPlugin):
     Args:
         half: Keep the teachers in half precision; `auto` does so on a GPU.
         use: The teachers that teach: the pre-trained model (`initial`), the model before the task (`previous`), or both.
+        images_per_class: Training images of each class that the visual prototypes are the mean of, drawn with a fixed seed;
+            null for all.
     """
 
+    per_sample = True
     paper = "arXiv 2411.06764"
 
     @checked
     def __init__(
-        self, *, half: Literal["auto", "always", "never"] = "auto", use: Literal["both", "initial", "previous"] = "both"
+        self,
+        *,
+        half: Literal["auto", "always", "never"] = "auto",
+        use: Literal["both", "initial", "previous"] = "both",
+        images_per_class: Count | None = None,
     ) -> None:
         super().__init__()
         self.half = half
         self.use = use
+        self.images_per_class = images_per_class
         self.initial: Teacher | None = None
         self.previous: Teacher | None = None
         self.weigh: Weigh | None = None
@@ -124,6 +148,7 @@ class Teachers(SupervisedPlugin):
         for teacher in (self.initial, self.previous):  # a repeated task may bring other images
             for task in tasks:
                 teacher.prototypes.pop(task, None)
+            teacher.forget_joined()
         self.seen |= tasks
         self._batch = None
         self._workers = int(kwargs.get("num_workers") or 0)
@@ -156,14 +181,14 @@ class Teachers(SupervisedPlugin):
         tasks = [part.task, *sorted(self.seen - {part.task})] if seen else [part.task]
         views = []
         for teacher, z in zip(self.active, self.images(strategy), strict=True):
-            texts = [teacher.text(task).to(dtype) for task in tasks]
+            texts = teacher.texts_of(tasks)
             prototypes = [self.prototypes(strategy, teacher, task) for task in tasks] if visual else []
             views.append(
                 View(
-                    image=z[part.rows].to(dtype),
-                    text=texts[0],
-                    anchors=torch.cat(texts),
-                    prototypes=torch.cat(prototypes).to(dtype) if visual else z.new_zeros(0),
+                    image=part.of(z).to(dtype),
+                    text=texts[0].to(dtype),
+                    anchors=teacher.joined(("texts", *tasks), texts, dtype),
+                    prototypes=teacher.joined(("prototypes", *tasks), prototypes, dtype) if visual else z.new_zeros(0),
                 )
             )
         return views
@@ -175,29 +200,40 @@ class Teachers(SupervisedPlugin):
         prototypes, so that they answer the same question.
         """
         assert self.previous is not None
-        prototypes = torch.cat([self.prototypes(strategy, self.previous, task) for task in tasks])
+        visual = [self.prototypes(strategy, self.previous, task) for task in tasks]
+        prototypes = self.previous.joined(("prototypes", *tasks), visual, visual[0].dtype)
         views = []
         for teacher in self.active:
-            anchors = torch.cat([teacher.text(task).to(prototypes) for task in tasks])
+            anchors = teacher.joined(("texts", *tasks), teacher.texts_of(tasks), prototypes.dtype)
             views.append(View(anchors.new_zeros(0), text=anchors[indices], anchors=anchors, prototypes=prototypes))
         return views
 
     def prototypes(self, strategy: Strategy, teacher: Teacher, task: int) -> Tensor:
-        """The teacher's visual prototypes [C, d] of a task, computed on first request; those of earlier tasks are kept."""
+        """The teacher's visual prototypes [C, d] of a task, computed on first request; those of earlier tasks are kept.
+
+        With them come those that the stages say they read of other teachers, so that the images are read once.
+        """
         if task not in teacher.prototypes:
-            dataset = strategy.adapted_dataset
-            stoppable = getattr(strategy, "between_batches", None)  # MulKI's own training only
-            [computed] = visual_prototypes(
-                [teacher.model], dataset, tasks_of(dataset) | {task}, num_workers=self._workers, after_batch=stoppable
-            )
-            for other in (
-                teacher,
-                self.initial,
-                self.previous,
-            ):  # both, if they share a model: the images are read once
-                if other is not None and other.model is teacher.model:
-                    other.prototypes = {each: p.clone() for each, p in computed.items()} | other.prototypes
+            self._compute_prototypes(strategy, teacher, tasks_of(strategy.adapted_dataset) | {task})
         return teacher.prototypes[task]
+
+    def _compute_prototypes(self, strategy: Strategy, teacher: Teacher, tasks: set[int]) -> None:
+        wanted = [teacher, *(each for each in self._read(strategy) if not tasks <= each.prototypes.keys())]
+        models = list({id(each.model): each.model for each in wanted}.values())
+        dataset = strategy.adapted_dataset
+        if self.images_per_class:
+            dataset = sampled(dataset, self.images_per_class)
+        stoppable = getattr(strategy, "between_batches", None)  # MulKI's own training only
+        computed = visual_prototypes(models, dataset, tasks, num_workers=self._workers, after_batch=stoppable)
+        for model, prototypes in zip(models, computed, strict=True):
+            for each in {id(t): t for t in (teacher, self.initial, self.previous) if t and t.model is model}.values():
+                each.prototypes = {task: p.clone() for task, p in prototypes.items()} | each.prototypes
+
+    def _read(self, strategy: Strategy) -> Iterator[Teacher]:
+        """The teachers whose prototypes some stage reads."""
+        for plugin in strategy.plugins:
+            reads: Callable[[Teachers], Sequence[Teacher]] | None = getattr(plugin, "reads_prototypes", None)
+            yield from reads(self) if reads is not None else ()
 
     def weights(self, logits: list[Tensor], targets: Tensor, rows: Rows = "samples") -> Tensor:
         """The weight of each of M teachers for each row, [M, N]: uniform unless a plugin has set `weigh`."""
@@ -237,3 +273,8 @@ class Teachers(SupervisedPlugin):
         if self.half == "always" or (self.half == "auto" and device.type == "cuda"):
             teacher.to(torch.float16 if device.type == "cuda" else torch.bfloat16)
         return Teacher(teacher)
+
+
+def _same(a: list[tuple[Tensor, int]], b: list[tuple[Tensor, int]]) -> bool:
+    """Whether two lists have the same tensors, none of them written to in between."""
+    return len(a) == len(b) and all(x is y and m == n for (x, m), (y, n) in zip(a, b, strict=True))

@@ -28,8 +28,8 @@ from mulki_plugins.training.logbook import Warn
 class AccuracyRecorder:
     """A metric for Avalanche's EvaluationPlugin: the accuracy in percent on each test set of an evaluation.
 
-    It is logged as `eval/accuracy/<task>` over the number of tasks learned, and as `train/accuracy` while training. The
-    answers behind the accuracies are kept until the next evaluation.
+    It is logged as `eval/accuracy/<task>` over the number of tasks learned. The answers behind the accuracies are kept until
+    the next evaluation.
     """
 
     def __init__(self) -> None:
@@ -64,14 +64,6 @@ class AccuracyRecorder:
         labels = np.asarray(strategy.experience.images.targets) + first_class(strategy.model, task)
         self.accuracies[name] = accuracy_of(predicted, labels)
         return MetricValue(self, f"eval/accuracy/{name}", self.accuracies[name], len(strategy.learned))
-
-    def after_training_iteration(self, strategy: Any) -> list[MetricValue]:
-        correct = (strategy.mb_output.detach().argmax(1) == strategy.mb_y).float().mean()
-        at = strategy.clock.train_iterations
-        return [
-            MetricValue(self, "train/accuracy", 100 * correct, at),
-            MetricValue(self, "train/loss/total", strategy.loss.detach(), at),
-        ]
 
 
 def first_class(model: ClipClassifier, task: int) -> int:

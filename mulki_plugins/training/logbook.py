@@ -11,33 +11,162 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from attrs import define, field
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.logging import BaseLogger
+from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor
 
+from mulki_plugins.errors import MulkiError
 from mulki_plugins.registry.catalog import Part
 from mulki_plugins.registry.guard import cause_of
+from mulki_plugins.training.finite import Diverged
 
 Reduction = Literal["last", "sum", "mean"]
 Warn = Callable[[str, BaseException | None], None]
 
+_LEFT_OUT = ""
+"""The tag under which a step notes that it was left out; the loggers do not get it."""
+
 
 class StepLog:
-    """Collects the values of a step, so that the loggers get each tag once."""
+    """Collects the values of steps, each tag once a step. They stay on their device until they are read, in one copy."""
 
     def __init__(self) -> None:
         self._values: dict[tuple[str, int], tuple[Any, float]] = {}
-        """By tag and iteration: a sum of values and of their weights."""
+        """Of the current step, by tag and iteration: a sum of values and of their weights."""
+        self._steps: list[_Values] = []
+        """The steps that nobody has read yet."""
 
-    def add(self, tag: str, at: int, value: Tensor | float, several: Reduction, weight: float) -> None:
+    def __len__(self) -> int:
+        """The number of steps to read."""
+        return len(self._steps)
+
+    def add(self, tag: str, at: int, value: Tensor | float, several: Reduction, weight: float = 1.0) -> None:
         share = weight if several == "mean" else 1.0
-        total, weights = self._values.get((tag, at), (0.0, 0.0)) if several != "last" else (0.0, 0.0)
-        self._values[tag, at] = total + share * value, weights + share if several == "mean" else 1.0
+        value = share * value  # a copy: its owner may go on to change the value in place
+        if several == "last" or (tag, at) not in self._values:
+            self._values[tag, at] = value, share
+            return
+        total, weights = self._values[tag, at]
+        self._values[tag, at] = total + value, weights + share if several == "mean" else 1.0
 
-    def take(self) -> list[tuple[str, int, Any]]:
-        """The tag, iteration and value of everything collected, which is then forgotten."""
+    def end_step(self, *, keep: bool = False) -> None:
+        """The current step is over. keep: it is not read at once, so its values become one tensor on their device."""
         values, self._values = self._values, {}
-        return [(tag, at, total / weights if weights else 0.0) for (tag, at), (total, weights) in values.items()]
+        means = [(tag, at, _divided(total, weights)) for (tag, at), (total, weights) in values.items()]
+        self._steps.append(_Values.on_device(means) if keep else _Values(means))
+
+    def read(self) -> list[tuple[str, int, Any]]:
+        """The tag, iteration and value of everything in the steps so far, which are then forgotten.
+
+        Numbers come from each device in one copy, as tensors on the CPU.
+        """
+        steps, self._steps = self._steps, []
+        for kind in dict.fromkeys(kind for step in steps for kind in step.numbers):
+            holders = [step for step in steps if kind in step.numbers]
+            numbers = iter(torch.cat([step.numbers[kind] for step in holders]).cpu().unbind())
+            for step in holders:
+                for place in step.places[kind]:
+                    tag, at, _ = step.values[place]
+                    step.values[place] = tag, at, next(numbers)
+        return [value for step in steps for value in step.values]
+
+
+class Journal:
+    """Hands the values of steps to an evaluator's loggers: after each step, or after every `ahead` steps in one copy.
+
+    first_failure: from the iterations of steps that were not finite, and therefore left out, to the first one that ends the
+    run, as (iteration, error); None if none does.
+    """
+
+    def __init__(
+        self,
+        evaluator: EvaluationPlugin,
+        first_failure: Callable[[list[int]], tuple[int, Exception] | None],
+        ahead: int,
+    ) -> None:
+        self.evaluator, self.ahead = evaluator, ahead
+        self.log = StepLog()
+        self._first_failure = first_failure
+
+    def note_left_out(self, at: int, left_out: Tensor) -> None:
+        """left_out: 1 on the device if the current step was not finite, else 0."""
+        self.log.add(_LEFT_OUT, at, left_out, "last")
+
+    def end_step(self, *, read: bool) -> None:
+        """The current step is over. The evaluator gets all values if `ahead` steps wait, or if `read` says so."""
+        self.log.end_step(keep=self.ahead > 1)
+        if read or len(self.log) >= self.ahead:
+            for value in self._read():
+                self.evaluator.publish_metric_value(value)
+
+    def settle(self, *, partial: bool = False) -> None:
+        """Read the steps that wait; the loggers get their values now. partial: with those of a step that is not over.
+
+        Raises the error of the first step that was not finite, after the loggers have the values up to that step.
+        """
+        if partial:
+            self.log.end_step()
+        self._deliver(self._read())
+
+    def settle_after(self, error: BaseException) -> None:
+        """Read what waits after the training has failed. An earlier step that was not finite is the reason then."""
+        try:
+            self.settle()
+        except (Diverged, MulkiError) as earlier:
+            raise earlier from error
+        except Exception:  # the device may be out of order; the error that is on its way says why
+            return
+
+    def _read(self) -> list[MetricValue]:
+        values = self.log.read()
+        failure = self._first_failure([at for tag, at, value in values if tag == _LEFT_OUT and bool(value)])
+        metrics = [MetricValue(self, tag, value, at) for tag, at, value in values if tag != _LEFT_OUT]
+        if failure is None:
+            return metrics
+        at, error = failure
+        self._deliver([metric for metric in metrics if metric.x_plot <= at])
+        raise error
+
+    def _deliver(self, values: list[MetricValue]) -> None:
+        """Give values to the loggers outside of the evaluator's own events."""
+        for value in values:
+            self.evaluator.last_metric_results[value.name] = value.value
+        for logger in self.evaluator.loggers if values else ():
+            logger.log_metrics(values)
+
+
+_Kind = tuple[torch.dtype, torch.device]
+
+
+@define(eq=False)
+class _Values:
+    """The values of one step; numbers that lie on a device are in one tensor for each type."""
+
+    values: list[tuple[str, int, Any]]
+    places: dict[_Kind, list[int]] = field(factory=dict)
+    """The places of these numbers among the values."""
+    numbers: dict[_Kind, Tensor] = field(factory=dict)
+
+    @classmethod
+    def on_device(cls, values: list[tuple[str, int, Any]]) -> _Values:
+        places: dict[_Kind, list[int]] = {}
+        for place, (_, _, value) in enumerate(values):
+            if isinstance(value, Tensor) and value.numel() == 1 and value.layout is torch.strided:
+                places.setdefault((value.dtype, value.device), []).append(place)
+        numbers = {
+            kind: torch.stack([values[place][2].detach().reshape(()) for place in group])
+            for kind, group in places.items()
+        }
+        return cls(values, places, numbers)
+
+
+def _divided(total: Any, weights: float) -> Any:
+    if weights == 1:
+        return total
+    return total / weights if weights else 0.0
 
 
 class LastTerms(BaseLogger):

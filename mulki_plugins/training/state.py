@@ -284,6 +284,7 @@ class Checkpointing:
 
     def _save_step(self, steps: int) -> Checkpoint:
         assert self._end is not None
+        self.strategy.settle()
         name, moment = f"task-{self.tasks + 1:02d}-step-{steps:06d}", Moment(self.tasks, steps)
         weights, state = weights_of(self.strategy), state_within_task(self.strategy, self.plugins)
         return self._save(name, moment, self._end.path.name, weights, state, task_seconds=self.task_seconds())

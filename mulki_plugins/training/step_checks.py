@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
-from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 
 from mulki_plugins.errors import MulkiError
+from mulki_plugins.stages.protocols import learning_weights
+from mulki_plugins.training.finite import Step, error_at, explain_step, listed
 
 _LOSS_EVENTS = ("before_forward", "after_forward", "before_backward")
 _GRADIENT_EVENTS = ("after_backward", "before_update")
 
 
-class Diverged(Exception):
-    """The loss is NaN or infinite."""
-
-
 class StepChecks:
     """Calls the plugins of one strategy and checks what each does to the loss, the gradients, the optimizer and the model.
 
-    An ordinary step waits for the device only once, for the test that loss and gradients are finite. Checks that cost more
-    run at a task's first step, or when something has gone wrong.
+    Whether loss and gradients are finite is asked in each step on a CPU. A GPU notes it and leaves the weights as they are
+    where they are not; the answers are read many steps at once, see `ContinualTemplate.settle`. Checks that cost more run
+    at a task's first step, or when something has gone wrong.
     """
 
     def __init__(self, strategy: Any) -> None:
@@ -43,6 +41,10 @@ class StepChecks:
         self._before: dict[str, Tensor] = {}
         """The weights before the task's first step."""
         self._warned: set[str] = set()
+        self._weights: dict[str, nn.Parameter] = {}
+        """The weights of this step by name, from its backward pass on: to walk through all modules costs time."""
+        self._noted: list[Step] = []
+        """The steps whose check has not been read yet."""
 
     def task_begins(self) -> None:
         self.first = True
@@ -50,7 +52,7 @@ class StepChecks:
         self._before = {}
 
     def step_begins(self) -> None:
-        self._losses, self._gradients = [], []
+        self._losses, self._gradients, self._weights = [], [], {}
         for what in ("loss", "output"):
             self._blame.pop(what, None)
 
@@ -101,14 +103,14 @@ class StepChecks:
         """MulkiError if the loss of this step depends on no weight that requires a gradient."""
         if self.strategy.loss.requires_grad:
             return
-        learning = self._learning()
+        learning = learning_weights(self.strategy.model)
         if not learning:
             raise self._error(
                 "nothing learns: no weight of the model requires a gradient",
                 "set model.train, or leave some weights unfrozen",
             )
         who = self._blame.get("loss")
-        what = f"{who} detached the loss" if who else f"the loss depends on none of them: {_listed(learning)}"
+        what = f"{who} detached the loss" if who else f"the loss depends on none of them: {listed(learning)}"
         raise self._error(
             f"{what}, so that no weight would learn" if who else f"{len(learning)} weights are to learn, and {what}",
             "add a term to strategy.loss, without .detach(), .item() or no_grad around it",
@@ -116,43 +118,63 @@ class StepChecks:
 
     def check_finite(self) -> None:
         """Diverged if the loss is not finite, MulkiError if a gradient is not. Waits for the device once."""
-        loss, largest = self.strategy.loss.detach(), self._latest_gradient()
-        finite = torch.isfinite(loss).all() & torch.isfinite(largest.to(loss.device))
-        if bool(finite):
-            return
-        if not bool(torch.isfinite(loss).all()):
-            raise Diverged(f"{float(loss.sum()):g}{self._why_not_finite()}")
-        who = self._first_not_finite(self._gradients)
-        if not who and self.strategy.scaler.is_enabled():  # half precision overflowed: the scaler skips the step
-            return
-        names = [n for n, p in self._learning().items() if p.grad is not None and not bool(p.grad.isfinite().all())]
-        who = who or self._whose_gradient()
-        raise self._error(
-            f"the gradient of {_listed(names)} is not finite, though the loss is {float(loss.sum()):g}"
-            + (f"; it comes from {who}" if who else ""),
-            "guard roots, norms, logarithms and divisions at 0"
-            if who
-            else "try a lower train.optimizer.lr, train.gradient_clip, or another train.precision",
+        step = self._this_step()
+        if not bool(step.finite()) and (error := explain_step(step, self.strategy, self.name_of)) is not None:
+            raise error
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether the check may be read after the step: the optimizer itself leaves out a step that is not finite."""
+        return not self.first and all(group.get("fused") for group in self.strategy.optimizer.param_groups)
+
+    def note_finite(self) -> Tensor:
+        """Note the check of this step for `first_failure`. Returns 1 on the device if the step must be left out, else 0."""
+        step = self._this_step()
+        self._noted.append(step)
+        return (~step.finite()).float()
+
+    def first_failure(self, failed: Collection[int]) -> tuple[int, int, Exception] | None:
+        """The first error among the noted steps, which are then forgotten: iteration, step of the task, and what to raise.
+
+        failed: the iterations of the steps that were left out.
+        """
+        noted, self._noted = self._noted, []
+        for step in noted:
+            if step.at in failed and (error := explain_step(step, self.strategy, self.name_of)) is not None:
+                return step.at, step.number, error
+        return None
+
+    def _this_step(self) -> Step:
+        strategy = self.strategy
+        return Step(
+            at=strategy.clock.train_iterations,
+            number=strategy.step,
+            batch=strategy.mbatch,
+            loss=strategy.loss.detach(),
+            largest=self._latest_gradient().to(strategy.loss.device),
+            losses=self._losses,
+            gradients=self._gradients,
+            output=self._blame.get("output", ""),
         )
 
     def check_weights(self) -> None:
         """MulkiError if a weight that requires a gradient is not in the optimizer. Called right before the optimizer's step."""
         held = _held(self.strategy.optimizer)
-        missing = [n for n, p in self.strategy.model.named_parameters() if p.requires_grad and id(p) not in held]
+        missing = [n for n, p in self.weights().items() if p.requires_grad and id(p) not in held]
         if missing:
             who = self._blame.get("optimizer")
             raise self._error(
-                f"{len(missing)} weights that learn are not in the optimizer: {_listed(missing)}"
+                f"{len(missing)} weights that learn are not in the optimizer: {listed(missing)}"
                 + (f"; {who} changed the optimizer" if who else ""),
                 "leave strategy.optimizer as it is"
                 if who
                 else "add or unfreeze weights in before_training_exp at the latest, or give them to the optimizer",
             )
         if self.first:
-            self._before = {n: p.detach().clone() for n, p in self._learning().items()}
-            idle = [n for n, p in self._learning().items() if p.grad is None]
+            self._before = {n: p.detach().clone() for n, p in learning_weights(self.strategy.model).items()}
+            idle = [n for n, p in learning_weights(self.strategy.model).items() if p.grad is None]
             if idle and len(idle) < len(self._before):
-                self._warn_once(f"{len(idle)} trainable weights get no gradient: {_listed(idle)}")
+                self._warn_once(f"{len(idle)} trainable weights get no gradient: {listed(idle)}")
 
     def step_ends(self) -> None:
         """After a task's first step: MulkiError if no weight moved although there were gradients."""
@@ -167,18 +189,24 @@ class StepChecks:
             return
         first = self._gradients[0][1] if self._gradients else self.largest_gradient()
         if not bool(first > 0):
-            self._warn_once(f"the gradient of each weight is 0 at the task's first step: {_listed(before)}")
+            self._warn_once(f"the gradient of each weight is 0 at the task's first step: {listed(before)}")
             return
         gone = next((who for who, largest in self._gradients[1:] if not bool(largest > 0)), "")
         raise self._error(
-            f"no weight moved in the task's first step: {_listed(before)}"
+            f"no weight moved in the task's first step: {listed(before)}"
             + (f"; {gone} took the gradients away" if gone else ", though there were gradients"),
             "leave gradients, learning rates and optimizer.step() to the training, and restore no weights after it",
         )
 
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The model's weights by name, as they were when somebody first asked in this step."""
+        if not self._weights:
+            self._weights = dict(self.strategy.model.named_parameters())
+        return self._weights
+
     def largest_gradient(self) -> Tensor:
         """The largest absolute value in the gradients, a scalar: NaN if one is NaN, 0 if there are none."""
-        gradients = [p.grad for p in self.strategy.model.parameters() if p.grad is not None and p.grad.numel()]
+        gradients = [p.grad for p in self.weights().values() if p.grad is not None and p.grad.numel()]
         if not gradients:
             return torch.zeros((), device=self.strategy.device)
         norms = torch._foreach_norm(gradients, float("inf"))
@@ -211,68 +239,14 @@ class StepChecks:
         ):
             self._warn_once(f"what {who} adds to the loss has no gradient, so it trains nothing")
 
-    def _why_not_finite(self) -> str:
-        """The plugin that made the loss so, or what was not finite before it was computed; empty if neither is known."""
-        if who := self._first_not_finite(self._losses):
-            if who != "criterion":
-                return f", made so by {who}"
-            if "output" in self._blame:
-                return f", computed from the output that {self._blame['output']} changed"
-        bad = [n for n, p in self.strategy.model.named_parameters() if not bool(p.detach().isfinite().all())]
-        if bad:
-            return f", since weights are not finite: {_listed(bad)}"
-        return "" if bool(self.strategy.mb_x.isfinite().all()) else ", since the images of the batch are not finite"
-
-    def _first_not_finite(self, noted: Iterable[tuple[str, Tensor]]) -> str:
-        return next((who for who, value in noted if not bool(value.isfinite().all())), "")
-
-    def _whose_gradient(self) -> str:
-        """The plugin whose term has a gradient that is not finite, found by computing the step again, plugin by plugin."""
-        strategy = self.strategy
-        weights = list(self._learning().values())
-        try:
-            with torch.enable_grad():
-                strategy.loss = strategy._make_empty_loss()
-                strategy.mb_output = strategy.forward()
-                own = torch.autograd.grad(strategy.criterion(), weights, retain_graph=True, allow_unused=True)
-                if _any_not_finite(own):
-                    return ""  # no plugin's term causes it
-                for event in ("after_forward", "before_backward"):
-                    if event == "before_backward":
-                        strategy.loss = strategy.loss + strategy.criterion()
-                    for plugin in strategy.stack:
-                        if not overrides(plugin, event):
-                            continue
-                        before = strategy.loss
-                        strategy.loss = before.clone()  # it may add in place
-                        getattr(plugin, event)(strategy)
-                        term = (strategy.loss - before).sum()
-                        if not term.requires_grad:
-                            continue
-                        gradients = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
-                        if _any_not_finite(gradients):
-                            return f"what the plugin {self.name_of(plugin)!r} adds to the loss in its {event}"
-        except Exception:  # the second attempt may fail differently; then nobody is named
-            return ""
-        return ""
-
-    def _learning(self) -> dict[str, nn.Parameter]:
-        return {n: p for n, p in self.strategy.model.named_parameters() if p.requires_grad}
-
     def _error(self, message: str, hint: str) -> MulkiError:
-        name = getattr(self.strategy.experience, "task_name", "")
-        return MulkiError(f"task {name}, step {self.strategy.step}: {message}", hint)
+        return error_at(self.strategy, self.strategy.step, message, hint)
 
     def _warn_once(self, text: str) -> None:
         """Warn, but only once of the same thing."""
         if text not in self._warned:
             self._warned.add(text)
             self.warn(text)
-
-
-def overrides(plugin: object, event: str) -> bool:
-    """Whether a plugin defines a callback for an event."""
-    return event in vars(plugin) or getattr(type(plugin), event, None) is not getattr(SupervisedPlugin, event, None)
 
 
 def _held(optimizer: torch.optim.Optimizer) -> set[int]:
@@ -300,17 +274,6 @@ def _adds_gradient(loss: Tensor, before: Any) -> bool:
         seen.add(node)
         ahead += [following for following, _ in node.next_functions]
     return False
-
-
-def _any_not_finite(gradients: Iterable[Tensor | None]) -> bool:
-    return any(gradient is not None and not bool(gradient.isfinite().all()) for gradient in gradients)
-
-
-def _listed(names: Iterable[str], most: int = 3) -> str:
-    """The first names, and how many more there are."""
-    all_names = list(names)
-    more = f" and {len(all_names) - most} more" if len(all_names) > most else ""
-    return ", ".join(all_names[:most]) + more
 
 
 def _warn(text: str) -> None:

@@ -30,7 +30,7 @@ class Jigsaw(Stage):
         self.tiles = tiles
 
     def loss(self, part: Part) -> Tensor:
-        x = shuffle_tiles(part.strategy.mb_x[part.rows], self.tiles)
+        x = shuffle_tiles(part.of(part.strategy.mb_x), self.tiles)
         with autocast_of(part.strategy):
             z = classifier_of(part.strategy, self).encode_image(x)
         z0 = part.teachers.initial.images(x).to(z)

@@ -1,0 +1,76 @@
+"""The parts in which a batch passes through the model, and the task ids that the host knows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from attrs import define, field, frozen
+from torch import Tensor
+
+from mulki_plugins.models.classifier import MASKED
+
+
+@frozen(eq=False)
+class Labels:
+    """The task labels of a batch [B] on the device, and the same numbers on the host, if it had them before."""
+
+    tensor: Tensor | None = None
+    numbers: Sequence[int] | None = None
+
+    def tasks_of(self, batch: Sequence[Tensor]) -> tuple[int, ...] | None:
+        """The distinct task ids, sorted; None if they are unknown, or if a plugin has put another batch in its place."""
+        return tuple(sorted(set(self.numbers))) if self.numbers is not None and batch[-1] is self.tensor else None
+
+
+@frozen(eq=False)
+class MicroBatch:
+    """A part of a batch; `strategy.mbatch` while it passes through the model."""
+
+    batch: list[Tensor]
+    labels: Labels
+    share: float
+    """Its share of the batch, in 0..1. The gradients of all parts, each times its share, are those of the batch."""
+    last: bool
+
+
+@define(eq=False)
+class MicroBatches:
+    """A batch in parts, and what they left: the outputs, and the sum of their losses, each times its share."""
+
+    batch: list[Tensor]
+    labels: Labels
+    _outputs: list[Tensor] = field(factory=list)
+    _losses: list[Tensor] = field(factory=list)
+
+    def split(self, count: int) -> Iterator[MicroBatch]:
+        """At most that many parts, of equal size or one more; the batch itself if it is one."""
+        size = len(self.batch[0])
+        count = max(1, min(count, size))
+        if count == 1:
+            yield MicroBatch(self.batch, self.labels, 1.0, last=True)
+            return
+        known = self.labels.numbers if self.labels.tasks_of(self.batch) is not None else None
+        begin = 0
+        for number, pieces in enumerate(zip(*(each.tensor_split(count) for each in self.batch), strict=True), 1):
+            end = begin + len(pieces[0])
+            labels = Labels(pieces[-1], None if known is None else known[begin:end])
+            yield MicroBatch(list(pieces), labels, (end - begin) / size, last=number == count)
+            begin = end
+
+    def add(self, part: MicroBatch, output: Tensor, loss: Tensor) -> None:
+        """Keep a part's logits [B, C] and its loss, without their graph."""
+        self._outputs.append(output.detach())
+        self._losses.append(part.share * loss.detach())
+
+    @property
+    def loss(self) -> Tensor:
+        """The loss of the batch."""
+        return torch.stack(self._losses).sum()
+
+    @property
+    def output(self) -> Tensor:
+        """The logits of the batch; those of a part with fewer classes are filled up like those of other tasks."""
+        width = max(each.shape[1] for each in self._outputs)
+        return torch.cat([F.pad(each, (0, width - each.shape[1]), value=MASKED) for each in self._outputs])
