@@ -86,7 +86,8 @@ class Train:
     label_smoothing: BelowOne = 0.0
     gradient_clip: Positive | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    workers: Natural = 0
+    workers: Literal["auto"] | Natural = 0
+    """Processes that read images; `auto`: one for each core but one, none for small images in memory."""
     per_task: dict[str, TaskBudget] = field(factory=dict)
     unreadable: Literal["stop", "skip"] = "stop"
     """What to do about an unreadable image: end with an error, or skip and count it."""
@@ -95,11 +96,13 @@ class Train:
 
 @frozen(kw_only=True)
 class Evaluate:
-    """`classes`: the classes a test image is classified among: its task's own, all learned so far, or all of the stream."""
+    """`classes`: the classes a test image is classified among: its task's own, all learned so far, or all of the stream.
+    `cache`: where test images are kept once they are decoded and resized: auto (MulKI's cache folder), off, or a folder."""
 
     classes: Literal["task", "seen", "all"] = "task"
     metrics: list[str] = field(factory=lambda: ["transfer", "average", "last", "forgetting"])
     batch_size: Count = 256
+    cache: str = "auto"
 
 
 Base = Literal["naive", "cumulative", "joint", "none"]

@@ -22,14 +22,13 @@ from avalanche.core import BasePlugin
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Cumulative, JointTraining
-from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
 from mulki_plugins.losses import smoothed_cross_entropy
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.recipe.schema import Base, Evaluate, Train
 from mulki_plugins.stages.stage import Stage
-from mulki_plugins.training.batches import TaskBatches
+from mulki_plugins.training.batches import EvaluationBatches, TaskBatches
 from mulki_plugins.training.logbook import Reduction, StepLog
 from mulki_plugins.training.schedule import add_new_weights, factor, for_task, leave_out_frozen, make_optimizer
 from mulki_plugins.training.step_checks import StepChecks, overrides
@@ -44,7 +43,7 @@ def _calls(event: str) -> Callable[..., None]:
     return lambda self, **kwargs: self._call(event, **kwargs)
 
 
-class ContinualTemplate(SupervisedTemplate):
+class ContinualTemplate(EvaluationBatches):
     """Trains by a recipe's `train` and evaluates by its `evaluate`; call `train` with one experience at a time.
 
     It overrides Avalanche's own in these: the optimizer (new for each task, of the weights that require gradients), the
