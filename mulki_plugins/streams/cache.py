@@ -33,12 +33,12 @@ class PixelCache:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
+        self._locks: dict[Path, int] = {}
         self.folder = pixel_folder() if folder is None else folder
         self.limit = size_limit()
         self.own: dict[Path, Layout] = {}
         """The files of this run, which it does not remove to make room for others."""
         self._in_memory = 0
-        self._locks: dict[Path, int] = {}
         self._shared = _Shared()
         self._new: list[str] = []
         self._known: set[str] = set()
@@ -111,7 +111,7 @@ class PixelCache:
 
     def __getstate__(self) -> dict[str, object]:
         """For a worker that is not forked: it reads and writes the files, and the run keeps the locks."""
-        return {**self.__dict__, "_locks": {}, "_shared": _Shared()}
+        return {**self.__dict__, "_locks": {}}
 
     def writing(self, write: Callable[[], None]) -> None:
         """Write to a file of the cache, unless a write has failed before or the disk is nearly full."""
@@ -172,10 +172,16 @@ _FULL, _OTHER = 2**16, 2**16 + 1
 
 
 class _Shared:
-    """Two numbers that forked workers share with the run: why writing has stopped, and how many rows were damaged."""
+    """Two numbers that forked workers share with the run: why writing has stopped, and how many rows were damaged.
+
+    A worker that is not forked has numbers of its own, which nobody reads.
+    """
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, 8)
+
+    def __reduce__(self) -> tuple[type[_Shared], tuple[()]]:
+        return _Shared, ()
 
     def stop(self, reason: int) -> None:
         struct.pack_into("<I", self._memory, 0, reason)
