@@ -24,7 +24,7 @@ from mulki_plugins.streams.cache import PixelCache
 from mulki_plugins.streams.images import FileImages, open_picture
 from mulki_plugins.streams.mtil.contents import PixelImages
 from mulki_plugins.streams.pixel_file import Layout, MemoryPixels, PixelFile
-from mulki_plugins.streams.pixels import split_transform
+from mulki_plugins.streams.pixels import READERS, split_transform
 from mulki_plugins.streams.task import ArrayImages, Task, TaskStream
 
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
@@ -195,6 +195,20 @@ def test_images_of_one_array_are_kept_in_memory_or_in_a_file(tmp_path, monkeypat
             same(first.batches(), expected)
     pixels[8] += 1  # other pixels, another file
     same(cached(tmp_path, tmp_path, images=images).batches(), plain(tmp_path, images=images))
+
+
+def test_an_evaluation_starts_only_the_workers_that_help(photos, tmp_path):
+    files = cached(photos, tmp_path).images.cached
+    files.prepare()
+    assert files.useful_workers(15) == 15
+    for i in range(COUNT):
+        files[i][0].prepared()
+    assert (files.useful_workers(15), files.useful_workers(2), files.useful_workers(0)) == (READERS, 2, 0)
+    memory = cached(tmp_path, tmp_path, images=ArrayImages(np.zeros((2, 9, 9, 3), np.uint8), np.array([0, 1]))).images
+    assert memory.cached.useful_workers(15) == 15
+    for i in range(2):
+        memory.cached[i][0].prepared()
+    assert memory.cached.useful_workers(15) == 0
 
 
 def test_images_with_an_unknown_decoder_are_not_cached(photos, tmp_path):

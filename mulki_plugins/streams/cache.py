@@ -148,6 +148,13 @@ class CachedPixels:
         """Make the file if it is missing or damaged; call it before each evaluation, before workers start."""
         self.usable = self.cache.prepare(self.file)
 
+    def count(self) -> int:
+        """The number of images in the file."""
+        try:
+            return pixel_file.count_stored(self.file.path, self.layout) if self.usable else 0
+        except OSError:
+            return 0
+
     def read(self, row: int, signature: int) -> Row:
         if self.usable is None:
             self.prepare()

@@ -168,6 +168,10 @@ class MemoryPixels:
     def __reduce__(self) -> tuple[type[MemoryPixels], tuple[Layout]]:
         return MemoryPixels, (self.layout,)
 
+    def count(self) -> int:
+        """The number of rows written."""
+        return self._states[:].count(_STORED)
+
     def read(self, row: int, signature: int) -> Row:
         if self._states[row] != _STORED:
             return "empty"

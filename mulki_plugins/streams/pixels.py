@@ -20,7 +20,7 @@ from attrs import field, frozen
 from PIL import Image, features
 from torch import Tensor
 from torchvision.transforms import Compose
-from torchvision.transforms.functional import pil_to_tensor
+from torchvision.transforms.functional import normalize, pil_to_tensor
 
 from mulki_plugins.errors import UnreadableImage
 from mulki_plugins.streams.cache import CachedPixels, PixelCache
@@ -30,6 +30,8 @@ from mulki_plugins.streams.task import LabelledImages
 VERSION = 1
 """Raise it when a change of the decoders in images.py, or of this file, changes a pixel."""
 
+READERS = 6
+"""Processes that read prepared images at most: each delivers thousands a second."""
 _TORCHVISION, _OPEN_CLIP = "torchvision.transforms.transforms", "open_clip.transform"
 _TO_RGB = f"{_OPEN_CLIP}.MaybeConvertMode"
 _OF_IMAGES = {
@@ -49,7 +51,8 @@ class SplitTransform:
     resize: Callable[[Image.Image], Image.Image]
     shape: tuple[int, int, int]
     """Of a prepared image: 3, height, width."""
-    normalisations: tuple[Callable[[Tensor], Tensor], ...]
+    normalisations: tuple[tuple[Sequence[float], Sequence[float]], ...]
+    """Means and standard deviations, each of the three channels; usually one pair."""
     description: str
     """All parameters of the first half, for the cache's key."""
     _tables: dict[torch.device, Tensor] = field(factory=dict, init=False, repr=False)
@@ -67,8 +70,8 @@ class SplitTransform:
         """
         if pixels.device.type == "cpu":
             numbers = pixels.to(torch.get_default_dtype()).div_(255)
-            for normalise in self.normalisations:
-                numbers = normalise(numbers)
+            for mean, std in self.normalisations:
+                normalize(numbers, mean, std, inplace=True)
             return numbers
         if pixels.device not in self._tables:
             self._tables[pixels.device] = self.table().to(pixels.device)
@@ -104,7 +107,8 @@ def split_transform(transform: Any) -> SplitTransform | None:
         return None
     [(width, height)] = sizes
     texts = [f"{kind}({_parameters(step)})" for kind, step in zip(kinds[:at], steps, strict=False)]
-    return SplitTransform(resize, (3, height, width), tuple(steps[at + 1 :]), ", ".join(texts))
+    normalisations = tuple((step.mean, step.std) for step in steps[at + 1 :])
+    return SplitTransform(resize, (3, height, width), normalisations, ", ".join(texts))
 
 
 def _parameters(step: Any) -> str:
@@ -113,6 +117,8 @@ def _parameters(step: Any) -> str:
 
 class Pixels(Protocol):
     """Where rows of pixels are kept: CachedPixels or MemoryPixels."""
+
+    def count(self) -> int: ...
 
     def read(self, row: int, signature: int) -> bytearray | str: ...
 
@@ -172,6 +178,15 @@ class CachedImages:
         """Call it before an evaluation, and before its workers start."""
         if isinstance(self.rows, CachedPixels):
             self.rows.prepare()
+
+    def useful_workers(self, workers: int) -> int:
+        """How many of so many processes an evaluation needs: few if nearly all images are in a file, none if in memory.
+
+        Each evaluation starts new ones for every task, which costs more than they save if they only copy pixels.
+        """
+        if self.rows.count() < 0.95 * len(self):
+            return workers
+        return min(workers, READERS if isinstance(self.rows, CachedPixels) else 0)
 
     def __getitem__(self, index: int) -> tuple[Picture, int]:
         signature = self._signature(index)

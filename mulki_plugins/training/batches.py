@@ -105,6 +105,11 @@ class EvaluationBatches(SupervisedTemplate):
             self._prepared.prepare()
             self.adapted_dataset = self.adapted_dataset.with_transforms("pixels")
 
+    def make_eval_dataloader(self, num_workers: int = 0, **kwargs: Any) -> None:
+        if self._prepared is not None:
+            num_workers = self._prepared.useful_workers(num_workers)
+        super().make_eval_dataloader(num_workers=num_workers, **kwargs)
+
     def _unpack_minibatch(self) -> None:
         super()._unpack_minibatch()
         if self._prepared is not None and not self.is_training and self.mbatch[0].dtype is torch.uint8:
