@@ -216,6 +216,32 @@ def test_images_with_an_unknown_decoder_are_not_cached(photos, tmp_path):
     assert cached(photos, tmp_path, images=images).images.cached is None
 
 
+class Foreign:
+    """A third party's images."""
+
+    targets = (0, 1)
+
+    def __init__(self, known=None):
+        if known is not None:
+            self.fingerprint = lambda: known
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return picture(index).convert("L"), index
+
+
+def test_images_of_others_are_cached_if_they_have_a_fingerprint(tmp_path, monkeypatch):
+    expected = plain(tmp_path, images=Foreign())
+    for known in (None, 7):
+        assert cached(tmp_path, tmp_path, images=Foreign(known)).images.cached is None
+    own = cached(tmp_path, tmp_path, images=Foreign("stripes 1"))
+    same(own.batches(), expected)
+    monkeypatch.setattr(Foreign, "__getitem__", None)
+    same(own.batches(), expected)
+
+
 def test_it_can_be_sent_to_a_worker_that_is_not_forked(photos, tmp_path):
     first = cached(photos, tmp_path)
     first.images.cached.prepare()

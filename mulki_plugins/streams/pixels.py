@@ -136,8 +136,8 @@ def cached_images(
     small. skip: images that an earlier evaluation could not read are not tried again.
     """
     fingerprint = getattr(images, "fingerprint", None)
-    known: str | None = fingerprint() if callable(fingerprint) else None
-    if known is None or not len(images):
+    known = fingerprint() if callable(fingerprint) else None
+    if not isinstance(known, str) or not len(images):
         return None
     key = hashlib.sha256("\0".join((known, split.description, str(split.shape), *_versions())).encode()).hexdigest()
     layout = Layout(key=key, what=f"{task}: {len(images):,} test images", count=len(images), shape=split.shape)
