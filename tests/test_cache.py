@@ -395,38 +395,52 @@ def test_a_link_to_another_file_is_not_followed(photos, tmp_path):
     assert not path.is_symlink()
 
 
-def test_two_processes_write_one_file(tmp_path):
+def test_several_runs_fill_one_file(tmp_path):
     layout = Layout(key="0" * 64, what="test", count=200, shape=(3, 16, 16))
-    path = tmp_path / "two.pixels"
     fork = get_context("fork")
-    writers = [fork.Process(target=_write_all, args=(path, layout, seed)) for seed in range(3)]
+    writers = [fork.Process(target=_write_all, args=(tmp_path, layout, seed)) for seed in range(3)]
     for writer in writers:
         writer.start()
+    path = PixelCache(tmp_path).file("two", layout).file.path
     reader, seen = PixelFile(path, layout), 0
     while any(writer.is_alive() for writer in writers) or not seen:
         for row in range(layout.count):
             pixels = reader.read(row, row + 1)
-            assert pixels in ("empty", _row(row)) or pixels == "damaged"  # it is being written
+            assert pixels in ("empty", "damaged", _row(row))  # damaged: it is just being written
             seen += pixels == _row(row)
     for writer in writers:
         writer.join()
         assert writer.exitcode == 0
     assert all(reader.read(row, row + 1) == _row(row) for row in range(layout.count))
     assert pixel_file.count_stored(path, layout) == layout.count
-    assert [entry.name for entry in tmp_path.iterdir()] == ["two.pixels"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_can_only_be_read_is_read(photos, tmp_path, monkeypatch):
+    expected = cached(photos, tmp_path).batches()
+    whole = os.open
+
+    def read_only(path, flags, *rest, **options):
+        if flags & os.O_RDWR:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return whole(path, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", read_only)
+    monkeypatch.setattr(Image, "open", None)
+    same(cached(photos, tmp_path).batches(), expected)
 
 
 def _row(row):
     return np.random.default_rng(row).integers(0, 256, 768, dtype=np.uint8).tobytes()
 
 
-def _write_all(path, layout, seed):
-    pixel_file.close()
-    if not path.exists():
-        pixel_file.create(path, layout)
-    file = PixelFile(path, layout)
+def _write_all(folder, layout, seed):
+    cache = PixelCache(folder)
+    rows = cache.file("two", layout)
+    rows.prepare()
     for row in random.Random(seed).sample(range(layout.count), layout.count):
-        file.write(row, row + 1, _row(row))
+        rows.write(row, row + 1, _row(row))
+    assert cache.problems() == []
 
 
 def test_a_limit_that_is_no_size(monkeypatch):

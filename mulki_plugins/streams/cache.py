@@ -76,15 +76,10 @@ class PixelCache:
         path = file.path
         try:
             if not _is_whole(path, file.layout):
-                if os.path.lexists(path):
-                    self.note(f"{path}: this file of the cache is damaged, and is written anew")
-                    path.unlink()
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with alone(self.folder):
-                    if problem := make_room(self.folder, file.layout.size, self.limit, self.own):
-                        self.note(f"{file.layout.what}: not cached: {problem}")
+                    if not self._make(file):
                         return False
-                    pixel_file.create(path, file.layout)
             self._lock(path)
             with contextlib.suppress(OSError):
                 os.utime(path)  # last used now
@@ -92,6 +87,19 @@ class PixelCache:
             self.note(f"{error.filename or path}: test images are not cached: {error.strerror or error}")
             return False
         self.own[path] = file.layout
+        return True
+
+    def _make(self, file: PixelFile) -> bool:
+        """Make the file, unless another process has just done it. False if there is no room."""
+        if _is_whole(file.path, file.layout):
+            return True
+        if os.path.lexists(file.path):
+            self.note(f"{file.path}: this file of the cache is damaged, and is written anew")
+            file.path.unlink()
+        if problem := make_room(self.folder, file.layout.size, self.limit, self.own):
+            self.note(f"{file.layout.what}: not cached: {problem}")
+            return False
+        pixel_file.create(file.path, file.layout)
         return True
 
     def _lock(self, path: Path) -> None:

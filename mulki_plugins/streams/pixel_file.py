@@ -195,7 +195,7 @@ def _open(path: Path) -> int:
         close()
         try:
             descriptor = os.open(path, os.O_RDWR | _FLAGS)
-        except PermissionError:  # another user's file
+        except OSError:  # another user's file, or a disk that cannot be written
             descriptor = os.open(path, os.O_RDONLY | _FLAGS)
         _opened = path, descriptor
     return _opened[1]

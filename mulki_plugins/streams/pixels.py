@@ -141,7 +141,7 @@ def cached_images(
         return None
     key = hashlib.sha256("\0".join((known, split.description, str(split.shape), *_versions())).encode()).hexdigest()
     layout = Layout(key=key, what=f"{task}: {len(images):,} test images", count=len(images), shape=split.shape)
-    rows: Pixels | None = None if hasattr(images, "path") else cache.memory(layout)
+    rows: Pixels | None = None if callable(getattr(images, "path", None)) else cache.memory(layout)
     return CachedImages(images, split, rows or cache.file(task, layout), skip=skip)
 
 
@@ -165,7 +165,8 @@ class CachedImages:
     def __init__(self, images: LabelledImages, split: SplitTransform, rows: Pixels, *, skip: bool) -> None:
         self.images, self.split, self.rows, self.skip = images, split, rows, skip
         self._labels = np.asarray(images.targets)
-        self._path: Callable[[int], str] | None = getattr(images, "path", None)
+        path = getattr(images, "path", None)
+        self._path: Callable[[int], str] | None = path if callable(path) else None
 
     @property
     def targets(self) -> Sequence[int]:
