@@ -98,6 +98,9 @@ class EvaluationBatches(SupervisedTemplate):
     mbatch: Any
     _prepared: CachedImages | None = None
 
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)  # without this, Avalanche copies its template's, which skips JointTraining's
+
     def eval_dataset_adaptation(self, **kwargs: Any) -> None:
         super().eval_dataset_adaptation(**kwargs)
         self._prepared = getattr(getattr(self.experience, "images", None), "cached", None)
