@@ -46,7 +46,9 @@ def test_the_benchmark_of_the_list():
 def test_the_benchmark_of_the_input_pipeline(monkeypatch):
     monkeypatch.setenv("MULKI_CACHE", os.environ["MULKI_CACHE"])  # restored afterwards: the benchmark sets its own
     rows = bench("loading", "--images", "82", "--workers", "0", "--rounds", "1").splitlines()
-    assert [row.split("  ")[0] for row in rows[2:]] == ["decoder", "decoder, transform", "pipeline"]
+    ways = ["decoder", "decoder, transform", "pipeline", "evaluation", "from the cache"]
+    assert [row.split("  ")[0] for row in rows[2:7]] == ways
+    assert "times as fast as decoding" in rows[8]
 
 
 def test_the_benchmark_of_checkpoints(monkeypatch):

@@ -17,15 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import click
 
 ROOT = Path(__file__).parent.parent
-BATCH = 64
 
 
 @click.group(help=(__doc__ or "").splitlines()[0])
@@ -144,18 +141,16 @@ def _cpu_seconds() -> float:
 @click.option("--workers", default=os.cpu_count() or 1, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 def loading(root: str | None, task: str, images: int, workers: int, rounds: int) -> None:
-    """Compare the input pipeline with the decoder alone, in images per second.
+    """Compare the input pipelines of training and evaluation with the decoder alone, in images per second.
 
-    Measures with the same number of processes: decoding a file to RGB; decoding and the transform; and the whole pipeline as
-    a run builds it. The three alternate, and each one's best round counts, so that other processes disturb less.
+    Measures with the same number of processes: decoding a file to RGB; decoding and the transform; the whole pipeline as a
+    run builds it, of training, of an evaluation that decodes, and of one that finds its images in the cache. They alternate,
+    and each one's best round counts, so that other processes disturb less.
     """
-    from mulki_plugins.streams.mtil.stream import mtil
+    from bench_loading import measure
 
     with _temporary_cache() as folder:
-        root = root or _draw_images(folder / "data", images)
-        _measure_loading(
-            mtil(root=root, tasks=[task]).tasks[0].name, mtil(root=root, tasks=[task]), images, workers, rounds
-        )
+        measure(root or _draw_images(folder / "data", images), task, images, workers, rounds)
 
 
 class _temporary_cache(tempfile.TemporaryDirectory[str]):
@@ -189,88 +184,6 @@ def _draw_images(root: Path, count: int) -> str:
     classes = list(declaration("Caltech101").classes)
     mtil_layouts.caltech101(root, classes, [i % len(classes) for i in range(int(count / 0.79))], write)
     return str(root)
-
-
-def _measure_loading(name: str, stream: Any, count: int, workers: int, rounds: int) -> None:
-    import open_clip
-    from avalanche.benchmarks.utils.data_loader import TaskBalancedDataLoader
-
-    from mulki_plugins.streams.benchmark import as_benchmark
-    from mulki_plugins.training.batches import TaskBatches
-
-    train: Any = stream.tasks[0].train
-    count = min(count, len(train)) // BATCH * BATCH
-    if not count or not hasattr(train, "path"):
-        raise click.ClickException(f"{name}: expected at least {BATCH} training images, each in its own file")
-    paths = [train.path(i) for i in range(count)]
-    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-    transforms = [open_clip.image_transform(224, is_train=part, mean=mean, std=std) for part in (True, False)]
-    dataset = as_benchmark(stream, *transforms).train_stream[0].dataset.subset(range(count))
-    loader = TaskBalancedDataLoader(
-        dataset, batch_size=BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0
-    )
-    with get_context("fork").Pool(max(workers, 1), _start_worker, (transforms[0],)) as pool:
-        rates = _best_rates(
-            {
-                "decoder": lambda: _exhaust(pool.imap_unordered(_decode, paths, chunksize=BATCH)),
-                "decoder, transform": lambda: _exhaust(pool.imap_unordered(_prepare, paths, chunksize=BATCH)),
-                "pipeline": lambda: _exhaust(TaskBatches(loader, count // BATCH)),
-            },
-            count,
-            rounds,
-        )
-    pids = _worker_ids(loader)
-    _exhaust(TaskBatches(loader, 2 * count // BATCH))
-    click.echo(f"{name}: {count} images, {workers} workers, {rounds} rounds")
-    click.echo(f"{'':20}{'images/s':>10}{'of decoder':>12}{'of both':>10}")
-    for row, rate in rates.items():
-        shares = f"{rate / rates['decoder']:>12.0%}{rate / rates['decoder, transform']:>10.0%}"
-        click.echo(f"{row:20}{rate:>10.0f}{shares}")
-    if workers:
-        click.echo(f"the workers survive two epochs: {'yes' if pids == _worker_ids(loader) else 'no'}")
-
-
-def _best_rates(ways: dict[str, Callable[[], None]], count: int, rounds: int) -> dict[str, float]:
-    for way in ways.values():  # starts the workers and fills the disk's cache
-        way()
-    best = dict.fromkeys(ways, 0.0)
-    for _ in range(rounds):
-        for name, way in ways.items():
-            began = time.perf_counter()
-            way()
-            best[name] = max(best[name], count / (time.perf_counter() - began))
-    return best
-
-
-def _exhaust(items: Any) -> None:
-    for _ in items:
-        pass
-
-
-def _worker_ids(loader: Any) -> list[int]:
-    inner = getattr(loader, "_persistent_loader", None)
-    return [worker.pid for worker in inner._iterator._workers] if inner is not None else []
-
-
-_transform: Any = None
-
-
-def _start_worker(transform: Any) -> None:
-    import torch
-
-    global _transform
-    _transform = transform
-    torch.set_num_threads(1)
-
-
-def _decode(path: str) -> Any:
-    from mulki_plugins.streams.images import open_rgb
-
-    return open_rgb(path)
-
-
-def _prepare(path: str) -> None:
-    _transform(_decode(path))
 
 
 @main.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from mulki_plugins import __version__
+from mulki_plugins.cli.cache import cache
 from mulki_plugins.cli.clean import clean
 from mulki_plugins.cli.data import data
 from mulki_plugins.cli.doctor import doctor
@@ -45,5 +46,5 @@ def main() -> None:
     """
 
 
-for command in (run, resume, validate, show, list_command, results, report, clean, data, plugins, doctor, new, schema):
+for command in (run, resume, validate, show, list_command, results, report, clean, data, cache, plugins, doctor, new, schema):
     main.add_command(command)

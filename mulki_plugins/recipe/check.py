@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from mulki_plugins.errors import MAX_REPORTED, Location, MulkiError, OptionError, did_you_mean, format_value
@@ -52,6 +53,7 @@ def check_recipe(data: dict[str, Any]) -> tuple[Recipe | None, list[OptionError]
         _check_folder_names,
         _check_seeds,
         _check_device,
+        _check_cache,
         _check_base,
         _check_accumulate,
         _check_reference,
@@ -275,6 +277,17 @@ def _check_device(data: dict[str, Any]) -> Iterator[OptionError]:
     device = data.get("device", "auto")
     if isinstance(device, str) and not re.fullmatch(r"auto|cpu|mps|cuda(:(0|[1-9]\d?))?", device):
         yield OptionError(f"expected auto, cpu, cuda, cuda:N or mps, got {device!r}", ("device",))
+
+
+def _check_cache(data: dict[str, Any]) -> Iterator[OptionError]:
+    """A single word that names no folder is rather a mistyped auto or off."""
+    cache = get(data, ("evaluate", "cache"))
+    if not isinstance(cache, str) or cache in ("auto", "off") or re.search(r"[/\\]", cache):
+        return
+    if cache.strip() and Path(cache).is_dir():
+        return
+    hint = f"; write ./{cache} for a new folder of that name" if re.fullmatch(r"[\w.-]+", cache) else ""
+    yield OptionError(f"expected auto, off or a folder, got {cache!r}{hint}", ("evaluate", "cache"))
 
 
 _ALL_IMAGES = {

@@ -91,7 +91,8 @@ class Train:
     """Compile the towers of the model and the teachers' image towers with torch.compile, for the training."""
     accumulate: Count = 1
     """Parts in which a batch passes through the model, to save memory; their gradients add up to one step."""
-    workers: Natural = 0
+    workers: Literal["auto"] | Natural = 0
+    """Processes that read images; `auto`: one for each core but one, none for small images in memory."""
     per_task: dict[str, TaskBudget] = field(factory=dict)
     unreadable: Literal["stop", "skip"] = "stop"
     """What to do about an unreadable image: end with an error, or skip and count it."""
@@ -103,12 +104,14 @@ class Evaluate:
     """`classes`: the classes a test image is classified among: its task's own, all learned so far, or all of the stream.
 
     `predictions`: keep in the run's folder what was predicted for each test image.
+    `cache`: where test images are kept once they are decoded and resized: auto (MulKI's cache folder), off, or a folder.
     """
 
     classes: Literal["task", "seen", "all"] = "task"
     metrics: list[str] = field(factory=lambda: ["transfer", "average", "last", "forgetting"])
     batch_size: Count = 256
     predictions: bool = True
+    cache: str = "auto"
 
 
 Base = Literal["naive", "cumulative", "joint", "none"]

@@ -27,11 +27,12 @@ def needs_reference(recipe: Recipe) -> bool:
 
 
 def select_decisive(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without what affects no number: seeds, device, workers, checkpoints, loggers, what is kept and the summary."""
+    """The recipe without what affects no number: seeds, device, workers, checkpoints, the cache, loggers, what is kept."""
     train = evolve(recipe.train, workers=0, unreadable="stop", checkpoint=Checkpointing())
     reference = recipe.reference if needs_reference(recipe) else None
     data = as_data(evolve(recipe, summary="", train=train, reference=reference, seeds=[0], loggers=[], device="auto"))
     del data["train"]["checkpoint"], data["train"]["unreadable"], data["evaluate"]["predictions"]
+    del data["evaluate"]["cache"]
     for key, default in (("compile", False), ("accumulate", 1)):  # recipes without them keep their fingerprints
         if data["train"][key] == default:
             del data["train"][key]

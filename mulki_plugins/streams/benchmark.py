@@ -23,6 +23,16 @@ from torch.utils.data import ConcatDataset, Dataset, get_worker_info
 from mulki_plugins.characters import printable
 from mulki_plugins.errors import MulkiError, UnreadableImage
 from mulki_plugins.registry.guard import place_of
+from mulki_plugins.streams.cache import PixelCache
+from mulki_plugins.streams.pixels import (
+    CachedImages,
+    OfOriginal,
+    SplitTransform,
+    ToNumbers,
+    ToPixels,
+    cached_images,
+    split_transform,
+)
 from mulki_plugins.streams.task import LabelledImages, TaskStream
 
 Transform = Callable[[Any], Any]
@@ -36,22 +46,34 @@ MAX_CONSECUTIVE = 100
 
 
 def as_benchmark(
-    stream: TaskStream, train_transform: Transform, eval_transform: Transform, *, unreadable: Unreadable = "stop"
+    stream: TaskStream,
+    train_transform: Transform,
+    eval_transform: Transform,
+    *,
+    unreadable: Unreadable = "stop",
+    cache: PixelCache | None = None,
 ) -> CLScenario:
     """An Avalanche benchmark with one experience per task, whose task label is its position in the stream.
 
     Each experience also has `task_name`, `class_names` and `images` (ReadableImages). Class indices start at 0 in each task.
-    unreadable: whether an image that cannot be read stops the run or is skipped.
+    unreadable: whether an image that cannot be read stops the run or is skipped. cache: where test images are kept once they
+    are decoded and resized. Their data sets then have a third group of transforms, `pixels`, which gives uint8 [3, H, W].
     """
+    split = None if cache is None else split_transform(eval_transform)
+    if cache is not None and split is None:
+        cache.note("the model's evaluation transform cannot be split; every evaluation decodes the test images again")
     images = {
         "train": [ReadableImages(t.train, t.name, training=True, unreadable=unreadable) for t in stream.tasks],
-        "test": [ReadableImages(t.test, t.name, training=False, unreadable=unreadable) for t in stream.tasks],
+        "test": [
+            ReadableImages(t.test, t.name, training=False, unreadable=unreadable, cache=cache, split=split)
+            for t in stream.tasks
+        ],
     }
-    transforms = {"train": (train_transform, None), "eval": (eval_transform, None)}
+    transforms = {"train": train_transform, "eval": eval_transform}
     benchmark = with_task_labels(
         benchmark_from_datasets(
             train=[_dataset(part, i, transforms, "train") for i, part in enumerate(images["train"])],
-            test=[_dataset(part, i, transforms, "eval") for i, part in enumerate(images["test"])],
+            test=[_dataset(part, i, part.adapt(transforms), "eval") for i, part in enumerate(images["test"])],
         )
     )
     for kind, experiences in (("train", benchmark.train_stream), ("test", benchmark.test_stream)):
@@ -63,14 +85,16 @@ def as_benchmark(
 
 
 def _dataset(
-    images: LabelledImages, task: int, transforms: dict[str, tuple[Transform, None]], group: str
+    images: LabelledImages, task: int, transforms: dict[str, Transform], group: str
 ) -> TaskAwareSupervisedClassificationDataset:
     """The class that Avalanche's plugins expect, with targets and task labels as attributes."""
     targets = DataAttribute(list(images.targets), name="targets")
     labels = TaskLabels(ConstantSequence(task, len(images)))
     indices = DataAttribute(range(len(images)), name="place")  # a resumed plugin finds its stored images by it
     dataset = TaskAwareSupervisedClassificationDataset(
-        [images], data_attributes=[targets, labels, indices], transform_groups=TransformGroups(transforms)
+        [images],
+        data_attributes=[targets, labels, indices],
+        transform_groups=TransformGroups({name: (transform, None) for name, transform in transforms.items()}),
     )
     transformed: TaskAwareSupervisedClassificationDataset = dataset.with_transforms(group)
     return transformed
@@ -83,8 +107,21 @@ class ReadableImages:
     LEFT_OUT, and it counts neither as right nor as wrong.
     """
 
-    def __init__(self, images: LabelledImages, name: str, *, training: bool, unreadable: Unreadable) -> None:
+    def __init__(
+        self,
+        images: LabelledImages,
+        name: str,
+        *,
+        training: bool,
+        unreadable: Unreadable,
+        cache: PixelCache | None = None,
+        split: SplitTransform | None = None,
+    ) -> None:
         self.images, self.name, self.training, self.unreadable = images, name, training, unreadable
+        self.cached: CachedImages | None = None
+        """The images as Pictures, if the cache can hold them."""
+        if cache is not None and split is not None:
+            self.cached = cached_images(images, name, split, cache, skip=unreadable == "skip")
         self._labels = np.asarray(images.targets)
         self._left_out = torch.zeros(len(images), dtype=torch.bool)
         if unreadable == "skip":
@@ -107,7 +144,7 @@ class ReadableImages:
     def __getitem__(self, index: int) -> tuple[Any, int]:
         for step in range(min(len(self), MAX_CONSECUTIVE)):
             try:
-                image, label = self.images[(index + step) % len(self)]
+                image, label = (self.images if self.cached is None else self.cached)[(index + step) % len(self)]
                 if hasattr(image, "load"):
                     image.load()  # Pillow decodes as late as it can
                 break
@@ -125,6 +162,16 @@ class ReadableImages:
             what = f"{self.name}: {self._kind} image {read} comes with class {label}, but its target is {self._labels[read]}"
             raise MulkiError(what, "the stream must keep images and targets in the same order")
         return image, label if self.training or step == 0 else LEFT_OUT
+
+    def adapt(self, transforms: dict[str, Transform]) -> dict[str, Transform]:
+        """Transforms `train` and `eval` of images as those of Pictures, and `pixels`; unchanged if nothing is cached."""
+        if self.cached is None:
+            return transforms
+        return {
+            "train": OfOriginal(transforms["train"]),
+            "eval": ToNumbers(self.cached.split),
+            "pixels": ToPixels(),
+        }
 
     @property
     def _kind(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -116,6 +117,15 @@ class FileImages:
 
     def path(self, index: int) -> str:
         return os.path.join(self.folder, os.fsdecode(self.names[index]))
+
+    def fingerprint(self) -> str | None:
+        """The list of files, and how they are decoded; None with another opener, whose code may change."""
+        if self.opener not in (open_rgb, open_picture):
+            return None
+        files = hashlib.sha256(os.fsencode(os.path.abspath(self.folder)))
+        for name in self.names:
+            files.update(b"\0" + name)
+        return f"{self.opener.__name__} {files.hexdigest()}"
 
     def take(self, indices: NDArray[np.int64]) -> FileImages:
         """The images at these indices."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +19,10 @@ class LabelledImages(Protocol):
 
     Images in files may have a method `path(index)`. Skipped images are then recorded by path, and a run warns of test files
     that are training files too.
+
+    Images that are the same at every reading may have a method `fingerprint()`: a text that is another whenever one of them
+    is, apart from the files of `path`, whose size and times tell. Test images are then decoded and resized once
+    (`evaluate.cache`). None for images that must not be cached.
     """
 
     @property
@@ -45,6 +50,21 @@ class ArrayImages:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return Image.fromarray(self.images[index]), int(self.labels[index])
+
+    def fingerprint(self) -> str:
+        """A hash of all pixels."""
+        return hash_pixels(self.images)
+
+
+def hash_pixels(*arrays: NDArray[Any]) -> str:
+    """A hash of arrays with their shapes."""
+    import numpy as np
+
+    text = hashlib.sha256()
+    for array in arrays:
+        text.update(f"{array.dtype} {array.shape}".encode())
+        text.update(np.ascontiguousarray(array).data)
+    return text.hexdigest()
 
 
 @frozen(kw_only=True, eq=False)

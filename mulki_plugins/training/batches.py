@@ -1,4 +1,4 @@
-"""The batches of one task: counted, and in an order that no other random numbers can change."""
+"""Batches: those of one task, counted and in an order that no other random numbers can change, and those of an evaluation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from avalanche.training.templates import SupervisedTemplate
 
+from mulki_plugins.streams.pixels import CachedImages
 from mulki_plugins.training.rng import random_state, set_random_state
 
 
@@ -84,3 +86,34 @@ class TaskBatches:
 
 
 _END = object()
+
+
+class EvaluationBatches(SupervisedTemplate):
+    """The part of a strategy that evaluates on prepared test images, if the experience has them.
+
+    Bytes travel to the device and become normalised numbers there, before any plugin sees `mb_x`.
+    """
+
+    adapted_dataset: Any
+    mbatch: Any
+    _prepared: CachedImages | None = None
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)  # without this, Avalanche copies its template's, which skips JointTraining's
+
+    def eval_dataset_adaptation(self, **kwargs: Any) -> None:
+        super().eval_dataset_adaptation(**kwargs)
+        self._prepared = getattr(getattr(self.experience, "images", None), "cached", None)
+        if self._prepared is not None:
+            self._prepared.prepare()
+            self.adapted_dataset = self.adapted_dataset.with_transforms("pixels")
+
+    def make_eval_dataloader(self, num_workers: int = 0, **kwargs: Any) -> None:
+        if self._prepared is not None:
+            num_workers = self._prepared.useful_workers(num_workers)
+        super().make_eval_dataloader(num_workers=num_workers, **kwargs)
+
+    def _unpack_minibatch(self) -> None:
+        super()._unpack_minibatch()
+        if self._prepared is not None and not self.is_training and self.mbatch[0].dtype is torch.uint8:
+            self.mbatch[0] = self._prepared.split.to_numbers(self.mbatch[0])

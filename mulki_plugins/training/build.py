@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from attrs import evolve, frozen
@@ -22,8 +24,12 @@ from mulki_plugins.registry.callbacks import methods_of, wrong_callbacks
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.guard import guarded_call
 from mulki_plugins.streams.benchmark import Reference, as_benchmark, as_reference
+from mulki_plugins.streams.cache import IN_MEMORY, PixelCache
 from mulki_plugins.streams.check import check_stream
 from mulki_plugins.streams.task import TaskStream
+
+MOST_WORKERS = 32
+"""Workers that `auto` chooses at most: each takes memory, and one GPU trains on what fewer deliver."""
 
 
 @frozen(kw_only=True, eq=False)
@@ -37,6 +43,10 @@ class Built:
     """What the user should know about the weights and the sentences."""
     plugins: list[Any]
     device: torch.device
+    cache: PixelCache | None
+    """Where test images are kept once they are prepared."""
+    workers: int
+    """Processes that read images."""
 
 
 def build(recipe: Recipe) -> Built:
@@ -54,7 +64,8 @@ def build(recipe: Recipe) -> Built:
     reference = _reference(recipe, loaded.transform(train=False))
     plugins = [_make("plugin", e.name, e.options, **_extras(e.name, reference)) for e in recipe.strategy.plugins]
     transforms = loaded.transform(train=True), loaded.transform(train=False)
-    benchmark = as_benchmark(stream, *transforms, unreadable=recipe.train.unreadable)
+    cache = _make_cache(recipe.evaluate.cache)
+    benchmark = as_benchmark(stream, *transforms, unreadable=recipe.train.unreadable, cache=cache)
     return Built(
         stream=stream,
         benchmark=benchmark,
@@ -62,7 +73,30 @@ def build(recipe: Recipe) -> Built:
         notices=notices,
         plugins=plugins,
         device=device,
+        cache=cache,
+        workers=choose_workers(recipe.train.workers, stream, loaded.image_size),
     )
+
+
+def _make_cache(choice: str) -> PixelCache | None:
+    """The cache of `evaluate.cache`."""
+    if choice == "off":
+        return None
+    return PixelCache(None if choice == "auto" else Path(choice).expanduser())
+
+
+def choose_workers(setting: int | Literal["auto"], stream: TaskStream, image_size: int) -> int:
+    """Processes that read images: for `auto` one for each core that the process may use but one, at most MOST_WORKERS.
+
+    None if all images are in memory and small: they are prepared faster than another process hands them over.
+    """
+    if setting != "auto":
+        return setting
+    parts = [part for task in stream.tasks for part in (task.train, task.test)]
+    if not any(hasattr(part, "path") for part in parts) and sum(map(len, parts)) * 3 * image_size**2 <= IN_MEMORY:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores - 1, MOST_WORKERS)
 
 
 def _make_stream(choice: Choice, *, reference: bool = False) -> TaskStream:

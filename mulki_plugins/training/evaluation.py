@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.recipe.schema import Evaluate
+from mulki_plugins.training.batches import EvaluationBatches
 
 
-class ScopedEvaluation(SupervisedTemplate):
+class ScopedEvaluation(EvaluationBatches):
     """Avalanche's template, evaluated in the scope of classes that the recipe's `evaluate` asks for."""
 
     model: ClipClassifier

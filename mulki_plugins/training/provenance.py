@@ -123,7 +123,7 @@ def identity(recipe: Recipe, built: Built, seed: int) -> dict[str, Any]:
     """Everything that must stay the same for a resumed run to end as if it had never stopped, as plain data."""
     weights = built.model.state_dict()
     return {
-        "recipe": {**select_decisive(recipe), "workers": recipe.train.workers, "seed": seed},
+        "recipe": {**select_decisive(recipe), "workers": built.workers, "seed": seed},
         "data": _data(built.stream),
         "files": marks_of(built.stream),
         "weights": digest(weights, weights.__getitem__),

@@ -94,6 +94,9 @@ class Run:
     def execute(self, checkpoint: Checkpoint | None = None, force: bool = False) -> Result:
         """Run all tasks, or those left after a checkpoint. However the run ends, result.json says so."""
         self.say_notices()
+        if checkpoint is not None and self.recipe.train.workers == "auto":  # the batches depend on their number
+            recorded = checkpoint.run["identity"]["recipe"].get("workers", self.built.workers)
+            self.built = evolve(self.built, workers=recorded)
         measured_with = identity(self.recipe, self.built, self.seed)
         if checkpoint is not None:
             self.say_changes(checkpoint, measured_with, force)
@@ -304,7 +307,7 @@ class Run:
         if self.checkpointing.tasks < learned:
             seed_everything(self.seed, learned)
             self.checkpointing.task_begins()
-            workers = self.recipe.train.workers
+            workers = self.built.workers
             self.strategy.train(experiences, eval_streams=[], num_workers=workers, persistent_workers=workers > 0)
             self.result.seconds.setdefault("train", []).append(round(self.checkpointing.task_seconds(), 2))
             self.checkpointing.learned(learned, name)
@@ -322,8 +325,10 @@ class Run:
 
     def evaluate(self) -> list[float]:
         """Accuracy in percent on every task's test set."""
-        workers = self.recipe.train.workers
+        workers = self.built.workers
         self.strategy.eval(self.built.benchmark.test_stream, num_workers=workers, persistent_workers=workers > 0)
+        for problem in self.built.cache.problems() if self.built.cache else ():
+            self.warn(problem)
         return [self.recorder.accuracies[task.name] for task in self.built.stream.tasks]
 
     def count_left_out(self) -> None:

@@ -279,7 +279,7 @@ train:
   optimizer: {name: adamw, lr: 5.0e-4}
   schedule: {name: cosine, warmup: 5}
   label_smoothing: 0.2
-  workers: 2                                # processes that read images
+  workers: auto                             # processes that read images: one for each core but one
 evaluate:
   classes: seen                             # seen: among all classes learned so far; task: among its task's own; all: all
 seeds: [0]

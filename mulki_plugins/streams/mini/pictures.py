@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zipfile
 import zlib
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -47,7 +49,10 @@ def cached(name: str, task: dict[str, Any], split: Split, notices: list[str]) ->
     path = folder / f"mtil-mini-{name}-{split}-{_fingerprint(task)}.npz"
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return Pictures(images=file["images"], labels=file["labels"])
+            pictures = Pictures(images=file["images"], labels=file["labels"])
+        with suppress(OSError):
+            os.utime(path)  # last used now, for `mulki cache`
+        return pictures
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):  # absent or damaged
         pictures = draw(name, task, split)
     try:

@@ -17,6 +17,7 @@ from PIL import Image
 from mulki_plugins.errors import MissingData, MulkiError
 from mulki_plugins.streams.entries import walk
 from mulki_plugins.streams.images import FileImages
+from mulki_plugins.streams.task import hash_pixels
 
 
 class Unreadable(MulkiError):
@@ -43,6 +44,10 @@ class PixelImages:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         row = index if self.places is None else self.places[index]
         return Image.fromarray(np.asarray(self.pixels[row])).convert("RGB"), int(self.labels[index])
+
+    def fingerprint(self) -> str:
+        """A hash of all pixels."""
+        return hash_pixels(self.pixels, *([] if self.places is None else [self.places]))
 
     def take(self, indices: NDArray[np.int64]) -> PixelImages:
         """The images at these indices, without copying a pixel."""
