@@ -11,6 +11,7 @@ from mulki_plugins.cli.lazy import switch_off
 from mulki_plugins.cli.list import list_command
 from mulki_plugins.cli.new import new
 from mulki_plugins.cli.plugins import plugins
+from mulki_plugins.cli.predict import predict
 from mulki_plugins.cli.results import results
 from mulki_plugins.cli.resume import resume
 from mulki_plugins.cli.run import run
@@ -43,5 +44,5 @@ def main() -> None:
     """
 
 
-for command in (run, resume, validate, show, list_command, results, data, plugins, doctor, new, schema):
+for command in (run, resume, validate, show, list_command, results, predict, data, plugins, doctor, new, schema):
     main.add_command(command)
