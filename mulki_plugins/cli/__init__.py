@@ -7,6 +7,8 @@ import click
 from mulki_plugins import __version__
 from mulki_plugins.cli.data import data
 from mulki_plugins.cli.doctor import doctor
+from mulki_plugins.cli.evaluate import evaluate
+from mulki_plugins.cli.export import export
 from mulki_plugins.cli.lazy import switch_off
 from mulki_plugins.cli.list import list_command
 from mulki_plugins.cli.new import new
@@ -44,5 +46,20 @@ def main() -> None:
     """
 
 
-for command in (run, resume, validate, show, list_command, results, predict, data, plugins, doctor, new, schema):
+for command in (
+    run,
+    resume,
+    validate,
+    show,
+    list_command,
+    results,
+    export,
+    predict,
+    evaluate,
+    data,
+    plugins,
+    doctor,
+    new,
+    schema,
+):
     main.add_command(command)

@@ -70,9 +70,13 @@ def predict(
     from mulki_plugins.deploy.source import find_source
 
     found = find_source(source)
+    if not found.tasks:  # a run that did not keep its class names
+        from mulki_plugins.deploy.streams import with_texts
+
+        found = with_texts(found)
     check_templates(templates)
     tasks_in(found, classes)  # a mistake costs no import of torch
-    inputs = find_images(images, lambda: click.get_binary_stream("stdin").read(), echo_note)
+    inputs = find_images(images, lambda: sys.stdin.buffer.read() if sys.stdin else b"", echo_note)
     for notice in found.notices:
         echo_note(f"note: {notice}")
     from mulki_plugins.deploy.quick_import import import_open_clip
@@ -83,7 +87,7 @@ def predict(
 
     model = load_model(found, choose_device(device))
     candidates = choose_candidates(found, model, classes, templates)
-    show = _print_json if as_json else _print_text
+    show: Callable[[Answer, int], None] = _print_json if as_json else _print_text
     unreadable = 0
     with _progress(len(inputs)) as advance:
         for answer in classify(model, candidates, inputs, batch_size=batch_size, top=top):
@@ -110,7 +114,8 @@ def _print_json(answer: Answer, top: int) -> None:
 
 def _print_text(answer: Answer, top: int) -> None:
     lines = [
-        f"{100 * each.probability:5.1f} %  {legible(each.class_name)}" + (f"  ({legible(each.task)})" if each.task else "")
+        f"{100 * each.probability:5.1f} %  {legible(each.class_name)}"
+        + (f"  ({legible(each.task)})" if each.task else "")
         for each in answer.predictions
     ]
     if top == 1:

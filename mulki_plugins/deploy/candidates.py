@@ -12,7 +12,6 @@ from attrs import frozen
 from mulki_plugins.deploy.source import Source
 from mulki_plugins.errors import MulkiError, did_you_mean, format_value
 from mulki_plugins.models.text import Prompts, union_of
-from mulki_plugins.report.classes import FILE
 from mulki_plugins.streams.names import class_key, is_template
 
 if TYPE_CHECKING:
@@ -45,8 +44,6 @@ class Candidates:
 
 def tasks_in(source: Source, classes: str) -> list[int] | None:
     """The tasks that `--classes` names, by index; None if it lists other names. MulkiError if it can only be a mistake."""
-    if not source.tasks:
-        return None if _list_names(classes) else _unknown_texts(source)
     every = [task.name for task in source.tasks]
     if classes == "all":
         return list(range(len(every)))
@@ -61,11 +58,6 @@ def tasks_in(source: Source, classes: str) -> list[int] | None:
         hint = f"{did_you_mean(classes, ['seen', 'all', *every])}; other class names stand in a list: cat,dog"
         raise MulkiError(f"--classes: no task is named {format_value(classes)}", hint)
     return None
-
-
-def _unknown_texts(source: Source) -> None:
-    hint = "name the classes: --classes cat,dog"
-    raise MulkiError(f"{source.folder}: the class names of this run are not known, since it has no {FILE}", hint)
 
 
 def _list_names(classes: str) -> list[str]:
@@ -92,9 +84,7 @@ def check_templates(templates: Sequence[str]) -> None:
             raise MulkiError(f"--template: {format_value(template)} has no {{}}, or other braces", hint)
 
 
-def choose_candidates(
-    source: Source, model: DeployedClip, classes: str, templates: Sequence[str] = ()
-) -> Candidates:
+def choose_candidates(source: Source, model: DeployedClip, classes: str, templates: Sequence[str] = ()) -> Candidates:
     """The candidates that `--classes` names. templates: replace those of the tasks."""
     from mulki_plugins.deploy.features import compute_features, text_features
 

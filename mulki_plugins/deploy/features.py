@@ -80,7 +80,9 @@ def _read(path: Path, source: Source, indices: Sequence[int], model: DeployedCli
                 raise ValueError(f"task {i} has {len(text)} rows for {len(source.tasks[i].class_names)} classes")
             features[i] = TextFeatures(text.to(model.device), tuple(keys.tolist()))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise MulkiError(f"{path}: the text features cannot be read: {describe_error(error)}", "export it again") from error
+        raise MulkiError(
+            f"{path}: the text features cannot be read: {describe_error(error)}", "export it again"
+        ) from error
     return features
 
 

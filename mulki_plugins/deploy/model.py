@@ -175,7 +175,9 @@ def _refuse_foreign_options(folder: Path) -> None:
         options = text.get("tokenizer_kwargs") or {}
         unknown = [name for name in options if name not in _TOKENIZER_OPTIONS]
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise MulkiError(f"{folder / CONFIG}: not open_clip's description of a model: {describe_error(error)}") from error
+        raise MulkiError(
+            f"{folder / CONFIG}: not open_clip's description of a model: {describe_error(error)}"
+        ) from error
     if unknown:
         raise MulkiError(f"{folder / CONFIG}: tokenizer_kwargs has {unknown[0]!r}, which `mulki export` never writes")
 
