@@ -17,6 +17,7 @@ from attrs import frozen
 from PIL import Image
 from torch import Tensor, nn
 
+from mulki_plugins.deploy.skip_init import SkipInitialisation
 from mulki_plugins.deploy.source import CONFIG, Source
 from mulki_plugins.errors import MulkiError, describe_error
 from mulki_plugins.models.check import TINY
@@ -124,9 +125,11 @@ def load_trained(source: Source) -> LoadedClip:
         return _seeded(source, name, options)
     _refuse_added_weights(source.weights)
     if name == TINY:
-        return mulki_tiny(pretrained=str(source.weights))
+        with SkipInitialisation():
+            return mulki_tiny(pretrained=str(source.weights))
     if ("model", name) not in catalog().parts:  # an architecture of open_clip: the file says what it was trained with
-        return load_clip(name, **options | {"pretrained": str(source.weights)})
+        with SkipInitialisation():
+            return load_clip(name, **options | {"pretrained": str(source.weights)})
     loaded = load_clip(name, **options)
     load_state(loaded.clip, read_state(weight_file(str(source.weights))), source.weights, name)
     return loaded
@@ -156,7 +159,7 @@ def load_export(folder: Path) -> tuple[nn.Module, Callable[[list[str]], Tensor],
     """Model, tokenizer and preparation of an exported folder, by open_clip alone. MulkiError if it cannot be loaded."""
     _refuse_foreign_options(folder)
     try:
-        with quiet_open_clip():
+        with quiet_open_clip(), SkipInitialisation():
             clip, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
             merges = folder / MERGES
             options = {"bpe_path": str(merges)} if merges.is_file() else {}
