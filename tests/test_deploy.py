@@ -401,6 +401,10 @@ def test_export_never_overwrites(world, runs, tmp_path):
     before = (tmp_path / "model" / "README.md").read_text()
     assert "replace it with --force" in mulki("export", runs["task"], "--to", tmp_path / "model", status=2).stderr
     assert (tmp_path / "model" / "README.md").read_text() == before
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    done = mulki("export", runs["task"], "--to", tmp_path / "model", "--force", status=2)
+    assert "'notes.txt', and --force would take it away" in done.stderr
+    (tmp_path / "model" / "notes.txt").unlink()
     mulki("export", runs["task"], "--to", tmp_path / "model", "--force")
     assert "mulki-tiny" in (tmp_path / "model" / "README.md").read_text()
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "model"}, "nothing temporary stays"

@@ -19,18 +19,32 @@ from open_clip.transformer import QuickGELU
 from PIL import Image
 from safetensors.torch import save_file
 
+from mulki_plugins.deploy.card import FILE as CARD
 from mulki_plugins.deploy.card import write_card
 from mulki_plugins.deploy.features import FILE as FEATURES
 from mulki_plugins.deploy.features import TextFeatures, as_tensors, compute_features
 from mulki_plugins.deploy.model import MERGES, DeployedClip, load_export, load_trained
-from mulki_plugins.deploy.onnx_files import require_onnx, write_onnx
+from mulki_plugins.deploy.onnx_files import IMAGE, TEXT, require_onnx, write_onnx
 from mulki_plugins.deploy.source import CONFIG, MODEL, RECIPE, Source, is_export
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.files import write_text
 from mulki_plugins.models.load import LoadedClip
+from mulki_plugins.report.classes import FILE as CLASSES
 from mulki_plugins.report.classes import write_classes
 
 SCRIPT = "classify.py"
+_TOKENIZERS = (
+    "added_tokens.json", "chat_template.jinja", "merges.txt", "sentencepiece.bpe.model", "special_tokens_map.json",
+    "spiece.model", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt",
+)  # fmt: skip
+"""Files of transformers' tokenizers."""
+_OURS = frozenset(
+    [
+        MODEL, CONFIG, CLASSES, FEATURES, RECIPE, CARD, SCRIPT, MERGES, IMAGE, TEXT, f"{IMAGE}.data", f"{TEXT}.data",
+        "__pycache__", *_TOKENIZERS,
+    ]
+)  # fmt: skip
+"""The files that an export may hold; `--force` takes away no other."""
 _TOLERANCE = 1e-4
 """Between features of the trained model and of the one that was read back, both of unit norm."""
 
@@ -46,9 +60,11 @@ def check_target(to: Path, source: Source, *, force: bool) -> None:
         if not is_export(to):
             raise MulkiError(f"--to {to}: this folder holds other files, and they stay", "name a new folder")
         if not force:
-            raise MulkiError(
-                f"--to {to}: an exported model lies there", "replace it with --force, or name a new folder"
-            )
+            hint = "replace it with --force, or name a new folder"
+            raise MulkiError(f"--to {to}: an exported model lies there", hint)
+        if others := sorted(path.name for path in to.iterdir() if path.name not in _OURS):
+            what = f"--to {to}: beside an exported model lies {others[0]!r}, and --force would take it away"
+            raise MulkiError(what, "name a new folder")
 
 
 def export_model(source: Source, to: Path, device: torch.device, *, force: bool = False, onnx: bool = False) -> None:
@@ -175,6 +191,8 @@ def _put_in_place(part: Path, target: Path) -> None:
     os.chmod(part, 0o777 & ~mask)
     for path in part.iterdir():
         os.chmod(path, 0o666 & ~mask)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
     if not target.exists():
         part.rename(target)
         return

@@ -122,7 +122,7 @@ def load_trained(source: Source) -> LoadedClip:
     name, options = source.recipe.model.name, dict(source.recipe.model.options)
     options.pop("train", None)
     if source.weights is None:
-        return _seeded(source, name, options)
+        return _load_untrained(source, name, options)
     _refuse_added_weights(source.weights)
     if name == TINY:
         with SkipInitialisation():
@@ -135,8 +135,8 @@ def load_trained(source: Source) -> LoadedClip:
     return loaded
 
 
-def _seeded(source: Source, name: str, options: dict[str, Any]) -> LoadedClip:
-    """The untrained model. Weights drawn at random depend on the seed and on what was drawn before them."""
+def _load_untrained(source: Source, name: str, options: dict[str, Any]) -> LoadedClip:
+    """The pre-trained model of a run that trained nothing. MulkiError if its weights were random, since none were kept."""
     if options.get("pretrained") == "random":
         what = f"{source.folder}: the run trained nothing, and its model has random weights, which it did not keep"
         raise MulkiError(what, "use a run that trains, or pre-trained weights")
@@ -148,7 +148,10 @@ def _refuse_added_weights(weights: Path) -> None:
     state = weights.parent / "state.pt"
     if not state.is_file():
         return
-    kept = torch.load(state, map_location="cpu", weights_only=True, mmap=True).get("model", {})
+    try:
+        kept = torch.load(state, map_location="cpu", weights_only=True, mmap=True).get("model", {})
+    except Exception as error:  # torch.load raises errors of many kinds
+        raise MulkiError(f"{state}: the checkpoint is damaged: {describe_error(error)}") from error
     if kept:
         first = next(iter(kept))
         what = f"{weights.parent}: a plugin has added weights to the model ({first!r}), which open_clip does not know"
