@@ -390,6 +390,10 @@ def test_hostile_class_names_stay_names(world, runs):
 # --- export: the folder -------------------------------------------------------------------------------------------------
 
 
+def test_export_says_where_it_needs_to_be_told(world, runs):
+    assert "--to is missing; type: mulki export runs --to my-model" in mulki("export", "runs", status=2).stderr
+
+
 def test_export_never_overwrites(world, runs, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
@@ -454,6 +458,12 @@ def test_a_run_without_weights_or_texts(world, runs, tmp_path):
     (run / "classes.json").unlink()
     found = json.loads(mulki("evaluate", run, "--json").stdout)
     assert [task["accuracy"] for task in found["tasks"]] == last_row(run), "its stream still has the class names"
+    kept = json.loads((runs["task"] / "classes.json").read_text())
+    kept["tasks"][1]["class_names"][1] = "teal"
+    (run / "classes.json").write_text(json.dumps(kept))
+    done = mulki("evaluate", run, "--json")
+    assert "warning: sites: its class names or templates are no longer those of the run" in done.stderr
+    (run / "classes.json").unlink()
     [weights] = run.glob("checkpoints/task-03*/weights.safetensors")
     shutil.move(weights, run / "model.safetensors")
     shutil.rmtree(run / "checkpoints")

@@ -17,7 +17,6 @@ from mulki_plugins.errors import MulkiError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mulki_plugins.deploy.model import DeployedClip
     from mulki_plugins.deploy.score import Score
     from mulki_plugins.deploy.source import Source
 
@@ -99,12 +98,14 @@ def _evaluate(
     from mulki_plugins.deploy.evaluate import plan_folder, plan_stream
     from mulki_plugins.deploy.model import choose_device, load_model
     from mulki_plugins.deploy.score import score
-    from mulki_plugins.deploy.streams import build_stream, with_texts
+    from mulki_plugins.deploy.streams import build_stream, changed_tasks, with_texts
 
     source = with_texts(source)
-    tasks = None if data else build_stream(source, stream)
-    model: DeployedClip = load_model(source, choose_device(device))
-    plan = plan_folder(source, model, data, scope) if data else plan_stream(source, model, tasks, scope)  # type: ignore[arg-type]
+    tested = None if data else build_stream(source, stream)
+    for name in changed_tasks(source, tested) if tested is not None and not stream else ():
+        echo_note(f"warning: {name}: its class names or templates are no longer those of the run")
+    model = load_model(source, choose_device(device))
+    plan = plan_folder(source, model, str(data), scope) if tested is None else plan_stream(source, model, tested, scope)
     if not plan.questions:
         raise MulkiError("no class of these images has a name that the run knows", "use --classes task")
     settings = source.recipe.train if source.recipe else None

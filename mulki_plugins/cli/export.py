@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -13,20 +14,22 @@ from mulki_plugins.errors import MulkiError
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path), metavar="RUN")
-@click.option("--to", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The folder to write.")
+@click.option("--to", type=click.Path(path_type=Path), metavar="DIR", help="The folder to write; required.")
 @click.option("--force", is_flag=True, help="Replace an earlier export in DIR. Other folders are never replaced.")
 @click.option("--onnx", is_flag=True, help="Write both towers as ONNX too; needs `pip install 'mulki[onnx]'`.")
 @click.option(
     "--device", default="auto", show_default=True, help="Where to compute the text features: cpu, cuda, or auto."
 )
 @report_errors
-def export(source: Path, to: Path, force: bool, onnx: bool, device: str) -> None:
+def export(source: Path, to: Path | None, force: bool, onnx: bool, device: str) -> None:
     """Write the trained model of RUN into a folder that open_clip loads without MulKI.
 
     RUN is the folder of a run, or a checkpoint in it. A run that is not complete gives the model after its last finished
     task. DIR gets the weights, open_clip's configuration, the classes with their text features, a model card, and
     classify.py, which classifies images without MulKI. The model is read back and compared before DIR gets its name.
     """
+    if to is None:
+        raise MulkiError("--to is missing", f"type: mulki export {shlex.quote(str(source))} --to my-model")
     from mulki_plugins.deploy.source import find_source
 
     found = find_source(source)

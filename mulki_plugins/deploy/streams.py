@@ -40,3 +40,10 @@ def with_texts(source: Source) -> Source:
     if source.result is not None and [task.name for task in tasks] != source.result.tasks:
         raise MulkiError(f"{source.folder}: the stream's tasks are no longer those of the run")
     return evolve(source, tasks=tasks)
+
+
+def changed_tasks(source: Source, stream: TaskStream) -> list[str]:
+    """The names of a stream's tasks whose class names or templates are not those that the run kept."""
+    kept = {(task.name, task.class_names, task.templates) for task in source.tasks}
+    texts = map(texts_of, stream.tasks)
+    return [task.name for task in texts if (task.name, task.class_names, task.templates) not in kept]
