@@ -69,3 +69,12 @@ def pad(text: str, columns: int, right: bool = False) -> str:
     """The text padded with spaces to so many columns; `right` aligns it to the right."""
     fill = " " * (columns - width(text))
     return fill + text if right else text + fill
+
+
+_DIRECTION = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def legible(text: str, longest: int | None = 80) -> str:
+    """A name for a terminal or a page: on one line, without characters that steer or reorder it, cut after `longest`."""
+    text = _DIRECTION.sub("", printable(text))
+    return text if longest is None or len(text) <= longest else f"{text[: longest - 3]}..."

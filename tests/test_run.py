@@ -62,7 +62,7 @@ def test_the_files_of_a_run(run):
     folder, _ = run
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "tfevents" not in p.name}
     assert found == {
-        "recipe.yaml", "result.json", "matrix.csv", "matrix.txt", "matrix.png", "metrics.csv", "log.txt",
+        "recipe.yaml", "classes.json", "result.json", "matrix.csv", "matrix.txt", "matrix.png", "metrics.csv", "log.txt",
         "model.safetensors", "predictions/stream.json", "predictions/images.npz",
         *(f"predictions/row-0{i}.npz" for i in range(4)),
         *(f"checkpoints/{task}/{file}" for task in ("task-02-second", "task-03-third") for file in (

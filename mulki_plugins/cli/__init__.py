@@ -9,10 +9,13 @@ from mulki_plugins.cli.cache import cache
 from mulki_plugins.cli.clean import clean
 from mulki_plugins.cli.data import data
 from mulki_plugins.cli.doctor import doctor
+from mulki_plugins.cli.evaluate import evaluate
+from mulki_plugins.cli.export import export
 from mulki_plugins.cli.lazy import switch_off
 from mulki_plugins.cli.list import list_command
 from mulki_plugins.cli.new import new
 from mulki_plugins.cli.plugins import plugins
+from mulki_plugins.cli.predict import predict
 from mulki_plugins.cli.report import report
 from mulki_plugins.cli.results import results
 from mulki_plugins.cli.resume import resume
@@ -46,5 +49,8 @@ def main() -> None:
     """
 
 
-for command in (run, resume, validate, show, list_command, results, report, clean, data, cache, plugins, doctor, new, schema):
+for command in (
+    run, resume, validate, show, list_command, results, report, predict, evaluate, export, clean, data, cache, plugins,
+    doctor, new, schema,
+):  # fmt: skip
     main.add_command(command)

@@ -18,8 +18,9 @@ from mulki_plugins.errors import MulkiError, did_you_mean
 
 _WORDS = "mulki.words"
 _COMMAND_SYNONYMS = {
-    "train": "run", "start": "run", "fit": "run", "continue": "resume", "compare": "results", "evaluate": "results",
-    "eval": "results", "check": "validate", "lint": "validate", "ls": "list", "print": "show", "info": "show", "cat": "show",
+    "train": "run", "start": "run", "fit": "run", "continue": "resume", "compare": "results", "eval": "evaluate",
+    "test": "evaluate", "classify": "predict", "infer": "predict", "save": "export", "check": "validate",
+    "lint": "validate", "ls": "list", "print": "show", "info": "show", "cat": "show",
     "init": "new recipe", "create": "new recipe", "download": "data fetch", "fetch": "data fetch", "help": "--help",
     "version": "--version",
 }  # fmt: skip
@@ -106,7 +107,8 @@ def _answer(error: click.UsageError, ctx: click.Context, words: list[str]) -> No
         raise MulkiError(f"no option {name}", _replacement(name, command, words) or usage)
     if isinstance(error, click.MissingParameter) and error.param is not None:
         name = error.param.make_metavar(ctx)
-        example = {"RECIPE": "mtil", "DIR": "runs/mtil/mulki/seed-0", "DIR...": "runs"}.get(name, "")
+        run = "runs/mtil/mulki/seed-0"
+        example = {"RECIPE": "mtil", "DIR": run, "DIR...": "runs", "RUN": run}.get(name, "")
         raise MulkiError(f"{name} is missing", f"type: {path} {example}" if example else usage)
     if isinstance(error, click.BadParameter) and error.param is not None:
         raise MulkiError(*_wrong_value(error, error.param, words, usage))

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import open_clip
@@ -48,6 +48,8 @@ class LoadedClip:
     resize_mode: ResizeMode = "shortest"
     notices: tuple[str, ...] = ()
     """Remarks for the user, such as assumptions about the weights."""
+    config: Mapping[str, Any] | None = None
+    """How open_clip builds it (`model_cfg`), for `mulki export`; None for an architecture that open_clip knows by name."""
 
     def trained_with(self, architecture: str) -> TrainedWith:
         """What to store beside these weights; `architecture` is the model's name in the recipe."""

@@ -77,6 +77,8 @@ class Task:
     """Sentences with `{}` in the class name's place; training uses the first, evaluation all."""
     train: LabelledImages
     test: LabelledImages
+    licence: str = ""
+    """The licence of its images, if it is declared, for the card of an exported model."""
 
 
 @frozen(kw_only=True, eq=False)

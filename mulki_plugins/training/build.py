@@ -52,7 +52,7 @@ class Built:
 def build(recipe: Recipe) -> Built:
     """Make everything that a recipe declares. MulkiError if data or weights are missing, or a part cannot be made."""
     device = choose_device(recipe.device)
-    stream = _make_stream(recipe.stream)
+    stream = make_stream(recipe.stream)
     _check_tasks(recipe, stream)
     options = dict(recipe.model.options)
     train = options.pop("train", "all")
@@ -99,7 +99,7 @@ def choose_workers(setting: int | Literal["auto"], stream: TaskStream, image_siz
     return min(cores - 1, MOST_WORKERS)
 
 
-def _make_stream(choice: Choice, *, reference: bool = False) -> TaskStream:
+def make_stream(choice: Choice, *, reference: bool = False) -> TaskStream:
     """A stream that was checked, with notes on why its numbers are not comparable. Mistakes if they would be wrong."""
     stream: TaskStream = _make("stream", choice.name, choice.options)
     origin = f"the stream {choice.name!r} of {catalog().find('stream', choice.name).provenance}"
@@ -111,7 +111,7 @@ def _reference(recipe: Recipe, transform: Callable[[Any], Tensor]) -> Reference 
     """The recipe's reference data, if a plugin needs it."""
     if recipe.reference is None or not needs_reference(recipe):
         return None
-    return as_reference(_make_stream(recipe.reference, reference=True), transform)
+    return as_reference(make_stream(recipe.reference, reference=True), transform)
 
 
 def _extras(plugin: str, reference: Reference | None) -> dict[str, Any]:

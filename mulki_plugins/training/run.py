@@ -20,6 +20,7 @@ from mulki_plugins.recipe.schema import Recipe, as_data
 from mulki_plugins.registry.discovery import call_run_hooks, catalog
 from mulki_plugins.registry.hookspecs import Event
 from mulki_plugins.registry.hookspecs import Run as RunOfHooks
+from mulki_plugins.report.classes import write_classes
 from mulki_plugins.report.folder import prepare_folder, run_folder
 from mulki_plugins.report.progress import ProgressLogger
 from mulki_plugins.report.result import Result
@@ -105,6 +106,7 @@ class Run:
         try:
             with self.stop.listening(), quiet_writers():
                 write_text(self.folder / "recipe.yaml", dump_yaml(as_data(self.recipe)))
+                write_classes(self.folder, self.built.stream.tasks)
                 self.call_hooks("mulki_run_started")
                 self.set_up(measured_with)
                 if checkpoint is not None:

@@ -44,6 +44,7 @@ def mulki_tiny(*, pretrained: str | None = None) -> LoadedClip:
         mean=half,
         std=half,
         notices=tuple(notices),
+        config=settings,
     )
 
 

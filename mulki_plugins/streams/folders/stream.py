@@ -24,7 +24,8 @@ def folders(*, tasks: list[Any]) -> TaskStream:
     Keys of a task: train, test: folders with one folder of images per class, the same classes in both. images: one such
     folder; `test_share` (0.2) of each class is held out for the test, selected by `seed` (0). leave_out: names of folders
     beside the classes that are not classes. class_names: a list in the order of the sorted folder names, or a mapping from
-    folder to name; by default the folder names, made readable. templates: by default `a photo of a {}.`.
+    folder to name; by default the folder names, made readable. templates: by default `a photo of a {}.`. licence: of the
+    images, for the card of an exported model.
 
     Relative paths start in the current folder, `~` is the user's home. Images may lie deeper in a class folder; other
     files, names with a leading dot, and files that systems leave behind are ignored. Mistakes, all at once, if something
@@ -54,7 +55,14 @@ def _build_task(declared: FolderTask) -> Task:
     else:
         train, test = (_label(roots[key], _files(roots[key], classes)) for key in ("train", "test"))
     texts = texts_of(declared, classes)
-    return Task(name=texts.name, class_names=texts.class_names, templates=texts.templates, train=train, test=test)
+    return Task(
+        name=texts.name,
+        class_names=texts.class_names,
+        templates=texts.templates,
+        train=train,
+        test=test,
+        licence=declared.licence or "",
+    )
 
 
 def _files(root: str, classes: Sequence[str]) -> list[list[str]]:

@@ -54,6 +54,8 @@ class FolderTask:
     """Sentences with `{}` in the class name's place."""
     leave_out: list[str] | None = None
     """Folders beside the classes that are not classes, such as `annotations`."""
+    licence: str | None = None
+    """The licence of the images, for the card of an exported model."""
 
     @property
     def folders(self) -> dict[str, str]:

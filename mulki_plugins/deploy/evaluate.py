@@ -1,0 +1,189 @@
+"""What is evaluated: the stream of the run, another stream, or a folder of the user's; against which classes."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from attrs import field, frozen
+
+from mulki_plugins.deploy.candidates import Candidates, choose_candidates, tasks_in, unite
+from mulki_plugins.deploy.features import TextFeatures, compute_features, text_features
+from mulki_plugins.deploy.model import DeployedClip
+from mulki_plugins.deploy.source import Source
+from mulki_plugins.deploy.streams import texts_of
+from mulki_plugins.errors import MulkiError, did_you_mean, format_value
+from mulki_plugins.models.text import union_of
+from mulki_plugins.report.classes import TaskTexts
+from mulki_plugins.streams.folders.classes import class_folders, holds_images, images_below, readable_names
+from mulki_plugins.streams.images import FileImages, open_picture
+from mulki_plugins.streams.names import class_key
+from mulki_plugins.streams.task import LabelledImages, Task, TaskStream
+
+SCOPES = ("task", "seen", "all")
+
+
+@frozen(eq=False)
+class Question:
+    """Labelled images, and the candidates among which each is classified."""
+
+    task: str
+    images: LabelledImages
+    candidates: Candidates
+    answers: list[list[int]]
+    """For each label the candidates that are right."""
+
+
+@frozen(eq=False)
+class Plan:
+    """Everything to evaluate, and the class names of the images that the model was not taught."""
+
+    questions: list[Question]
+    unknown: list[str] = field(factory=list)
+    """What could not be matched, a line each."""
+
+
+def plan_stream(source: Source, model: DeployedClip, stream: TaskStream, scope: str) -> Plan:
+    """The test images of a stream's tasks.
+
+    task: among the classes of the image's own task. seen, all: among those of the run's tasks; a task that the run has not
+    learned (seen) or does not know (all) is classified among its own, as in a run.
+    """
+    plan = Plan([])
+    features = text_features(source, model, range(len(source.tasks)))
+    several = None if scope == "task" else choose_candidates(source, model, scope)
+    for task in stream.tasks:
+        texts = texts_of(task)
+        index = _index_of(source, texts)
+        if several is not None and index in several.places:
+            answers = [[place] for place in several.places[index]]
+            plan.questions.append(Question(task.name, task.test, several, answers))
+        elif several is None or index is not None:
+            if index is None:
+                own = _unite_unknown(texts, compute_features(model, texts))
+            else:
+                own = unite(source, {index: features[index]})
+            [places] = own.places.values()
+            plan.questions.append(Question(task.name, task.test, own, [[place] for place in places]))
+        else:
+            _match_task(plan, several, task)
+    return plan
+
+
+def _index_of(source: Source, texts: TaskTexts) -> int | None:
+    """The run's task with these class names and templates; of several the one of the same name."""
+    alike = [
+        i
+        for i, task in enumerate(source.tasks)
+        if (task.class_names, task.templates) == (texts.class_names, texts.templates)
+    ]
+    return max(alike, key=lambda i: (source.tasks[i].name == texts.name, -i), default=None)
+
+
+def _unite_unknown(task: TaskTexts, features: TextFeatures) -> Candidates:
+    """The classes of a task that the run does not know as candidates."""
+    [places] = union_of([features.keys]).places
+    return Candidates(task.class_names, (task.name,) * len(places), features.text, {0: places})
+
+
+def _match_task(plan: Plan, candidates: Candidates, task: Task) -> None:
+    """Add a task that the run does not know: its classes are matched by their names, and images of others left out."""
+    answers = [candidates.named(name) for name in task.class_names]
+    missing = [name for name, places in zip(task.class_names, answers, strict=True) if not places]
+    plan.unknown.extend(_unknown(f"{task.name}: {name}", name, candidates) for name in missing)
+    keep = [i for i, label in enumerate(task.test.targets) if answers[label]]
+    if keep:
+        plan.questions.append(Question(task.name, _Some(task.test, keep), candidates, answers))
+
+
+@frozen(eq=False)
+class _Some:
+    """Some of the images."""
+
+    images: LabelledImages
+    indices: list[int]
+
+    @property
+    def targets(self) -> Sequence[int]:
+        return [self.images.targets[i] for i in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[object, int]:
+        return self.images[self.indices[index]]
+
+
+def plan_folder(source: Source, model: DeployedClip, root: str, scope: str) -> Plan:
+    """The images in the class folders of a folder, matched with the run's classes by name. MulkiError if none matches.
+
+    scope: seen or all, the name of a task, or `task`: then each image among the classes of the task that its class is of.
+    """
+    folders = list_class_folders(root)
+    indices = tasks_in(source, "all" if scope == "task" else scope)
+    if indices is None:
+        raise MulkiError(f"--classes: {format_value(scope)}: expected task, seen, all or tasks of the run")
+    features = text_features(source, model, range(len(source.tasks)))
+    whole = unite(source, {i: features[i] for i in indices})
+    matched: dict[str, dict[str, list[int]]] = defaultdict(dict)
+    plan = Plan([])
+    for folder, name in zip(folders, readable_names(folders), strict=True):
+        places = whole.named(folder) or whole.named(name)
+        tasks = list(dict.fromkeys(str(whole.tasks[place]) for place in places))
+        if not places:
+            plan.unknown.append(_unknown(folder, name, whole))
+        elif scope == "task" and len(tasks) > 1:
+            hint = f"name one: --classes {tasks[0]}, or use --classes seen"
+            raise MulkiError(f"{folder}: a class of the tasks {', '.join(tasks)}", hint)
+        else:
+            matched[tasks[0]][folder] = places
+    if not matched:
+        hint = plan.unknown[0] if plan.unknown else "the folders must be named as the classes are"
+        raise MulkiError(f"{root}: none of its {len(folders)} folders has the name of a class", hint)
+    for task, places_of in matched.items():
+        candidates, answers = whole, list(places_of.values())
+        if scope == "task":
+            index = next(i for i, each in enumerate(source.tasks) if each.name == task)
+            candidates = unite(source, {index: features[index]})
+            answers = [
+                candidates.named(folder) or candidates.named(readable_names([folder])[0]) for folder in places_of
+            ]
+        if images := _images_of(root, list(places_of)):
+            plan.questions.append(Question(task, images, candidates, answers))
+    if not plan.questions:
+        raise MulkiError(f"{root}: no image in its class folders")
+    return plan
+
+
+def list_class_folders(root: str) -> list[str]:
+    """The class folders in a folder. MulkiError if there are none."""
+    root = os.path.expanduser(root)
+    if not os.path.isdir(root):
+        raise MulkiError(f"--data {root}: no such folder", "relative paths start in the current folder")
+    folders = class_folders(root)
+    if not folders:
+        what = "images lie in it, but no folder" if holds_images(root) else "there is no folder in it"
+        raise MulkiError(f"--data {root}: {what}", "it needs a folder of images for each class, named as the class")
+    return folders
+
+
+def _images_of(root: str, folders: Sequence[str]) -> FileImages | None:
+    """The images in class folders; a file's label is the index of its folder."""
+    pairs = list(_labelled(os.path.expanduser(root), folders))
+    if not pairs:
+        return None
+    return FileImages.of(
+        os.path.expanduser(root), [file for file, _ in pairs], [label for _, label in pairs], open_picture
+    )
+
+
+def _labelled(root: str, folders: Sequence[str]) -> Iterator[tuple[str, int]]:
+    for label, folder in enumerate(folders):
+        for file in sorted(images_below(os.path.join(root, folder))):
+            yield f"{folder}/{file}", label
+
+
+def _unknown(what: str, name: str, candidates: Candidates) -> str:
+    hint = did_you_mean(class_key(name), candidates.names)
+    return f"{what}: no class has this name" + (f" ({hint})" if hint.startswith("did") else "")

@@ -1,0 +1,209 @@
+"""A trained CLIP without Avalanche: unit-norm features of images and sentences, as the run's evaluation computes them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from attrs import frozen
+from PIL import Image
+from torch import Tensor, nn
+
+from mulki_plugins.deploy.skip_init import SkipInitialisation
+from mulki_plugins.deploy.source import CONFIG, Source
+from mulki_plugins.errors import MulkiError, describe_error
+from mulki_plugins.models.check import TINY
+from mulki_plugins.models.load import LoadedClip, load_clip
+from mulki_plugins.models.tensors import load_state, read_state
+from mulki_plugins.models.text import Prompts, sentences
+from mulki_plugins.models.tiny import mulki_tiny
+from mulki_plugins.models.weights import weight_file
+from mulki_plugins.registry.discovery import catalog
+
+MERGES = "merges.txt.gz"
+"""The vocabulary of a tokenizer that is not open_clip's own, in an exported folder."""
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_TOKENIZER_OPTIONS = ("bpe_path", "clean", "strip_sep_token", "language", "reduction_mask", "additional_special_tokens")
+"""Options of a tokenizer that an exported folder may set: none of them runs code."""
+
+
+@frozen(kw_only=True, eq=False)
+class DeployedClip:
+    """A model for inference with its tokenizer and the preparation of its images."""
+
+    clip: Any
+    """open_clip's model."""
+    tokenizer: Callable[[list[str]], Tensor]
+    transform: Callable[[Image.Image], Tensor]
+    """An image in RGB -> [3, H, W]."""
+    device: torch.device
+    precision: str = "fp32"
+
+    @property
+    def scale(self) -> Tensor:
+        """The factor of the cosines, a scalar."""
+        scale: Tensor = self.clip.logit_scale.detach().exp().squeeze()
+        return scale
+
+    @torch.inference_mode()
+    def encode_images(self, batch: Tensor) -> Tensor:
+        """Unit-norm features [B, d] of prepared images [B, 3, H, W]."""
+        with self._autocast():
+            return _unit(self.clip.encode_image(batch.to(self.device)))
+
+    @torch.inference_mode()
+    def encode_classes(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """Unit-norm features [C, d] of classes: the renormalised mean over the templates.
+
+        Radford et al., 2021, arXiv 2103.00020, section 3.1.4.
+        """
+        with self._autocast():
+            t = _unit(self.clip.encode_text(self.tokenise(class_names, templates).to(self.device)))
+            return _unit(t.reshape(len(templates), len(class_names), -1).mean(0)) if len(templates) > 1 else t
+
+    def tokenise(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """Token ids of all sentences, template after template: [templates · C, length]."""
+        prompts = Prompts(tuple(class_names), tuple(templates))
+        return self.tokenizer([text for group in sentences(prompts, all_templates=True) for text in group])
+
+    @torch.inference_mode()
+    def logits(self, z: Tensor, t: Tensor) -> Tensor:
+        """Scaled cosines s·z·tᵀ: [B, d], [C, d] -> [B, C]."""
+        return self.scale.to(z.dtype) * z @ t.to(z).T
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = _DTYPES.get(self.precision)
+        return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
+
+
+def _unit(features: Tensor) -> Tensor:
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; `auto` is a CUDA GPU if the machine has one, else the CPU. MulkiError if it is missing."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise MulkiError(f"--device: {name!r} is not on this machine", "type --device auto") from error
+    return device
+
+
+def load_model(source: Source, device: torch.device) -> DeployedClip:
+    """The model of a run or of an exported folder, on a device, for inference. MulkiError if it cannot be loaded."""
+    if source.exported:
+        clip, tokenizer, transform = load_export(source.folder)
+    else:
+        loaded = load_trained(source)
+        clip, tokenizer, transform = loaded.clip, loaded.tokenizer, loaded.transform(train=False)
+    return DeployedClip(
+        clip=clip.to(device).eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        transform=transform,
+        device=device,
+        precision=source.precision,
+    )
+
+
+def load_trained(source: Source) -> LoadedClip:
+    """The model of a run with its trained weights. MulkiError if a plugin has added weights, which no other code knows."""
+    assert source.recipe is not None
+    name, options = source.recipe.model.name, dict(source.recipe.model.options)
+    options.pop("train", None)
+    if source.weights is None:
+        return _load_untrained(source, name, options)
+    _refuse_added_weights(source.weights)
+    if name == TINY:
+        with SkipInitialisation():
+            return mulki_tiny(pretrained=str(source.weights))
+    if ("model", name) not in catalog().parts:  # an architecture of open_clip: the file says what it was trained with
+        with SkipInitialisation():
+            return load_clip(name, **options | {"pretrained": str(source.weights)})
+    loaded = load_clip(name, **options)
+    load_state(loaded.clip, read_state(weight_file(str(source.weights))), source.weights, name)
+    return loaded
+
+
+def _load_untrained(source: Source, name: str, options: dict[str, Any]) -> LoadedClip:
+    """The pre-trained model of a run that trained nothing. MulkiError if its weights were random, since none were kept."""
+    if options.get("pretrained") == "random":
+        what = f"{source.folder}: the run trained nothing, and its model has random weights, which it did not keep"
+        raise MulkiError(what, "use a run that trains, or pre-trained weights")
+    return mulki_tiny(**options) if name == TINY else load_clip(name, **options)
+
+
+def _refuse_added_weights(weights: Path) -> None:
+    """MulkiError if the checkpoint keeps weights outside the model: they belong to a plugin."""
+    state = weights.parent / "state.pt"
+    if not state.is_file():
+        return
+    try:
+        kept = torch.load(state, map_location="cpu", weights_only=True, mmap=True).get("model", {})
+    except Exception as error:  # torch.load raises errors of many kinds
+        raise MulkiError(f"{state}: the checkpoint is damaged: {describe_error(error)}") from error
+    if kept:
+        first = next(iter(kept))
+        what = f"{weights.parent}: a plugin has added weights to the model ({first!r}), which open_clip does not know"
+        raise MulkiError(what, "only models of open_clip's own architectures can be used outside of a run")
+
+
+def load_export(folder: Path) -> tuple[nn.Module, Callable[[list[str]], Tensor], Callable[[Image.Image], Tensor]]:
+    """Model, tokenizer and preparation of an exported folder, by open_clip alone. MulkiError if it cannot be loaded."""
+    _refuse_foreign_options(folder)
+    try:
+        with quiet_open_clip(), SkipInitialisation():
+            clip, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+            merges = folder / MERGES
+            options = {"bpe_path": str(merges)} if merges.is_file() else {}
+            tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}", **options)
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files can make its readers raise anything
+        raise MulkiError(f"{folder}: open_clip cannot load it: {describe_error(error)}", "export it again") from error
+    return clip, tokenizer, transform
+
+
+def _refuse_foreign_options(folder: Path) -> None:
+    """MulkiError if the configuration passes a tokenizer options that could run code."""
+    try:
+        text = json.loads((folder / CONFIG).read_text("utf-8"))["model_cfg"]["text_cfg"]
+        options = text.get("tokenizer_kwargs") or {}
+        unknown = [name for name in options if name not in _TOKENIZER_OPTIONS]
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise MulkiError(
+            f"{folder / CONFIG}: not open_clip's description of a model: {describe_error(error)}"
+        ) from error
+    if unknown:
+        raise MulkiError(f"{folder / CONFIG}: tokenizer_kwargs has {unknown[0]!r}, which `mulki export` never writes")
+
+
+@contextmanager
+def quiet_open_clip() -> Any:
+    """Silence what open_clip logs while it loads a model."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def class_keys(model: DeployedClip, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """A number [C] for each class, int64: equal for classes whose sentences the tokenizer cannot tell apart."""
+    import hashlib
+
+    tokens = model.tokenise(class_names, templates).cpu()
+    rows = tokens.reshape(len(templates), len(class_names), -1).transpose(0, 1).contiguous().numpy()
+    digests = [hashlib.sha256(row.tobytes()).digest()[:8] for row in rows]
+    return torch.from_numpy(np.frombuffer(b"".join(digests), dtype=np.int64).copy())

@@ -1,0 +1,580 @@
+"""The model after the run: export, predict and evaluate, on runs over folders that are written here."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import open_clip.factory as factory
+import pytest
+import torch
+from click.testing import CliRunner
+from open_clip.transformer import QuickGELU
+from PIL import Image
+from safetensors.torch import load_file
+
+from mulki_plugins.cli import main
+from mulki_plugins.deploy import features, onnx_files
+from mulki_plugins.deploy.model import DeployedClip
+from mulki_plugins.deploy.score import wilson
+from mulki_plugins.registry import builtin
+from tests.conftest import small_world
+from tests.environments import ROOT
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220), "crane": (240, 240, 90)}
+HOSTILE = (
+    '"><script>alert(1)</script>', "`rm -rf`|[x](http://evil.example)", "\u202egnp.exe", "שלום", "long " * 60 + "name",
+)  # fmt: skip
+TASKS = {"birds": ("crane", "red", "green"), "sites": ("crane", "blue"), "odd |names|": HOSTILE}
+ARCHITECTURE = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+def mulki(*arguments, status=0, **options):
+    done = CliRunner().invoke(main, [str(a) for a in arguments], **options)
+    assert done.exit_code == status, done.output + done.stderr
+    assert "Traceback" not in done.output
+    return done
+
+
+def paint(path, colour, rng, size=(40, 52)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.array(colour)[None, None] + rng.normal(0, 60, (*size, 3))
+    Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Three tasks of folders, one with hostile class names; two architectures as if open_clip had them."""
+    root = tmp_path_factory.mktemp("deploy")
+    rng = np.random.default_rng(0)
+    for task, names in TASKS.items():
+        for c, name in enumerate(names):
+            for part, count in (("train", 4), ("test", 6)):
+                for i in range(count):
+                    colour = COLOURS.get(name) or (rng.integers(255), 40 * c, 128)
+                    paint(root / "data" / str(list(TASKS).index(task)) / part / f"{c}" / f"{i}.png", colour, rng)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        for name, more in (("tower", {}), ("tower-quickgelu", {"quick_gelu": True})):
+            patch.setitem(factory._MODEL_CONFIGS, name, {**ARCHITECTURE, **more})
+        own = root / "open_clip"
+        (own / "model_configs").mkdir(parents=True)
+        shutil.copy(Path(open_clip.__file__).parent / "pretrained.py", own)
+        for name in ("tower", "tower-quickgelu"):
+            (own / "model_configs" / f"{name}.json").write_text(json.dumps(factory._MODEL_CONFIGS[name]))
+        patch.setattr(builtin, "open_clip_folder", lambda: own)
+        for cached in (builtin.open_clip_models, builtin._tags):
+            cached.cache_clear()
+        yield root
+    for cached in (builtin.open_clip_models, builtin._tags):
+        cached.cache_clear()
+
+
+def recipe_for(root, model, **more):
+    tasks = [
+        {
+            "name": task, "train": str(root / f"data/{i}/train"), "test": str(root / f"data/{i}/test"),
+            "class_names": list(names), "templates": ["a photo of a {}.", "{}, seen."], "licence": f"CC <BY> {i}.0",
+        }
+        for i, (task, names) in enumerate(TASKS.items())
+    ]  # fmt: skip
+    return {
+        "name": "mine", "stream": {"name": "folders", "tasks": tasks}, "model": model, "strategy": "finetune",
+        "train": {"iterations": 3, "batch_size": 6, "optimizer": {"lr": 0.001}}, "device": "cpu", "loggers": [], **more,
+    }  # fmt: skip
+
+
+TINY = {"name": "mulki-tiny"}
+TOWER = {
+    "name": "tower-quickgelu", "pretrained": "random", "train": "image", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4],
+    "interpolation": "bilinear", "resize_mode": "squash",
+}  # fmt: skip
+KINDS = {
+    "task": (TINY, {}),
+    "seen": (TINY, {"evaluate": {"classes": "seen"}}),
+    "all": (TINY, {"evaluate": {"classes": "all", "batch_size": 5}}),
+    "tower": (TOWER, {}),
+    "text": ({"name": "tower", "pretrained": "random", "train": "text"}, {"evaluate": {"classes": "all"}}),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(world):
+    """A run for each kind of model and scope, and its export."""
+    found = {}
+    for kind, (model, more) in KINDS.items():
+        path = world / f"{kind}.yaml"
+        path.write_text(json.dumps(recipe_for(world, model, **more)))
+        mulki("run", path, "--out", world / "runs", "--name", kind)
+        run = world / "runs/mine" / kind / "seed-0"
+        mulki("export", run, "--to", world / "exports" / kind)
+        found[kind] = run
+    return found
+
+
+def exported(world, kind):
+    return world / "exports" / kind
+
+
+def last_row(run):
+    return json.loads((run / "result.json").read_text())["matrix"][-1]
+
+
+WITHOUT_MULKI = """
+import importlib.util, json, sys
+from pathlib import Path
+for name in ("mulki_plugins", "mulki", "avalanche"):
+    sys.modules[name] = None
+import open_clip, torch
+from PIL import Image
+answers = {}
+for folder, scope in json.loads(sys.argv[1]):
+    spec = importlib.util.spec_from_file_location("classify", Path(folder, "classify.py"))
+    model = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(model)
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    again, row = [], []
+    for i, task in enumerate(model.CLASSES["tasks"]):
+        keys, names = model.FEATURES[f"key.{i}"].tolist(), task["class_names"]
+        with torch.inference_mode():
+            texts = [model.MODEL.encode_text(tokenizer([t.replace("{}", n) for n in names])) for t in task["templates"]]
+            mean = torch.nn.functional.normalize(sum(torch.nn.functional.normalize(t, dim=-1) for t in texts), dim=-1)
+        again.append(float((mean - model.FEATURES[f"text.{i}"]).abs().max()))
+        classes = model.candidates(task["name"] if scope == "task" else None)
+        files = sorted(Path(sys.argv[2], "data", str(i), "test").glob("*/*.png"))
+        choice = model.classify([model.open_image(file) for file in files], classes).argmax(1).tolist()
+        right = sum(classes[c][0] == keys[int(file.parent.name)] for c, file in zip(choice, files))
+        row.append(100 * right / len(files))
+    answers[folder] = row, max(again)
+assert "mulki_plugins" not in [n for n, m in sys.modules.items() if m is not None]
+print(json.dumps(answers))
+"""
+
+
+def test_a_process_without_mulki_reproduces_the_last_row_of_each_run(world, runs):
+    asked = [
+        (str(exported(world, kind)), json.loads((run / "result.json").read_text())["protocol"]["classes"])
+        for kind, run in runs.items()
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MULKI, json.dumps(asked), str(world)], capture_output=True, text=True, cwd="/",
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)
+    for kind, run in runs.items():
+        row, difference = answers[str(exported(world, kind))]
+        assert row == last_row(run), kind
+        assert difference < 1e-5, f"{kind}: the tokenizer and the text tower give the text features"
+
+
+def test_the_export_says_how_the_model_was_trained(world, runs):
+    config = json.loads((exported(world, "tower") / "open_clip_config.json").read_text())
+    assert config["model_cfg"]["quick_gelu"] is True
+    assert config["preprocess_cfg"] == {
+        "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "interpolation": "bilinear", "resize_mode": "squash",
+    }  # fmt: skip
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{exported(world, 'tower')}")
+    assert any(isinstance(module, QuickGELU) for module in model.modules())
+    kept = load_file(runs["tower"] / "checkpoints" / "task-03-odd--names-" / "weights.safetensors")
+    assert all(torch.equal(kept[name], value) for name, value in model.state_dict().items())
+    plain = json.loads((exported(world, "text") / "open_clip_config.json").read_text())
+    assert plain["model_cfg"]["quick_gelu"] is False
+    assert not (exported(world, "text") / "merges.txt.gz").exists(), "open_clip's own tokenizer is not copied"
+
+
+def test_the_tokenizer_survives_a_move(world, runs, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(exported(world, "task"), moved)
+    mine = open_clip.get_tokenizer(f"local-dir:{exported(world, 'task')}")(["a photo of a crane."])
+    again = open_clip.get_tokenizer(f"local-dir:{moved}", bpe_path=str(moved / "merges.txt.gz"))(
+        ["a photo of a crane."]
+    )
+    assert mine.shape == (1, 16)
+    assert torch.equal(mine, again)
+    assert not torch.equal(mine, open_clip.get_tokenizer("ViT-B-32", context_length=16)(["a photo of a crane."]))
+
+
+# --- evaluate -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_evaluate_repeats_the_last_row_from_the_run_and_from_the_export(world, runs, kind):
+    for source in (runs[kind], exported(world, kind)):
+        found = json.loads(mulki("evaluate", source, "--json").stdout)
+        assert [task["accuracy"] for task in found["tasks"]] == last_row(runs[kind])
+        assert [task["task"] for task in found["tasks"]] == list(TASKS)
+
+
+def test_evaluate_in_another_scope_gives_that_run_s_last_row(world, runs):
+    assert last_row(runs["task"]) != last_row(runs["all"]), "the scopes differ, or this shows nothing"
+    for scope in ("task", "seen", "all"):
+        found = json.loads(mulki("evaluate", runs["task"], "--classes", scope, "--json").stdout)
+        assert [task["accuracy"] for task in found["tasks"]] == last_row(runs[scope])
+
+
+def test_evaluate_on_the_user_s_folder(world, runs, tmp_path):
+    rng = np.random.default_rng(1)
+    for name, folder in (("crane", "Crane"), ("blue", "blue"), ("red", "003.red")):
+        for i in range(3):
+            paint(tmp_path / "own" / folder / f"{i}.png", COLOURS[name], rng)
+    paint(tmp_path / "own" / "grean" / "0.png", (0, 0, 0), rng)
+    (tmp_path / "own" / "blue" / "broken.jpg").write_bytes(b"\xff\xd8 no")
+    done = mulki("evaluate", runs["task"], "--data", tmp_path / "own", "--json", status=3)
+    found = json.loads(done.stdout)
+    assert found["classes"] == "seen"
+    assert {task["task"]: task["images"] for task in found["tasks"]} == {"birds": 6, "sites": 3}
+    assert found["all"]["images"] == 9
+    assert "grean: no class has this name (did you mean 'green'?)" in done.stderr
+    assert "broken.jpg" in done.stderr
+    right = 0
+    for folder, name in (("Crane", "crane"), ("blue", "blue"), ("003.red", "red")):
+        lines = mulki("predict", runs["task"], tmp_path / "own" / folder / "[0-9].png", "--top", 1, "--json").stdout
+        right += sum(json.loads(line)["predictions"][0]["class"] == name for line in lines.splitlines())
+    assert found["all"]["right"] == right, "predict answers the same"
+    low, high = found["all"]["interval"]
+    assert 0 <= low < found["all"]["accuracy"] < high <= 100
+    table = mulki("evaluate", runs["task"], "--data", tmp_path / "own", "--classes", "birds").stdout
+    assert "birds" in table
+    assert "sites" not in table
+
+
+def test_evaluate_names_what_cannot_be(world, runs, tmp_path):
+    (tmp_path / "flat").mkdir()
+    paint(tmp_path / "flat" / "x.png", (0, 0, 0), np.random.default_rng(0))
+    for words, part in (
+        (["--data", tmp_path / "nowhere"], "no such folder"),
+        (["--data", tmp_path / "flat"], "images lie in it, but no folder"),
+        (["--data", world / "data/0"], "none of its 2 folders has the name of a class"),
+        (["--classes", "birds"], "expected task, seen or all"),
+        (["--stream", "mtil-minni"], "mtil-mini"),
+        (["--data", "x", "--stream", "y"], "exclude each other"),
+    ):
+        assert part in mulki("evaluate", runs["task"], *words, status=2).stderr
+
+
+def test_another_stream_is_asked_with_its_own_classes_or_matched_by_name(world, runs):
+    with small_world():
+        found = json.loads(mulki("evaluate", runs["task"], "--stream", "small", "--json").stdout)
+        assert [task["images"] for task in found["tasks"]] == [8, 12, 8]
+        done = mulki("evaluate", runs["task"], "--stream", "small", "--classes", "seen", "--json")
+        found = json.loads(done.stdout)
+        assert {task["task"]: task["images"] for task in found["tasks"]} == {"first": 8, "second": 4}
+        assert "second: yellow: no class has this name" in done.stderr
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 1), (1, 1), (7, 10), (320, 320), (199, 960)])
+def test_wilson_against_the_roots_of_its_equation(right, count):
+    z = 1.959963984540054
+    p = right / count
+    roots = np.sort(
+        np.roots([1 + z * z / count, -(2 * p + z * z / count), p * p]).real
+    )  # (p - x)^2 = z^2 x (1 - x) / n
+    assert wilson(right, count) == pytest.approx(tuple(roots), abs=1e-12)
+
+
+def test_wilson_needs_observations():
+    with pytest.raises(ValueError, match="count above 0"):
+        wilson(0, 0)
+
+
+# --- predict ------------------------------------------------------------------------------------------------------------
+
+
+def test_predict_reads_files_folders_patterns_and_standard_input(world, runs, tmp_path):
+    rng = np.random.default_rng(2)
+    for name in ("a.png", "deep/b.png", "deep/er/c.png"):
+        paint(tmp_path / name, COLOURS["red"], rng)
+    (tmp_path / "notes.txt").write_text("x")
+    done = mulki("predict", runs["task"], tmp_path, "--json")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [Path(line["path"]).name for line in lines] == ["a.png", "b.png", "c.png"]
+    assert "1 .txt" in done.stderr
+    for line in lines:
+        assert len(line["predictions"]) == 5
+        values = [each["probability"] for each in line["predictions"]]
+        assert values == sorted(values, reverse=True)
+        assert sum(values) < 1 + 1e-6
+    single = json.loads(mulki("predict", runs["task"], tmp_path / "a.png", "--json").stdout)
+    assert single == lines[0], "alone as in a folder"
+    pattern = mulki("predict", runs["task"], f"{tmp_path}/**/*.png", "--json").stdout
+    assert len(pattern.splitlines()) == 3
+    paths = f"{tmp_path}/a.png\n{tmp_path}/deep/b.png\n"
+    piped = mulki("predict", runs["task"], "-", "--json", input=paths).stdout.splitlines()
+    assert [json.loads(line)["path"] for line in piped] == paths.split()
+    image = (tmp_path / "a.png").read_bytes()
+    direct = json.loads(mulki("predict", runs["task"], "-", "--json", input=image).stdout)
+    assert direct == {"path": "-", "predictions": single["predictions"]}
+
+
+def test_the_export_predicts_as_the_run_does(world, runs):
+    for kind in KINDS:
+        run, export = (
+            [json.loads(line) for line in mulki("predict", path, world / "data/1/test", "--json").stdout.splitlines()]
+            for path in (runs[kind], exported(world, kind))
+        )
+        assert len(run) == 12
+        for one, two in zip(run, export, strict=True):
+            assert [each["class"] for each in one["predictions"]] == [each["class"] for each in two["predictions"]]
+            for left, right in zip(one["predictions"], two["predictions"], strict=True):
+                assert left["probability"] == pytest.approx(right["probability"], abs=1e-5)
+
+
+def test_the_classes_to_choose_from(world, runs, tmp_path):
+    image = world / "data/0/test/1/0.png"
+
+    def classes(*words):
+        line = json.loads(mulki("predict", runs["task"], image, "--json", "--top", 99, *words).stdout)
+        assert sum(each["probability"] for each in line["predictions"]) == pytest.approx(1, abs=1e-5)
+        return {(each["class"], each["task"]) for each in line["predictions"]}
+
+    birds = {(name, "birds") for name in TASKS["birds"]}
+    assert classes("--classes", "birds") == birds
+    assert classes() == classes("--classes", "all"), "everything was learned"
+    assert len(classes()) == 9, "both cranes are one class"
+    assert classes("--classes", "sites,birds") == {("crane", "sites"), ("blue", "sites"), *birds} - {("crane", "birds")}
+    assert classes("--classes", "a cat, a dog,A Cat") == {("a cat", None), ("a dog", None)}
+    (tmp_path / "names.txt").write_text("a cat, sleeping\na dog\n\n")
+    assert classes("--classes", f"@{tmp_path}/names.txt") == {("a cat, sleeping", None), ("a dog", None)}
+    done = mulki("predict", runs["task"], image, "--classes", "birdz", status=2)
+    assert "no task is named 'birdz'; did you mean 'birds'?" in done.stderr
+
+
+def test_the_template_changes_the_answer_and_is_checked(world, runs):
+    image = world / "data/0/test/1/0.png"
+    words = ("predict", runs["task"], image, "--json", "--classes", "red,green,blue")
+    plain = mulki(*words).stdout
+    assert plain == mulki(*words, "--template", "a photo of a {}.").stdout
+    assert plain != mulki(*words, "--template", "{}").stdout
+    assert "has no {}" in mulki(*words, "--template", "a photo", status=2).stderr
+
+
+def test_unreadable_images_are_named_and_passed_over(world, runs, tmp_path):
+    paint(tmp_path / "good.png", COLOURS["red"], np.random.default_rng(0))
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 cut off")
+    done = mulki("predict", runs["task"], tmp_path, tmp_path / "gone.png", status=3)
+    assert "good.png" in done.stdout
+    assert "bad.jpg: this image cannot be read" in done.stderr
+    assert "gone.png: no such file" in done.stderr
+    assert "2 of 3 images were passed over" in done.stderr
+    done = mulki("predict", runs["task"], tmp_path / "bad.jpg", status=2)
+    assert "none of the images can be read" in done.stderr
+    assert "standard input is empty" in mulki("predict", runs["task"], "-", input="", status=2).stderr
+
+
+def test_hostile_class_names_stay_names(world, runs):
+    image = world / "data/2/test/0/0.png"
+    text = mulki("predict", runs["task"], image, "--classes", "odd |names|").stdout
+    assert "\u202e" not in text
+    assert "<script>" in text, "a terminal shows it as it is"
+    line = mulki("predict", runs["task"], image, "--classes", "odd |names|", "--json").stdout
+    assert line.isascii()
+    assert {each["class"] for each in json.loads(line)["predictions"]} == {name.strip() for name in HOSTILE}
+    card = (exported(world, "task") / "README.md").read_text()
+    assert "<script>" not in card
+    assert "\u202e" not in card
+    assert "](http" not in card.replace("](https://arxiv.org", "")
+    assert "odd \\|names\\|" in card
+    assert "| data of sites | CC &lt;BY&gt; 1.0 |" in card
+    assert "long " * 20 not in card, "long names are cut"
+
+
+# --- export: the folder -------------------------------------------------------------------------------------------------
+
+
+def test_export_says_where_it_needs_to_be_told(world, runs):
+    assert "--to is missing; type: mulki export runs --to my-model" in mulki("export", "runs", status=2).stderr
+
+
+def test_export_never_overwrites(world, runs, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    for words in ([], ["--force"]):
+        done = mulki("export", runs["task"], "--to", tmp_path / "mine", *words, status=2)
+        assert "holds other files" in done.stderr
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    mulki("export", runs["text"], "--to", tmp_path / "model")
+    before = (tmp_path / "model" / "README.md").read_text()
+    assert "replace it with --force" in mulki("export", runs["task"], "--to", tmp_path / "model", status=2).stderr
+    assert (tmp_path / "model" / "README.md").read_text() == before
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    done = mulki("export", runs["task"], "--to", tmp_path / "model", "--force", status=2)
+    assert "'notes.txt', and --force would take it away" in done.stderr
+    (tmp_path / "model" / "notes.txt").unlink()
+    mulki("export", runs["task"], "--to", tmp_path / "model", "--force")
+    assert "mulki-tiny" in (tmp_path / "model" / "README.md").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "model"}, "nothing temporary stays"
+    assert "the run itself lies there" in mulki("export", runs["task"], "--to", runs["task"].parent, status=2).stderr
+
+
+def test_an_export_that_fails_leaves_nothing(world, runs, tmp_path, monkeypatch):
+    from mulki_plugins.deploy import export
+
+    monkeypatch.setattr(export, "QuickGELU", torch.nn.Dropout3d)  # the activation is taken for GELU
+    done = mulki("export", runs["tower"], "--to", tmp_path / "model", status=2)
+    assert "differs from the trained one in its features" in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_checkpoint_gives_the_model_of_its_moment(world, runs, tmp_path):
+    done = mulki("export", runs["task"] / "checkpoints" / "task-02-sites", "--to", tmp_path / "two")
+    assert "after 2 of 3 tasks" in done.stderr
+    found = json.loads(mulki("evaluate", tmp_path / "two", "--json").stdout)
+    matrix = json.loads((runs["task"] / "result.json").read_text())["matrix"]
+    assert [task["accuracy"] for task in found["tasks"]] == matrix[1]
+    card = (tmp_path / "two" / "README.md").read_text()
+    assert "**The run was not complete**" in card
+    assert "(not learned)" in card
+    image = world / "data/0/test/1/0.png"
+    seen = json.loads(mulki("predict", tmp_path / "two", image, "--json", "--top", 99).stdout)
+    assert {each["class"] for each in seen["predictions"]} == {"crane", "red", "green", "blue"}
+
+
+def test_a_run_that_was_stopped_gives_its_last_task(world, runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs["task"], run)
+    shutil.rmtree(run / "checkpoints" / "task-03-odd--names-")
+    data = json.loads((run / "result.json").read_text())
+    data |= {"status": "stopped", "matrix": data["matrix"][:2], "metrics": {}}
+    (run / "result.json").write_text(json.dumps(data))
+    done = mulki("evaluate", run, "--json")
+    assert "the run is stopped; this is the model after 2 of 3 tasks, the last one sites" in done.stderr
+    assert [task["accuracy"] for task in json.loads(done.stdout)["tasks"]] == data["matrix"][1]
+    shutil.rmtree(run / "checkpoints")
+    assert "mulki resume" in mulki("predict", run, "x.png", status=2).stderr
+
+
+def test_a_run_without_weights_or_texts(world, runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs["task"], run)
+    (run / "classes.json").unlink()
+    found = json.loads(mulki("evaluate", run, "--json").stdout)
+    assert [task["accuracy"] for task in found["tasks"]] == last_row(run), "its stream still has the class names"
+    kept = json.loads((runs["task"] / "classes.json").read_text())
+    kept["tasks"][1]["class_names"][1] = "teal"
+    (run / "classes.json").write_text(json.dumps(kept))
+    done = mulki("evaluate", run, "--json")
+    assert "warning: sites: its class names or templates are no longer those of the run" in done.stderr
+    (run / "classes.json").unlink()
+    [weights] = run.glob("checkpoints/task-03*/weights.safetensors")
+    shutil.move(weights, run / "model.safetensors")
+    shutil.rmtree(run / "checkpoints")
+    assert json.loads(mulki("evaluate", run, "--json").stdout)["tasks"] == found["tasks"], "kept outside of checkpoints"
+    (run / "model.safetensors").unlink()
+    assert "kept no weights after its last task" in mulki("predict", run, "x.png", status=2).stderr
+
+
+def test_a_run_without_training_exports_the_pretrained_model(world, tmp_path):
+    (tmp_path / "zero.yaml").write_text(json.dumps(recipe_for(world, TINY) | {"strategy": "zero-shot"}))
+    mulki("run", tmp_path / "zero.yaml", "--out", tmp_path / "runs")
+    run = tmp_path / "runs/mine/zero-shot/seed-0"
+    mulki("export", tmp_path / "runs", "--to", tmp_path / "model")
+    found = json.loads(mulki("evaluate", tmp_path / "model", "--json").stdout)
+    assert [task["accuracy"] for task in found["tasks"]] == last_row(run)
+    assert "It was not trained further" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_what_is_no_model(world, runs, tmp_path):
+    for path, part in (
+        (tmp_path / "nowhere", "no such folder"),
+        (tmp_path, "neither a run nor an exported model"),
+        (world / "runs", "5 runs are below it"),
+    ):
+        assert part in mulki("predict", path, "x.png", status=2).stderr
+    broken = tmp_path / "broken"
+    shutil.copytree(exported(world, "task"), broken)
+    (broken / "classes.json").write_text('{"tasks": [{"name": 3}]}')
+    assert "does not hold the class names" in mulki("predict", broken, "x.png", status=2).stderr
+    shutil.copy(exported(world, "task") / "classes.json", broken)
+    config = json.loads((broken / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
+    (broken / "open_clip_config.json").write_text(json.dumps(config))
+    done = mulki("predict", broken, world / "data/0/test/1/0.png", status=2)
+    assert "trust_remote_code" in done.stderr
+    shutil.copy(exported(world, "task") / "open_clip_config.json", broken)
+    (broken / "open_clip_model.safetensors").write_bytes(b"0" * 64)
+    assert "open_clip cannot load it" in mulki("predict", broken, world / "data/0/test/1/0.png", status=2).stderr
+
+
+def test_a_model_that_open_clip_cannot_build_is_refused(world, tmp_path):
+    with small_world():
+        recipe = recipe_for(world, {"name": "small-clip"})
+        recipe["stream"] = {"name": "small"}
+        (tmp_path / "small.yaml").write_text(json.dumps(recipe))
+        mulki("run", tmp_path / "small.yaml", "--out", tmp_path / "runs")
+        done = mulki("export", tmp_path / "runs", "--to", tmp_path / "model", status=2)
+        assert "its package does not say how open_clip builds it" in done.stderr
+        found = json.loads(mulki("evaluate", tmp_path / "runs", "--json").stdout)
+        assert [task["accuracy"] for task in found["tasks"]] == last_row(tmp_path / "runs/mine/finetune/seed-0")
+
+
+def test_onnx_needs_packages_and_says_which(world, runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_files, "find_spec", lambda name: None if name == "onnxscript" else name)
+    done = mulki("export", runs["tower"], "--to", tmp_path / "model", "--onnx", status=2)
+    assert "--onnx needs onnxscript; pip install 'mulki[onnx]'" in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["task", "tower"])
+def test_onnx_gives_the_features_of_the_model(world, runs, tmp_path, kind):
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    runtime = pytest.importorskip("onnxruntime")
+    mulki("export", runs[kind], "--to", tmp_path / "model", "--onnx")
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'model'}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'model'}")(
+        ["a photo of a crane.", "red", "a b c d e", "f"]
+    )
+    images = torch.stack([transform(Image.open(path)) for path in sorted(world.glob("data/0/test/*/*.png"))[:7]])
+    for name, batch, encode in (
+        ("image", images, model.eval().encode_image), ("text", tokens, model.encode_text),
+    ):  # fmt: skip
+        [found] = runtime.InferenceSession(str(tmp_path / "model" / f"{name}.onnx")).run(None, {"input": batch.numpy()})
+        with torch.no_grad():
+            wanted = torch.nn.functional.normalize(encode(batch), dim=-1)
+        assert found.shape == wanted.shape
+        assert np.abs(found - wanted.numpy()).max() < 1e-4
+    assert "`image.onnx`" in (tmp_path / "model" / "README.md").read_text()
+
+
+QUICK = """
+import sys
+from mulki_plugins.cli import main
+main(sys.argv[1:], standalone_mode=False)
+slow = [name for name in ("avalanche", "torch._dynamo", "matplotlib", "tensorboard") if name in sys.modules]
+assert not slow, slow
+import torch._dynamo
+assert torch._dynamo.config is not None, "the compiler itself can be imported afterwards"
+"""
+
+
+def test_predict_imports_only_what_it_needs(world, runs):
+    done = subprocess.run(
+        [sys.executable, "-c", QUICK, "predict", str(runs["task"]), str(world / "data/0/test/1/0.png"), "--top", "1"],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "0.png  " in done.stdout
+
+
+def test_the_text_features_of_many_classes_are_computed_once(world, runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("MULKI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(features, "_WORTH_CACHING", 1)
+    words = ("predict", runs["task"], world / "data/0/test/1/0.png", "--json")
+    first = mulki(*words).stdout
+    [kept] = tmp_path.glob("cache/text-features/*.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(DeployedClip, "encode_classes", None)
+        assert mulki(*words).stdout == first
+    kept.write_bytes(b"damaged")
+    assert mulki(*words).stdout == first
+    mulki("predict", runs["seen"], world / "data/0/test/1/0.png")
+    assert len(list(tmp_path.glob("cache/text-features/*.safetensors"))) == 2, "other weights, other features"
