@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from mulki_plugins import __version__
+from mulki_plugins.cli.bench import bench
 from mulki_plugins.cli.data import data
 from mulki_plugins.cli.doctor import doctor
 from mulki_plugins.cli.lazy import switch_off
@@ -43,5 +44,5 @@ def main() -> None:
     """
 
 
-for command in (run, resume, validate, show, list_command, results, data, plugins, doctor, new, schema):
+for command in (run, resume, validate, show, list_command, results, data, plugins, doctor, bench, new, schema):
     main.add_command(command)

@@ -6,6 +6,7 @@ import functools
 import json
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -136,6 +137,35 @@ def resolve_variants(recipe: str, variants: Sequence[Changes]) -> list[Resolutio
     for notice in dict.fromkeys(notice for result in results for notice in result.notices):
         echo_note(notice)
     return results
+
+
+def import_with_notice(verbosity: int = 0) -> float:
+    """Import the libraries that train, which takes seconds, after a line on stderr. Returns the seconds."""
+    from mulki_plugins.libraries import PACKAGES, import_libraries
+
+    if verbosity >= 0 and not all(name in sys.modules for name in PACKAGES):
+        echo_note("importing torch and Avalanche")
+    began = time.perf_counter()
+    import_libraries()
+    seconds = time.perf_counter() - began
+    if verbosity > 0:
+        echo_note(f"    imported in {seconds:.1f} s")
+    return seconds
+
+
+def verbosity_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options -q and -v, as the argument `verbosity`: -1, 0 or 1."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, quiet: bool, verbose: bool, **kwargs: Any) -> Any:
+        if quiet and verbose:
+            raise click.UsageError("-q and -v: expected one of them")
+        return function(*args, verbosity=verbose - quiet, **kwargs)
+
+    wrapper = click.option("-v", "--verbose", is_flag=True, help="Also print how long each part takes.")(wrapper)
+    return click.option("-q", "--quiet", is_flag=True, help="Print no progress, only warnings, errors and results.")(
+        wrapper
+    )
 
 
 def echo_note(text: str) -> None:

@@ -206,6 +206,7 @@ def _register_commands(register: Register) -> None:
         ("results", "show the tables of finished runs"),
         ("plugins", "list the packages that add parts, and their state"),
         ("doctor", "check that everything works"),
+        ("bench", "measure a recipe's speed and predict the time of a run"),
         ("new", "create files to start from"),
         ("schema", "print the JSON Schema of a recipe or a strategy"),
     ):

@@ -39,10 +39,17 @@ class Built:
     device: torch.device
 
 
-def build(recipe: Recipe) -> Built:
-    """Make everything that a recipe declares. MulkiError if data or weights are missing, or a part cannot be made."""
+Thin = Callable[[TaskStream, ClipClassifier, int], TaskStream]
+"""(stream, model on its device, size of its images) -> the stream with fewer images."""
+
+
+def build(recipe: Recipe, *, stream: TaskStream | None = None, thin: Thin | None = None) -> Built:
+    """Make everything that a recipe declares. MulkiError if data or weights are missing, or a part cannot be made.
+
+    stream: in place of the recipe's own. thin: leaves out images, for a measurement.
+    """
     device = choose_device(recipe.device)
-    stream = _make_stream(recipe.stream)
+    stream = stream or make_stream(recipe.stream)
     _check_tasks(recipe, stream)
     options = dict(recipe.model.options)
     train = options.pop("train", "all")
@@ -53,6 +60,8 @@ def build(recipe: Recipe) -> Built:
     notices = [*loaded.notices, *check_sentences(stream.tasks, reader_of(loaded.tokenizer), across=across)]
     reference = _reference(recipe, loaded.transform(train=False))
     plugins = [_make("plugin", e.name, e.options, **_extras(e.name, reference)) for e in recipe.strategy.plugins]
+    if thin is not None:
+        stream = thin(stream, model.to(device), loaded.image_size)
     transforms = loaded.transform(train=True), loaded.transform(train=False)
     benchmark = as_benchmark(stream, *transforms, unreadable=recipe.train.unreadable)
     return Built(
@@ -65,7 +74,7 @@ def build(recipe: Recipe) -> Built:
     )
 
 
-def _make_stream(choice: Choice, *, reference: bool = False) -> TaskStream:
+def make_stream(choice: Choice, *, reference: bool = False) -> TaskStream:
     """A stream that was checked, with notes on why its numbers are not comparable. Mistakes if they would be wrong."""
     stream: TaskStream = _make("stream", choice.name, choice.options)
     origin = f"the stream {choice.name!r} of {catalog().find('stream', choice.name).provenance}"
@@ -77,7 +86,7 @@ def _reference(recipe: Recipe, transform: Callable[[Any], Tensor]) -> Reference 
     """The recipe's reference data, if a plugin needs it."""
     if recipe.reference is None or not needs_reference(recipe):
         return None
-    return as_reference(_make_stream(recipe.reference, reference=True), transform)
+    return as_reference(make_stream(recipe.reference, reference=True), transform)
 
 
 def _extras(plugin: str, reference: Reference | None) -> dict[str, Any]:
