@@ -6,6 +6,7 @@ import click
 
 from mulki_plugins import __version__
 from mulki_plugins.cli.bench import bench
+from mulki_plugins.cli.completion import completion
 from mulki_plugins.cli.data import data
 from mulki_plugins.cli.doctor import doctor
 from mulki_plugins.cli.lazy import switch_off
@@ -44,5 +45,19 @@ def main() -> None:
     """
 
 
-for command in (run, resume, validate, show, list_command, results, data, plugins, doctor, bench, new, schema):
+for command in (
+    run,
+    resume,
+    validate,
+    show,
+    list_command,
+    results,
+    data,
+    plugins,
+    doctor,
+    bench,
+    new,
+    schema,
+    completion,
+):
     main.add_command(command)

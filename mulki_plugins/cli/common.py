@@ -15,6 +15,7 @@ import click
 from click.exceptions import Exit
 
 from mulki_plugins.characters import printable
+from mulki_plugins.cli.complete import complete_plugins, complete_recipes, complete_settings, complete_strategies
 from mulki_plugins.errors import Mistakes, MulkiError, describe_error
 from mulki_plugins.failures import explain_failure
 
@@ -77,16 +78,22 @@ def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in (
         click.option("--seed", "seeds", type=click.IntRange(min=0), multiple=True, help="Run this seed; repeatable."),
         click.option(
-            "--set", "settings", multiple=True, metavar="KEY.PATH=VALUE",
+            "--set", "settings", multiple=True, metavar="KEY.PATH=VALUE", shell_complete=complete_settings,
             help="Set a value, such as train.iterations=50 or 'stream.tasks=[digits,scans]'; repeatable.",
         ),
-        click.option("--without", "without_plugins", multiple=True, metavar="PLUGIN", help="Remove a plugin from the stack."),
-        click.option("--with", "with_plugins", multiple=True, metavar="PLUGIN", help="Append a plugin to the stack."),
         click.option(
-            "--strategy", "strategies", multiple=True, metavar="NAME",
+            "--without", "without_plugins", multiple=True, metavar="PLUGIN", shell_complete=complete_plugins,
+            help="Remove a plugin from the stack.",
+        ),
+        click.option(
+            "--with", "with_plugins", multiple=True, metavar="PLUGIN", shell_complete=complete_plugins,
+            help="Append a plugin to the stack.",
+        ),
+        click.option(
+            "--strategy", "strategies", multiple=True, metavar="NAME", shell_complete=complete_strategies,
             help="Use this strategy instead of the recipe's; repeatable with `run` and `validate`.",
         ),
-        click.argument("recipe"),
+        click.argument("recipe", shell_complete=complete_recipes),
     ):  # fmt: skip
         function = decorate(function)
     return function
