@@ -17,7 +17,7 @@ from mulki_plugins.bench.hardware import peak_product, waiter
 from mulki_plugins.bench.passes import Pass, Passes
 from mulki_plugins.bench.steps import StepObserver, Steps
 from mulki_plugins.bench.stopwatch import Part, Stopwatch, replaced
-from mulki_plugins.bench.thin import Thinned
+from mulki_plugins.bench.thin import Thinned, steady_after, workers_of
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.recipe.schema import Recipe, TaskBudget
 from mulki_plugins.report.progress import ProgressLogger
@@ -238,7 +238,7 @@ class _Session:
                 seconds=seconds,
                 loading=parts["loading"],
                 encoding=parts["student"],
-                rates=_rates(ends, read, self.recipe.evaluate.batch_size, seconds),
+                rates=_rates(ends, read, self.recipe.evaluate.batch_size, steady_after(workers_of(self.recipe))),
             )
         )
         return row
@@ -307,14 +307,21 @@ def _shortened(recipe: Recipe, steps: int, eval_batch_size: int, folder: Path) -
     return evolve(recipe, train=train, evaluate=evaluate)
 
 
-def _rates(ends: list[tuple[int, float]], read: dict[str, int], batch_size: int, seconds: float) -> dict[str, float]:
-    """Seconds per image of each task, between the ends of its first and its last batch; else the mean of all."""
-    mean, rates = seconds / max(1, sum(read.values())), {}
+def _rates(ends: list[tuple[int, float]], read: dict[str, int], batch_size: int, skip: int) -> dict[str, float]:
+    """Seconds per image of each task once its loader is at its own pace, after `skip` batches.
+
+    ends: task and time of the end of each batch. A task with too few batches gets the mean of the others.
+    """
+    rates: dict[str, float] = {}
     for task, (name, images) in enumerate(read.items()):
         times = [end for label, end in ends if label == task]
-        later = images - batch_size
-        rates[name] = (times[-1] - times[0]) / later if len(times) > 1 and later > 0 else mean
-    return rates
+        later = images - skip * batch_size
+        if len(times) > skip and later > 0:
+            rates[name] = (times[-1] - times[skip - 1]) / later
+    if not rates:  # one batch for each task
+        rates[""] = (ends[-1][1] - ends[0][1]) / max(1, sum(list(read.values())[1:]))
+    mean = sum(rates.values()) / len(rates)
+    return {name: rates.get(name, mean) for name in read}
 
 
 def _largest(folder: Path) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -16,8 +17,6 @@ from mulki_plugins.streams.task import LabelledImages, TaskStream
 
 SECONDS = 10.0
 """How long an evaluation of the thinned stream may take, roughly."""
-DECODING = 0.008
-"""Seconds to decode and resize one photograph, roughly."""
 LEAST = 4
 """Images of a batch at least."""
 
@@ -58,25 +57,36 @@ class Thinned:
 
     def __call__(self, stream: TaskStream, model: ClipClassifier, image_size: int) -> TaskStream:
         self._whole = stream
+        tests = {task.name: len(task.test) for task in stream.tasks}
         seconds = seconds_per_image(model, image_size)
-        files = any(isinstance(task.test, FileImages) for task in stream.tasks)
-        if files:
-            seconds = max(seconds, DECODING / max(1, _workers(self.recipe)))
-        self.eval_batch_size, images = batch_and_images(
-            seconds, len(stream.tasks), self.recipe.evaluate.batch_size, _workers(self.recipe)
+        self.eval_batch_size, counts = sample_sizes(
+            seconds, tests, self.recipe.evaluate.batch_size, workers_of(self.recipe)
         )
-        return evolve(stream, tasks=tuple(evolve(task, test=some(task.test, images)) for task in stream.tasks))
+        return evolve(
+            stream, tasks=tuple(evolve(task, test=some(task.test, counts[task.name])) for task in stream.tasks)
+        )
 
 
-def batch_and_images(seconds: float, tasks: int, batch_size: int, workers: int) -> tuple[int, int]:
-    """The batch size and the number of images of each task for an evaluation of about SECONDS.
+def sample_sizes(seconds: float, tests: dict[str, int], batch_size: int, workers: int) -> tuple[int, dict[str, int]]:
+    """The batch size, and the number of images of each task, for an evaluation of about SECONDS.
 
-    seconds: per image. With workers at least two batches for each, since the first ones arrive together.
+    seconds: per image; tests: the number of test images of each task. A loader's workers fetch their first batches side by
+    side, so a rate shows only after several batches of each: the largest task gets them, the others two batches.
     """
-    images = int(SECONDS / tasks / max(seconds, 1e-9))
-    batches = 2 + 2 * workers
-    batch = max(LEAST, min(batch_size, images // batches))
-    return batch, max(images, 2 * batch)
+    affordable = int(SECONDS / max(seconds, 1e-9))
+    if not workers:
+        images = affordable // len(tests)
+        batch = max(LEAST, min(batch_size, images // 2))
+        return batch, dict.fromkeys(tests, max(images, 2 * batch))
+    enough = steady_after(workers) + 2
+    batch = max(LEAST, min(batch_size, affordable // (enough + 2 * len(tests))))
+    largest = max(tests, key=tests.__getitem__)
+    return batch, {**dict.fromkeys(tests, 2 * batch), largest: enough * batch}
+
+
+def steady_after(workers: int) -> int:
+    """The batches after which a loader with this many workers delivers at its own pace: each fetches two in advance."""
+    return 3 * workers + 2 if workers else 1
 
 
 def some(images: LabelledImages, count: int) -> LabelledImages:
@@ -104,5 +114,7 @@ def seconds_per_image(model: ClipClassifier, image_size: int, batch: int = 16) -
     return best
 
 
-def _workers(recipe: Recipe) -> int:
-    return recipe.train.workers if isinstance(recipe.train.workers, int) else 0
+def workers_of(recipe: Recipe) -> int:
+    """The loader's workers, as far as the recipe says a number."""
+    workers: object = recipe.train.workers
+    return workers if isinstance(workers, int) else os.cpu_count() or 1

@@ -64,7 +64,7 @@ def complete_settings(ctx: click.Context, parameter: click.Parameter, incomplete
 
 
 def _recipe_of(ctx: click.Context) -> tuple[str | None, str | None]:
-    """The recipe and the strategy on the command line. click gives up on an option that still lacks its value, so that is left out."""
+    """The recipe and the strategy on the command line, without the option at its end, which has no value yet."""
     from mulki_plugins.cli.usage import WORDS
 
     words = ctx.meta.get(WORDS, [])

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from mulki_plugins.cli.common import echo_json, echo_note, report_errors
+from mulki_plugins.cli.watch import watch_option
 from mulki_plugins.errors import MulkiError
 
 NAMED = 5
@@ -27,6 +28,7 @@ NAMED = 5
     "--json", "as_json", is_flag=True, help="Print {runs, summary}, or with --against {comparisons, ...}, as JSON."
 )
 @report_errors
+@watch_option
 def results(folders: tuple[Path, ...], against: str | None, order: str | None, as_json: bool) -> None:
     """Print and compare the results of runs.
 
