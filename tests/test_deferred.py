@@ -22,7 +22,7 @@ class Thing:
 
 
 @pytest.fixture
-def heavy(tmp_path, monkeypatch):
+def imports(tmp_path, monkeypatch):
     """The packages heavy and heavy.functional; returns what has been imported of them."""
     (tmp_path / "heavy").mkdir()
     for name in ("__init__", "functional", "other"):
@@ -39,46 +39,46 @@ def heavy(tmp_path, monkeypatch):
 TABLE = {"heavy": frozenset(), "heavy.functional": frozenset({"accuracy"}), "not_installed_here": frozenset()}
 
 
-def test_it_is_imported_when_it_is_used(heavy):
+def test_it_is_imported_when_it_is_used(imports):
     with deferring(TABLE):
         import heavy as package
         from heavy.functional import accuracy
-    assert heavy == []
+    assert imports == []
     assert "heavy" not in sys.modules
     assert accuracy(4) == 40
-    assert heavy == ["heavy", "heavy.functional"]
+    assert imports == ["heavy", "heavy.functional"]
     assert package.__version__ == "3"
     assert not isinstance(sys.modules["heavy"], StandIn)
     assert package.Thing is sys.modules["heavy"].Thing
 
 
-def test_others_import_the_module_itself_afterwards(heavy):
+def test_others_import_the_module_itself_afterwards(imports):
     with deferring(TABLE):
         import heavy.functional
     import heavy as again
 
     assert not isinstance(again, StandIn)
-    assert heavy == ["heavy"]
+    assert imports == ["heavy"]
 
 
-def test_a_use_that_is_not_foreseen_imports_it_at_once(heavy):
+def test_a_use_that_is_not_foreseen_imports_it_at_once(imports):
     with deferring(TABLE):
-        import heavy.other
+        import heavy.other  # noqa: F401
         from heavy.functional import Thing
     assert isinstance(Thing, type)
-    assert set(heavy) == {"heavy", "heavy.functional", "heavy.other"}
+    assert set(imports) == {"heavy", "heavy.functional", "heavy.other"}
     assert not any(isinstance(module, StandIn) for module in sys.modules.values())
 
 
-def test_a_search_for_installed_packages_finds_it(heavy):
+def test_a_search_for_installed_packages_finds_it(imports):
     with deferring(TABLE):
         assert importlib.util.find_spec("heavy") is not None
         with pytest.raises(ModuleNotFoundError):
             import not_installed_here  # noqa: F401
-    assert heavy == []
+    assert imports == []
 
 
-def test_what_is_imported_already_stays(heavy):
+def test_what_is_imported_already_stays(imports):
     import heavy as before
 
     with deferring(TABLE):
