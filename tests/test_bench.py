@@ -11,22 +11,23 @@ from click.testing import CliRunner
 from torch.utils.data import DataLoader, TensorDataset
 
 from mulki_plugins.bench import passes as passes_module
+from mulki_plugins.bench import thin
 from mulki_plugins.bench.hardware import Counter, peak_product
 from mulki_plugins.bench.measure import Evaluation, Learned, Measured, _rates
 from mulki_plugins.bench.passes import Pass, Passes
-from mulki_plugins.bench.predict import predict
+from mulki_plugins.bench.predict import predict, whole_evaluation
 from mulki_plugins.bench.steps import StepObserver, Steps
 from mulki_plugins.bench.stopwatch import PARTS, Stopwatch
 from mulki_plugins.bench.synthetic import synthetic, without_weights
 from mulki_plugins.bench.table import as_text, duration
-from mulki_plugins.bench.thin import sample_sizes, some
+from mulki_plugins.bench.thin import Thinned, sample_sizes, some
 from mulki_plugins.cli import main
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.budget import evaluations, trainings
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.recipe.schema import Choice
 from mulki_plugins.streams.task import ArrayImages
-from tests.conftest import small_world
+from tests.conftest import SIZE, small_world
 
 SMALL = [
     "--set", "stream={name: small}", "--set", "model={name: small-clip}", "--set", "device=cpu",
@@ -244,6 +245,7 @@ def measured(settings=("train.iterations=10", "train.checkpoint.every=4"), strat
                                     Pass(images=384, read=384, seconds=7.0, rate=0.02)]),
         ],
         evaluations=[evaluation(9.0), evaluation(3.0), evaluation(5.0)],
+        sentences=dict.fromkeys(IMAGES, 7), sentence_seconds=0.5,
         eval_batch_size=8, checkpoint_mib=20.0, train_images=IMAGES, test_images={"a": 30, "b": 10, "c": 20},
     )  # fmt: skip
 
@@ -265,6 +267,23 @@ def test_the_prediction_of_a_run_that_trains_nothing():
     assert (result.training, result.preparation, result.checkpoints) == (0, 0, 0)
     assert result.evaluation == 13
     assert "this strategy trains nothing" in as_text(nothing, result)
+
+
+def test_tasks_that_were_not_evaluated_are_reckoned():
+    part = Evaluation(read={"a": 10, "b": 10}, seconds=9.0, loading=1.0, encoding=1.0, rates={"a": 0.1, "b": 0.3})
+    seconds = whole_evaluation(part, measured())
+    assert seconds == pytest.approx(9 + 20 * 0.1 + 20 * 0.2 + 7 * 0.5)
+
+
+def test_a_machine_that_is_slow_at_sentences_evaluates_two_tasks(monkeypatch, stream, classifier):
+    thinned = Thinned(recipe())
+    assert [task.name for task in thinned(stream, classifier, SIZE).tasks] == ["first", "second", "third"]
+    monkeypatch.setattr(thin, "seconds_per_sentence", lambda model: thin.SECONDS)
+    slow = thinned(stream, classifier, SIZE)
+    assert [task.name for task in slow.tasks] == ["first", "second"]
+    assert thinned.whole is stream
+    anything = Thinned(recipe("evaluate.classes=all"))
+    assert len(anything(stream, classifier, SIZE).tasks) == 3
 
 
 def test_rates_are_those_of_the_loaders_own_pace():

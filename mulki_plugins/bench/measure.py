@@ -17,7 +17,7 @@ from mulki_plugins.bench.hardware import peak_product, waiter
 from mulki_plugins.bench.passes import Pass, Passes
 from mulki_plugins.bench.steps import StepObserver, Steps
 from mulki_plugins.bench.stopwatch import Part, Stopwatch, replaced
-from mulki_plugins.bench.thin import Thinned, steady_after, workers_of
+from mulki_plugins.bench.thin import Thinned, sentences_of, steady_after, workers_of
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.recipe.schema import Recipe, TaskBudget
 from mulki_plugins.report.progress import ProgressLogger
@@ -92,21 +92,24 @@ class Measured:
     train_images: dict[str, int]
     """Of every task of the stream."""
     test_images: dict[str, int]
+    sentences: dict[str, int]
+    """Of every task, that an evaluation encodes."""
+    sentence_seconds: float
     notices: list[str] = field(factory=list)
 
 
 def measure(
     recipe: Recipe, seed: int, *, stream: TaskStream | None = None, steps: int = 12, limit: float = 40.0,
-    evaluate: bool = True, count: bool = True, tasks: int = 2, say: Say = lambda text: None,
+    evaluate: bool = True, count: bool = True, say: Say = lambda text: None,
 ) -> Measured:  # fmt: skip
-    """Train the first tasks for a few steps each, and evaluate. Leaves no file behind.
+    """Train the first two tasks for a few steps each, and evaluate. Leaves no file behind.
 
     stream: in place of the recipe's own. limit: seconds for the steps of a task. evaluate: False leaves evaluations out.
     count: count operations and calls of a step.
     """
     with tempfile.TemporaryDirectory(prefix="mulki-bench-") as folder:
         session = _Session(recipe, seed, Path(folder), stream, steps, limit, count, say)
-        return session.measure(evaluate, tasks)
+        return session.measure(evaluate)
 
 
 class _Session:
@@ -124,7 +127,7 @@ class _Session:
         thinned = Thinned(recipe)
         self.built: Built = build(recipe, stream=stream, thin=thinned)
         self.build = time.perf_counter() - began
-        self.stream = thinned.whole
+        self.stream, self.sentence_seconds = thinned.whole, thinned.sentence
         self.recipe = _shortened(recipe, steps, thinned.eval_batch_size, folder)
         self.device = self.built.device
         self.wait = waiter(self.device)
@@ -135,7 +138,7 @@ class _Session:
         self.last = 0
         """The position of the last task to learn, whose step is also counted."""
 
-    def measure(self, evaluate: bool, tasks: int) -> Measured:
+    def measure(self, evaluate: bool) -> Measured:
         runs = self.folder / "run"
         runs.mkdir()
         notices: list[str] = []
@@ -144,14 +147,14 @@ class _Session:
         learned: list[Learned] = []
         with self._observed():
             self.run.set_up({})
-            nothing = [0.0] * len(self.stream.tasks)
+            nothing = [0.0] * len(self.built.stream.tasks)
             self.run.evaluate = self.evaluate if evaluate else lambda: nothing  # type: ignore[method-assign]
             if evaluate:
                 self.say("evaluating the pre-trained model")
             self.run.result.zero_shot = self.run.evaluate()
             if self.recipe.strategy.base != "none":
                 self.run.checkpointing.started()
-                count = 1 if self.recipe.strategy.base == "joint" else min(tasks, len(self.stream.tasks))
+                count = 1 if self.recipe.strategy.base == "joint" else min(2, len(self.stream.tasks))
                 self.last = count - 1
                 learned = [self._learn(i) for i in range(count)]
             self.run.close()
@@ -167,6 +170,8 @@ class _Session:
             checkpoint_mib=_largest(runs / FOLDER),
             train_images={task.name: len(task.train) for task in self.stream.tasks},
             test_images={task.name: len(task.test) for task in self.stream.tasks},
+            sentences=sentences_of(self.stream),
+            sentence_seconds=self.sentence_seconds,
             notices=[*self.built.notices, *(line for line in notices if line.startswith(("warning", "note")))],
         )
 
@@ -199,11 +204,10 @@ class _Session:
         steps, passes = observer.result(), self.passes.take()
         elsewhere = self.checkpoint_seconds + sum(each.seconds for each in passes)
         elsewhere += sum(each.seconds for each in self.evaluations[evaluated:])
+        joint = self.recipe.strategy.base == "joint"
         return Learned(
             name=task.name,
-            images=sum(len(each.train) for each in self.stream.tasks)
-            if run.recipe.strategy.base == "joint"
-            else len(task.train),
+            images=sum(len(each.train) for each in self.built.stream.tasks) if joint else len(task.train),
             steps=steps,
             overhead=max(0.0, seconds - elsewhere - steps.span - steps.mean),
             passes=passes,

@@ -1,4 +1,7 @@
-"""A stream with few test images, so that an evaluation takes seconds; chosen by how fast the model is on this machine."""
+"""A stream with few test images, so that an evaluation takes seconds; chosen by how fast the model is on this machine.
+
+Where the sentences of all classes alone would take long, only the first two tasks are evaluated.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +50,8 @@ class Thinned:
     recipe: Recipe
     eval_batch_size: int = 0
     """For the evaluations of the thinned stream: smaller than the recipe's on a slow machine."""
+    sentence: float = 0.0
+    """Seconds to encode a sentence."""
     _whole: TaskStream | None = None
 
     @property
@@ -59,12 +64,20 @@ class Thinned:
         self._whole = stream
         tests = {task.name: len(task.test) for task in stream.tasks}
         seconds = seconds_per_image(model, image_size)
+        self.sentence = seconds_per_sentence(model)
+        tasks = stream.tasks
+        if self.recipe.evaluate.classes != "all" and sum(sentences_of(stream).values()) * self.sentence > SECONDS:
+            tasks = tasks[:2]
+            tests = {task.name: tests[task.name] for task in tasks}
         self.eval_batch_size, counts = sample_sizes(
             seconds, tests, self.recipe.evaluate.batch_size, workers_of(self.recipe)
         )
-        return evolve(
-            stream, tasks=tuple(evolve(task, test=some(task.test, counts[task.name])) for task in stream.tasks)
-        )
+        return evolve(stream, tasks=tuple(evolve(task, test=some(task.test, counts[task.name])) for task in tasks))
+
+
+def sentences_of(stream: TaskStream) -> dict[str, int]:
+    """The number of sentences of each task that an evaluation encodes."""
+    return {task.name: len(task.class_names) * len(task.templates) for task in stream.tasks}
 
 
 def sample_sizes(seconds: float, tests: dict[str, int], batch_size: int, workers: int) -> tuple[int, dict[str, int]]:
@@ -111,6 +124,18 @@ def seconds_per_image(model: ClipClassifier, image_size: int, batch: int = 16) -
         best = min(best, (time.perf_counter() - began) / batch)
         if best * batch > 1:
             break
+    return best
+
+
+@torch.no_grad()
+def seconds_per_sentence(model: ClipClassifier, most: int = 8) -> float:
+    """How long the model takes to encode a sentence, from a few of the first task."""
+    classes = [(0, c) for c in range(min(most, len(model.prompts[0].class_names)))]
+    best = float("inf")
+    for _ in range(2):
+        began = time.perf_counter()
+        float(model.encode_classes(classes).sum())
+        best = min(best, (time.perf_counter() - began) / len(classes))
     return best
 
 

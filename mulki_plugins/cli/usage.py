@@ -21,7 +21,7 @@ _COMMAND_SYNONYMS = {
     "train": "run", "start": "run", "fit": "run", "continue": "resume", "compare": "results", "evaluate": "results",
     "eval": "results", "check": "validate", "lint": "validate", "ls": "list", "print": "show", "info": "show", "cat": "show",
     "init": "new recipe", "create": "new recipe", "download": "data fetch", "fetch": "data fetch", "help": "--help",
-    "version": "--version",
+    "version": "--version", "benchmark": "bench", "profile": "bench", "estimate": "bench",
 }  # fmt: skip
 _OPTION_SYNONYMS = {
     "--plugin": "--with", "--seeds": "--seed", "--output": "--out", "--output-dir": "--out", "--method": "--strategy",
