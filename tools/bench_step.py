@@ -65,7 +65,7 @@ def alternate(count: int) -> tuple[list[float], list[float]]:
     with tempfile.TemporaryDirectory() as folder:
         run = Run(recipe, built, Path(folder), 0, ProgressLogger(0, verbosity=-1))
         run.set_up({})
-        run.evaluate = lambda: [0.0] * len(TASKS)  # type: ignore[method-assign]  # only steps are compared
+        run.evaluate = lambda *_: [0.0] * len(TASKS)  # type: ignore[method-assign]  # only steps are compared
         run.checkpointing.started()
         run.train_task(0, built.benchmark.train_stream[0])
         hand = by_hand_steps(built, recipe)
@@ -93,7 +93,10 @@ def by_hand_steps(built: Any, recipe: Any) -> Iterator[None]:
     classifier = copy.deepcopy(built.model)
     student: Any = classifier.clip.train()
     initial, previous = (copy.deepcopy(student).eval().requires_grad_(False) for _ in range(2))
-    tokens = [classifier._tokenised(task, False) for task in range(2)]
+    tokens = [
+        classifier.tokenizer([each.templates[0].replace("{}", name) for name in each.class_names])
+        for each in built.stream.tasks
+    ]
     s = student.logit_scale.detach().exp()
     task, transform = built.stream.tasks[1], load_clip(recipe.model.name).transform(train=True)
     batches = endless(task.train, transform, recipe.train.batch_size)

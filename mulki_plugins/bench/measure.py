@@ -124,11 +124,12 @@ class _Session:
         say("building the stream, the model and the plugins")
         began = time.perf_counter()
         seed_everything(seed)
+        recipe = _with_own_cache(recipe, folder / "cache")
         thinned = Thinned(recipe)
         self.built: Built = build(recipe, stream=stream, thin=thinned)
         self.build = time.perf_counter() - began
         self.stream, self.sentence_seconds = thinned.whole, thinned.sentence
-        self.recipe = _shortened(recipe, steps, thinned.eval_batch_size, folder)
+        self.recipe = _shortened(recipe, steps, thinned.eval_batch_size)
         self.device = self.built.device
         self.wait = waiter(self.device)
         self.watch = Stopwatch(self.wait)
@@ -148,7 +149,7 @@ class _Session:
         with self._observed():
             self.run.set_up({})
             nothing = [0.0] * len(self.built.stream.tasks)
-            self.run.evaluate = self.evaluate if evaluate else lambda: nothing  # type: ignore[method-assign]
+            self.run.evaluate = self.evaluate if evaluate else lambda *_: nothing  # type: ignore[method-assign]
             if evaluate:
                 self.say("evaluating the pre-trained model")
             self.run.result.zero_shot = self.run.evaluate()
@@ -215,7 +216,7 @@ class _Session:
             peak_memory_mib=peak_memory(self.device),
         )
 
-    def evaluate(self) -> list[float]:
+    def evaluate(self, *experiences: Any) -> list[float]:
         """In the place of the run's own: it calls that and keeps the seconds of its parts."""
         strategy, ends = self.run.strategy, list[tuple[int, float]]()
         between = strategy.between_batches
@@ -230,7 +231,7 @@ class _Session:
         self.watch.take()
         began = time.perf_counter()
         try:
-            row = Run.evaluate(self.run)
+            row = Run.evaluate(self.run, *experiences)
             self.wait()
         finally:
             strategy.between_batches, self.passes.evaluating, self.watch.waits = between, False, False
@@ -294,8 +295,16 @@ class _Session:
         return replaced(Checkpointing, name, around)
 
 
-def _shortened(recipe: Recipe, steps: int, eval_batch_size: int, folder: Path) -> Recipe:
-    """The recipe with a task of few steps; its first evaluation fills a cache of its own, as a first run would."""
+def _with_own_cache(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with an empty cache of decoded images, which the first evaluation fills as in a first run."""
+    if getattr(recipe.evaluate, "cache", "off") == "off":
+        return recipe
+    changed: dict[str, Any] = {"cache": str(folder)}
+    return evolve(recipe, evaluate=evolve(recipe.evaluate, **changed))
+
+
+def _shortened(recipe: Recipe, steps: int, eval_batch_size: int) -> Recipe:
+    """The recipe with a task of few steps."""
     enough = 3 * (WARMUP + steps) + 10  # the observer ends the task; the schedule only needs a length
     train = evolve(
         recipe.train,
@@ -304,11 +313,7 @@ def _shortened(recipe: Recipe, steps: int, eval_batch_size: int, folder: Path) -
         per_task={name: TaskBudget(lr=budget.lr) for name, budget in recipe.train.per_task.items()},
         checkpoint=evolve(recipe.train.checkpoint, every=None),
     )
-    evaluate = evolve(recipe.evaluate, batch_size=eval_batch_size)
-    if getattr(evaluate, "cache", "off") != "off":
-        changed: dict[str, Any] = {"cache": str(folder / "cache")}
-        evaluate = evolve(evaluate, **changed)
-    return evolve(recipe, train=train, evaluate=evaluate)
+    return evolve(recipe, train=train, evaluate=evolve(recipe.evaluate, batch_size=eval_batch_size))
 
 
 def _rates(ends: list[tuple[int, float]], read: dict[str, int], batch_size: int, skip: int) -> dict[str, float]:

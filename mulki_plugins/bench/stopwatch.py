@@ -65,7 +65,7 @@ class Stopwatch:
     ) -> contextlib.AbstractContextManager[None]:
         """Within a `with` block, count each call of this method. part: may depend on the object whose method it is.
 
-        Does nothing if the class itself does not define the method.
+        Does nothing if the class has no such method.
         """
 
         def around(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,13 +93,14 @@ _END: Any = object()
 
 @contextlib.contextmanager
 def replaced(owner: type, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Replace a method by `around(method)` within the block, if the class itself defines it."""
-    method = vars(owner).get(name)
-    if method is None:
+    """Replace a method by `around(method)` within the block, in the class that defines it: this one or one that it extends."""
+    home = next((each for each in owner.__mro__ if name in vars(each)), None)
+    if home is None:
         yield
         return
-    setattr(owner, name, around(method))
+    method = vars(home)[name]
+    setattr(home, name, around(method))
     try:
         yield
     finally:
-        setattr(owner, name, method)
+        setattr(home, name, method)
