@@ -91,6 +91,7 @@ class ProgressLogger(BaseLogger):
         if self.verbosity > 0 and not self._is_terminal():
             self.say(f"    {what}")
         self._show(0, 0, "")
+        self._draw()
 
     def task_begins(self, position: int, name: str) -> None:
         """The training at this position begins with what comes before its first step: teachers, prototypes."""
@@ -154,6 +155,12 @@ class ProgressLogger(BaseLogger):
             count = f"{done} of {total}" if total else ""
             self._print(": ".join(filter(None, (self._doing, ", ".join(filter(None, (count, state, left)))))))
 
+    def _draw(self) -> None:
+        """Draw the bar now; it draws itself ten times a second."""
+        if self._bar is not None:
+            with self._forgiving():
+                self._bar.refresh()
+
     def _is_terminal(self) -> bool:
         shown = self._draws and self.verbosity >= 0 and self._heard is None
         return shown and sys.stderr is not None and sys.stderr.isatty()
@@ -182,6 +189,7 @@ class ProgressLogger(BaseLogger):
 
     def after_training_exp(self, strategy: Any, metric_values: Any) -> None:
         label = self._label(strategy)
+        self._draw()  # the last step, also of a task that is over in no time
         self.left.training_ends()
         self.say(f"{label}: {strategy.steps} steps in {self.clock() - self._start:.0f} s, {self._state()}")
 
