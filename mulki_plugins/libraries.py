@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mulki_plugins.characters import printable
+from mulki_plugins.deferred import deferring
 from mulki_plugins.errors import MulkiError, describe_error
 
 PACKAGES = {
@@ -34,6 +35,8 @@ PACKAGES = {
 }
 """The libraries in the order of import, and their packages."""
 
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""Variables with which a user decides how torch's threads wait."""
 _TORCH_LOGS = ("TORCH_LOGS", "TORCH_LOGS_OUT", "TORCH_LOGS_FORMAT", "TORCH_TRACE", "TORCH_DTRACE")
 
 
@@ -98,8 +101,14 @@ def hint_for(name: str, error: BaseException) -> str:
 
 
 def _torch() -> Any:
+    """Import torch with threads that sleep while they wait for each other, unless the environment says otherwise.
+
+    Threads that spin take the cores from whatever else runs, so that two runs beside each other take many times as long.
+    OpenMP reads the variable while it is loaded. The numbers are the same: as many threads share the work in the same way.
+    """
     settings = {key: os.environ[key] for key in _TORCH_LOGS if key in os.environ}
-    with _environment(dict.fromkeys(settings)):
+    waiting = {} if any(key in os.environ for key in _WAITING) else {"OMP_WAIT_POLICY": "PASSIVE"}
+    with _environment({**dict.fromkeys(settings), **waiting}):
         torch = importlib.import_module("torch")
     if settings:
         try:
@@ -159,7 +168,8 @@ def _without_settings_here() -> Iterator[None]:
 
 
 def _open_clip() -> Any:
-    with _environment({key: None for key in os.environ if key.startswith("HF_") and not _is_usable(key)}):
+    changes: dict[str, str | None] = {key: None for key in os.environ if key.startswith("HF_") and not _is_usable(key)}
+    with _environment(changes), deferring():
         return importlib.import_module("open_clip")
 
 
@@ -167,7 +177,12 @@ def _avalanche() -> Any:
     """Import Avalanche with an empty home folder, then apply the user's own settings file if it is valid."""
     home = str(_temporary_folder())
     with _environment({"HOME": home, "USERPROFILE": home}):
-        library = importlib.import_module("avalanche")
+        try:
+            with deferring():
+                library = importlib.import_module("avalanche")
+                importlib.import_module("avalanche.training.supervised")  # imports what the stand-ins are for
+        except Exception:  # a version that uses them while it is imported
+            library = importlib.import_module("avalanche")
         module: Any = importlib.import_module("avalanche.benchmarks.datasets.dataset_utils")
     root = Path(os.path.expanduser("~/.avalanche"))
     module.AVALANCHE_CONFIG_ROOT, module.AVALANCHE_CONFIG_FILENAME = str(root), str(root / "config.json")

@@ -104,7 +104,7 @@ def test_every_script_runs():
     "page", [page for page in PAGES if "mulki " in TEXTS[page] and "examples" not in page.parts], ids=by_page
 )
 def test_every_command_works(page):
-    """The commands of a page in its order; those that train, download or need results are only checked."""
+    """The commands of a page in its order; those that train, measure, download or need results are only checked."""
     commands = [
         command for language, text in blocks_of(page) if not language
         for command in re.findall(r"^mulki .*?(?=\s+#|$)", text, re.M)
@@ -115,7 +115,7 @@ def test_every_command_works(page):
     for command in commands:
         assert not re.search(r"[\[{*?]", re.sub(r"'[^']*'", "", command)), "some shells expand it without quotes"
         words = shlex.split(command)[1:]
-        after_a_run = ("results", "report", "resume", "doctor", "export", "predict", "evaluate")
+        after_a_run = ("results", "report", "resume", "doctor", "export", "predict", "evaluate", "bench")
         if words[0] in after_a_run or (words[0] == "data" and "mine.yaml" not in words):
             words = [*words[: 2 if words[0] == "data" else 1], "--help"]
         if words[0] == "run":

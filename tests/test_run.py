@@ -258,7 +258,9 @@ def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
     reader.join()
     os.close(ours)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(chunks).decode())
-    assert re.search(r"\[1/3\] first \S+ +[1-3]/3 loss \d\.\d+, accuracy \d+ % [\d:-]+", text)
+    assert re.search(r"\[1/3\] first \S+ +[1-3]/3 loss \d\.\d+, accuracy \d+ % +\d+ s left", text)
+    assert "evaluating" in text
+    assert "building the stream small" in text
     stdout = capsys.readouterr().out
     assert "Transfer" in stdout
     assert "\x1b" not in stdout

@@ -65,3 +65,24 @@ def test_the_benchmark_of_checkpoints(monkeypatch):
     assert "a checkpoint                       2.00 s, 1 MiB" in text
     assert "costs         1.00 % of the time" in text
     assert "30 MiB more" in text
+
+
+def test_the_benchmark_of_a_step():
+    rows = bench("step", "--steps", "2", "--warmup", "1").splitlines()
+    assert [row.split()[0] for row in rows] == ["mulki", "by", "ratio"]
+    assert 0.2 < float(rows[2].split()[1]) < 5
+
+
+def test_the_benchmark_of_a_gpu_runs_small_and_is_refused_without_one(monkeypatch):
+    rows = bench(
+        "gpu", "--device", "cpu", "--small", "--steps", "2", "--strategy", "finetune", "--strategy", "zscl", "--mode", "fp32"
+    ).splitlines()  # fmt: skip
+    assert rows[1].split()[0] == "strategy"
+    assert [row.split()[:2] for row in rows[2:]] == [["finetune", "fp32"], ["zscl", "fp32"]]
+    assert all(row.count(" ms") >= 2 for row in rows[2:]), rows
+    left_out = bench("gpu", "--device", "cpu", "--small", "--minutes", "0", "--strategy", "finetune", "--mode", "bf16")
+    assert "left out" in left_out
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    done = CliRunner().invoke(importlib.import_module("bench").main, ["gpu"])
+    assert done.exit_code == 2
+    assert "no CUDA GPU" in done.stderr

@@ -5,6 +5,8 @@ python tools/bench.py list --packages 50
 python tools/bench.py loading                              draws images of 500 x 375; as many workers as cores
 python tools/bench.py loading --root data --task Food      images of an existing data set
 python tools/bench.py index                                looks for 415,000 generated, empty files
+python tools/bench.py step                                 a step of the main job beside the same step by hand
+python tools/bench.py gpu                                  the strategies on a GPU, in each precision
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,22 @@ import click
 ROOT = Path(__file__).parent.parent
 
 
-@click.group(help=(__doc__ or "").splitlines()[0])
+class _Commands(click.Group):
+    """These, and those of other files, whose libraries take seconds to import."""
+
+    elsewhere = {"gpu": "bench_gpu", "step": "bench_step"}  # noqa: RUF012  # never changed
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *self.elsewhere})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self.elsewhere:
+            command: click.Command = getattr(import_module(self.elsewhere[cmd_name]), cmd_name)
+            return command
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Commands, help=(__doc__ or "").splitlines()[0])
 def main() -> None:
     pass
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import click
 
 from mulki_plugins import __version__
+from mulki_plugins.cli.bench import bench
 from mulki_plugins.cli.cache import cache
 from mulki_plugins.cli.clean import clean
+from mulki_plugins.cli.completion import completion
 from mulki_plugins.cli.data import data
 from mulki_plugins.cli.doctor import doctor
 from mulki_plugins.cli.evaluate import evaluate
@@ -51,6 +53,6 @@ def main() -> None:
 
 for command in (
     run, resume, validate, show, list_command, results, report, predict, evaluate, export, clean, data, cache, plugins,
-    doctor, new, schema,
+    doctor, bench, new, schema, completion,
 ):  # fmt: skip
     main.add_command(command)

@@ -6,6 +6,7 @@ import functools
 import json
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -14,6 +15,7 @@ import click
 from click.exceptions import Exit
 
 from mulki_plugins.characters import printable
+from mulki_plugins.cli.complete import complete_plugins, complete_recipes, complete_settings, complete_strategies
 from mulki_plugins.errors import Mistakes, MulkiError, describe_error
 from mulki_plugins.failures import explain_failure
 
@@ -76,16 +78,22 @@ def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in (
         click.option("--seed", "seeds", type=click.IntRange(min=0), multiple=True, help="Run this seed; repeatable."),
         click.option(
-            "--set", "settings", multiple=True, metavar="KEY.PATH=VALUE",
+            "--set", "settings", multiple=True, metavar="KEY.PATH=VALUE", shell_complete=complete_settings,
             help="Set a value, such as train.iterations=50 or 'stream.tasks=[digits,scans]'; repeatable.",
         ),
-        click.option("--without", "without_plugins", multiple=True, metavar="PLUGIN", help="Remove a plugin from the stack."),
-        click.option("--with", "with_plugins", multiple=True, metavar="PLUGIN", help="Append a plugin to the stack."),
         click.option(
-            "--strategy", "strategies", multiple=True, metavar="NAME",
+            "--without", "without_plugins", multiple=True, metavar="PLUGIN", shell_complete=complete_plugins,
+            help="Remove a plugin from the stack.",
+        ),
+        click.option(
+            "--with", "with_plugins", multiple=True, metavar="PLUGIN", shell_complete=complete_plugins,
+            help="Append a plugin to the stack.",
+        ),
+        click.option(
+            "--strategy", "strategies", multiple=True, metavar="NAME", shell_complete=complete_strategies,
             help="Use this strategy instead of the recipe's; repeatable with `run` and `validate`.",
         ),
-        click.argument("recipe"),
+        click.argument("recipe", shell_complete=complete_recipes),
     ):  # fmt: skip
         function = decorate(function)
     return function
@@ -136,6 +144,35 @@ def resolve_variants(recipe: str, variants: Sequence[Changes]) -> list[Resolutio
     for notice in dict.fromkeys(notice for result in results for notice in result.notices):
         echo_note(notice)
     return results
+
+
+def import_with_notice(verbosity: int = 0) -> float:
+    """Import the libraries that train, which takes seconds, after a line on stderr. Returns the seconds."""
+    from mulki_plugins.libraries import PACKAGES, import_libraries
+
+    if verbosity >= 0 and not all(name in sys.modules for name in PACKAGES):
+        echo_note("importing torch and Avalanche")
+    began = time.perf_counter()
+    import_libraries()
+    seconds = time.perf_counter() - began
+    if verbosity > 0:
+        echo_note(f"    imported in {seconds:.1f} s")
+    return seconds
+
+
+def verbosity_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options -q and -v, as the argument `verbosity`: -1, 0 or 1."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, quiet: bool, verbose: bool, **kwargs: Any) -> Any:
+        if quiet and verbose:
+            raise click.UsageError("-q and -v: expected one of them")
+        return function(*args, verbosity=verbose - quiet, **kwargs)
+
+    wrapper = click.option("-v", "--verbose", is_flag=True, help="Also print how long each part takes.")(wrapper)
+    return click.option("-q", "--quiet", is_flag=True, help="Print no progress, only warnings, errors and results.")(
+        wrapper
+    )
 
 
 def echo_note(text: str) -> None:

@@ -10,6 +10,7 @@ import click
 
 from mulki_plugins.characters import printable
 from mulki_plugins.cli.common import echo_json, echo_note, report_errors
+from mulki_plugins.cli.watch import watch_option
 from mulki_plugins.errors import Mistakes, MulkiError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ NAMED = 5
     "--json", "as_json", is_flag=True, help="Print {runs, summary}, or with --against {comparisons, ...}, as JSON."
 )
 @report_errors
+@watch_option
 def results(
     folders: tuple[Path, ...],
     sort: str | None,

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import click
 
-from mulki_plugins.cli.common import echo_json, echo_note, report_errors, resolve_recipe
+from mulki_plugins.cli.common import (
+    echo_json,
+    echo_note,
+    import_with_notice,
+    report_errors,
+    resolve_recipe,
+    verbosity_options,
+)
 from mulki_plugins.errors import Mistakes, MulkiError
 
 RECIPE = "recipe.yaml"
@@ -22,8 +29,9 @@ NAMED = 10
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--force", is_flag=True, help="Continue even if recipe, data, code or versions have changed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of a table.")
+@verbosity_options
 @report_errors
-def resume(folder: Path, force: bool, as_json: bool) -> None:
+def resume(folder: Path, force: bool, as_json: bool, verbosity: int) -> None:
     """Continue the run in DIR from its latest complete checkpoint. The result is the same as without the interruption.
 
     DIR is the folder of one run, such as runs/mtil/mulki/seed-0, or one above a single run. The run's own recipe is
@@ -40,10 +48,11 @@ def resume(folder: Path, force: bool, as_json: bool) -> None:
         raise MulkiError(
             f"{path}: $.seeds: expected the one seed of the run", "`mulki run RECIPE --resume` continues several"
         )
+    import_with_notice(verbosity)
     from mulki_plugins.training.resume import resume_experiment
 
     with contextlib.redirect_stdout(sys.stderr):  # output of plugins is no result
-        result = resume_experiment(recipe, recipe.recipe.seeds[0], folder, force=force)
+        result = resume_experiment(recipe, recipe.recipe.seeds[0], folder, force=force, verbosity=verbosity)
     if as_json:
         echo_json(comparison_data([result]))
     else:

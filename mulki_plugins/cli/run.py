@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mulki_plugins.characters import printable
-from mulki_plugins.cli.common import echo_json, read_variants, recipe_options, report_errors, resolve_variants
+from mulki_plugins.cli.common import (
+    echo_json,
+    import_with_notice,
+    read_variants,
+    recipe_options,
+    report_errors,
+    resolve_variants,
+    verbosity_options,
+)
 from mulki_plugins.errors import MulkiError
 
 if TYPE_CHECKING:
@@ -36,7 +44,11 @@ if TYPE_CHECKING:
     "--force", is_flag=True, help="With --resume: continue even if recipe, data, code or versions have changed."
 )
 @click.option("--dry-run", is_flag=True, help="Check everything and print what would run; train nothing.")
+@click.option(
+    "--estimate", is_flag=True, help="With --dry-run: train a few steps, and predict how long each strategy takes."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of tables.")
+@verbosity_options
 @report_errors
 def run(
     recipe: str,
@@ -45,7 +57,9 @@ def run(
     resume: bool,
     force: bool,
     dry_run: bool,
+    estimate: bool,
     as_json: bool,
+    verbosity: int,
     **options: Any,
 ) -> None:
     """Train and evaluate RECIPE.
@@ -56,9 +70,12 @@ def run(
     """
     variants = read_variants(options)
     plan = _plan(recipe, variants, resolve_variants(recipe, variants), out, name, resume)
+    if estimate and not dry_run:
+        raise MulkiError("--estimate needs --dry-run", "`mulki bench RECIPE` measures more")
     if dry_run:
-        _print_plan(plan, as_json)
+        _print_plan(plan, as_json, estimate)
         return
+    import_with_notice(verbosity)
     from mulki_plugins.report.compare import comparison_data
     from mulki_plugins.report.tables import comparison_text
     from mulki_plugins.training.resume import resume_experiment
@@ -69,9 +86,9 @@ def run(
         for seed, folder in folders.items():
             with contextlib.redirect_stdout(sys.stderr):  # output of plugins is no result
                 if resume and folder.is_dir():
-                    finished.append(resume_experiment(resolved, seed, folder, force=force))
+                    finished.append(resume_experiment(resolved, seed, folder, force=force, verbosity=verbosity))
                 else:
-                    finished.append(run_experiment(resolved, seed, out, folder=folder))
+                    finished.append(run_experiment(resolved, seed, out, folder=folder, verbosity=verbosity))
             if not as_json:
                 click.echo(comparison_text(finished[-1:]))
     if as_json:
@@ -106,12 +123,34 @@ def _plan(
     return plan
 
 
-def _print_plan(plan: Plan, as_json: bool) -> None:
+def _print_plan(plan: Plan, as_json: bool, estimate: bool) -> None:
+    estimates = [_estimate(result, len(folders)) for result, folders in plan] if estimate else [None] * len(plan)
     if as_json:
-        runs = [{"recipe": result.tree.value, "folders": list(map(str, folders.values()))} for result, folders in plan]
+        runs = [
+            {"recipe": result.tree.value, "folders": list(map(str, folders.values()))}
+            | ({"estimate": each[0]} if each else {})
+            for (result, folders), each in zip(plan, estimates, strict=True)
+        ]
         echo_json(runs[0] if len(runs) == 1 else {"runs": runs})
     else:
-        click.echo("\n\n".join("\n".join(_plan_lines(result, folders)) for result, folders in plan))
+        blocks = [
+            "\n".join([*_plan_lines(result, folders), *(each[1] if each else [])])
+            for (result, folders), each in zip(plan, estimates, strict=True)
+        ]
+        click.echo("\n\n".join(blocks))
+
+
+def _estimate(result: Resolution, runs: int) -> tuple[dict[str, Any], list[str]]:
+    """The predicted time of one run, as plain data and as lines."""
+    from mulki_plugins.cli.bench import ESTIMATE_STEPS, measure_recipe
+
+    measured, prediction = measure_recipe(result.recipe, ESTIMATE_STEPS, count=False)
+    from mulki_plugins.bench.table import as_plain, duration, prediction_lines
+
+    lines = ["", *prediction_lines(prediction)]
+    if runs > 1:
+        lines.append(f"  {f'all {runs} seeds':44}{duration(runs * prediction.total):>12}")
+    return as_plain(measured, prediction)["prediction"], lines
 
 
 def _plan_lines(result: Resolution, folders: dict[int, Path]) -> list[str]:

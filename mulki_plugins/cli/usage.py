@@ -16,13 +16,13 @@ from mulki_plugins.cli.common import report_errors
 from mulki_plugins.cli.lazy import Commands
 from mulki_plugins.errors import MulkiError, did_you_mean
 
-_WORDS = "mulki.words"
+WORDS = "mulki.words"
 _COMMAND_SYNONYMS = {
     "train": "run", "start": "run", "fit": "run", "continue": "resume", "compare": "results", "eval": "evaluate",
     "test": "evaluate", "classify": "predict", "infer": "predict", "save": "export", "check": "validate",
     "lint": "validate", "ls": "list", "print": "show", "info": "show", "cat": "show",
     "init": "new recipe", "create": "new recipe", "download": "data fetch", "fetch": "data fetch", "help": "--help",
-    "version": "--version",
+    "version": "--version", "benchmark": "bench", "profile": "bench", "estimate": "bench",
 }  # fmt: skip
 _OPTION_SYNONYMS = {
     "--plugin": "--with", "--seeds": "--seed", "--output": "--out", "--output-dir": "--out", "--method": "--strategy",
@@ -40,7 +40,7 @@ class HelpfulCommands(Commands):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if ctx.resilient_parsing or self.get_command(ctx, args[0]) is not None:
-            ctx.meta[_WORDS] = list(args)
+            ctx.meta[WORDS] = list(args)
             report_errors(_check_settings)(args)
             return super().resolve_command(ctx, args)
         report_errors(_no_such_command)(self, ctx, args)
@@ -57,7 +57,7 @@ class HelpfulCommands(Commands):
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
-            words = ctx.meta.get(_WORDS, [])
+            words = ctx.meta.get(WORDS, [])
             if not words or words[0] not in self.commands or isinstance(error, _HELP):
                 raise  # another package's command reports its own usage errors
             inner = error.ctx or click.Context(self.commands[words[0]], info_name=words[0], parent=ctx)

@@ -209,7 +209,9 @@ def _register_commands(register: Register) -> None:
         ("evaluate", "measure a trained model on test images, without training"),
         ("plugins", "list the packages that add parts, and their state"),
         ("doctor", "check that everything works"),
+        ("bench", "measure a recipe's speed and predict the time of a run"),
         ("new", "create files to start from"),
+        ("completion", "switch on completion in a shell"),
         ("schema", "print the JSON Schema of a recipe or a strategy"),
     ):
         register.command(name, f"mulki_plugins.cli.{name}:{name}", summary=summary)

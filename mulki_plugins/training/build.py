@@ -49,10 +49,17 @@ class Built:
     """Processes that read images."""
 
 
-def build(recipe: Recipe) -> Built:
-    """Make everything that a recipe declares. MulkiError if data or weights are missing, or a part cannot be made."""
+Thin = Callable[[TaskStream, ClipClassifier, int], TaskStream]
+"""(stream, model on its device, size of its images) -> the stream with fewer images."""
+
+
+def build(recipe: Recipe, *, stream: TaskStream | None = None, thin: Thin | None = None) -> Built:
+    """Make everything that a recipe declares. MulkiError if data or weights are missing, or a part cannot be made.
+
+    stream: in place of the recipe's own. thin: leaves out images, for a measurement.
+    """
     device = choose_device(recipe.device)
-    stream = make_stream(recipe.stream)
+    stream = stream or make_stream(recipe.stream)
     _check_tasks(recipe, stream)
     options = dict(recipe.model.options)
     train = options.pop("train", "all")
@@ -63,6 +70,8 @@ def build(recipe: Recipe) -> Built:
     notices = [*loaded.notices, *check_sentences(stream.tasks, reader_of(loaded.tokenizer), across=across)]
     reference = _reference(recipe, loaded.transform(train=False))
     plugins = [_make("plugin", e.name, e.options, **_extras(e.name, reference)) for e in recipe.strategy.plugins]
+    if thin is not None:
+        stream = thin(stream, model.to(device), loaded.image_size)
     transforms = loaded.transform(train=True), loaded.transform(train=False)
     cache = _make_cache(recipe.evaluate.cache)
     benchmark = as_benchmark(stream, *transforms, unreadable=recipe.train.unreadable, cache=cache)

@@ -20,13 +20,15 @@ from mulki_plugins.training.provenance import differences, identity
 from mulki_plugins.training.run import Run, build_seeded, start
 
 
-def resume_experiment(resolved: Resolution, seed: int, folder: Path, *, force: bool = False) -> Result:
+def resume_experiment(
+    resolved: Resolution, seed: int, folder: Path, *, force: bool = False, verbosity: int = 0
+) -> Result:
     """Resume a run; start it again if it has no checkpoint.
 
     MulkiError if recipe, data, code or versions have changed since, unless forced, or if a plugin cannot be resumed.
     """
     recipe = evolve(resolved.recipe, seeds=[seed])
-    progress = ProgressLogger(0)
+    progress = ProgressLogger(0, verbosity=verbosity)
     if (result := _complete(folder)) is not None:
         for line in _compare(result, recipe, seed, folder, force):
             progress.say(line)
@@ -43,11 +45,11 @@ def resume_experiment(resolved: Resolution, seed: int, folder: Path, *, force: b
         for line in problems:
             progress.say(f"{line}; it is skipped")
         if checkpoint is not None:
-            built = build_seeded(recipe, seed)
-            progress.tasks = len(built.stream.tasks)
+            with progress.during(f"building the stream {recipe.stream.name} and the model {recipe.model.name}"):
+                built = build_seeded(recipe, seed)
             return Run(recipe, built, folder, seed, progress).execute(checkpoint, force)
     progress.say(f"{folder}: no checkpoint to resume from, so the run starts again")
-    return start(recipe, seed, folder)
+    return start(recipe, seed, folder, progress)
 
 
 def _complete(folder: Path) -> Result | None:

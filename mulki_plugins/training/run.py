@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from attrs import asdict, evolve
@@ -47,17 +48,19 @@ from mulki_plugins.training.state import Checkpointing, StackEntry, weights_of
 from mulki_plugins.training.strategy import TEMPLATES
 
 
-def run_experiment(resolved: Resolution, seed: int, out: Path, *, folder: Path | None = None) -> Result:
+def run_experiment(
+    resolved: Resolution, seed: int, out: Path, *, folder: Path | None = None, verbosity: int = 0
+) -> Result:
     """Run a recipe with one seed in its folder below `out`, or in `folder`; returns what result.json holds."""
     recipe = evolve(resolved.recipe, seeds=[seed])
-    return start(recipe, seed, folder or run_folder(out, recipe, seed))
+    return start(recipe, seed, folder or run_folder(out, recipe, seed), ProgressLogger(0, verbosity=verbosity))
 
 
-def start(recipe: Recipe, seed: int, folder: Path) -> Result:
+def start(recipe: Recipe, seed: int, folder: Path, progress: ProgressLogger) -> Result:
     """Run a recipe from its beginning. An earlier run in the folder is moved aside."""
-    built = build_seeded(recipe, seed)
+    with progress.during(f"building the stream {recipe.stream.name} and the model {recipe.model.name}"):
+        built = build_seeded(recipe, seed)
     aside = prepare_folder(folder)
-    progress = ProgressLogger(len(built.stream.tasks))
     if aside:
         progress.say(f"{folder}: moved an earlier run to {aside}")
     with locked(folder):
@@ -89,6 +92,7 @@ class Run:
         self.loggers: list[GuardedLogger] = []
         self.plugins = [StackEntry(e.name, p) for e, p in zip(recipe.strategy.plugins, built.plugins, strict=True)]
         self.result = new_result(recipe, built, seed, folder)
+        progress.expect(recipe, {task.name: (len(task.train), len(task.test)) for task in built.stream.tasks})
 
     # From beginning to end, and what happens if it fails
 
@@ -182,9 +186,11 @@ class Run:
         self.checkpointing = Checkpointing(
             recipe, self.folder, self.strategy, self.plugins, self.loggers, self.result, measured_with, self.stop
         )
+        self.progress.follow(self.strategy)
 
     def finish(self) -> None:
         """Compute the metrics; write the final weights, tables and pictures."""
+        self.progress.doing("writing the results")
         self.result.seconds["total"] = round(self.checkpointing.seconds(), 2)
         self.result.status, self.result.error = "complete", ""
         self.result.device["peak_memory_mib"] = peak_memory(self.built.device)
@@ -265,7 +271,7 @@ class Run:
             self.result.zero_shot = self.evaluate()
             self.records.keep_predictions(self.recorder.answers, [0])
             self.records.log_row(0, peak_memory(self.built.device))
-            self.progress.say(f"zero-shot: mean accuracy {_mean(self.result.zero_shot):.1f} %")
+            self.progress.say(f"zero-shot: mean accuracy {fmean(self.result.zero_shot):.1f} %")
             self.result.write(self.folder)
             self.checkpointing.started()
         if base == "none":
@@ -280,7 +286,7 @@ class Run:
         name = self.built.stream.tasks[i].name
         if i >= len(self.result.matrix):
             row = self.train_and_evaluate(i + 1, name, experience, lambda row: [row])
-            self.progress.say(f"    {name} {row[i]:.1f} %, mean of all {_mean(row):.1f} %")
+            self.progress.say(f"    {name} {row[i]:.1f} %, mean of all {fmean(row):.1f} %")
 
     def train_jointly(self) -> None:
         """Train once, on the whole stream. Every row of the matrix is that one model's."""
@@ -289,7 +295,7 @@ class Run:
             row = self.train_and_evaluate(
                 tasks, "all", self.built.benchmark.train_stream, lambda row: [list(row) for _ in range(tasks)]
             )
-            self.progress.say(f"    mean of all {_mean(row):.1f} %")
+            self.progress.say(f"    mean of all {fmean(row):.1f} %")
 
     def train_nothing(self) -> None:
         """Every row is the zero-shot row, unless the classes to choose from grow with the tasks."""
@@ -309,6 +315,7 @@ class Run:
         if self.checkpointing.tasks < learned:
             seed_everything(self.seed, learned)
             self.checkpointing.task_begins()
+            self.progress.task_begins(learned - 1 if name != "all" else 0, name)
             workers = self.built.workers
             self.strategy.train(experiences, eval_streams=[], num_workers=workers, persistent_workers=workers > 0)
             self.result.seconds.setdefault("train", []).append(round(self.checkpointing.task_seconds(), 2))
@@ -346,7 +353,3 @@ class Run:
                     self.result.left_out[name] = sorted({*known, *new})
                     first = ", ".join(map(str, sorted(new)[:3]))
                     self.progress.say(f"    {name}: {len(new)} images cannot be read and are left out, such as {first}")
-
-
-def _mean(row: Sequence[float]) -> float:
-    return sum(row) / len(row)

@@ -1,0 +1,90 @@
+"""Cuts passes over a task's images short, such as those for prototypes, and reckons what the rest of them would take."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sized
+from typing import Any
+
+from attrs import define, field, frozen
+from torch.utils.data import DataLoader, RandomSampler
+
+from mulki_plugins.bench.stopwatch import Stopwatch, replaced
+
+ENOUGH = 3.0
+"""Seconds after which a pass is cut short."""
+
+
+@frozen(kw_only=True)
+class Pass:
+    """One pass over images outside the steps of training."""
+
+    images: int
+    """In the whole data set."""
+    read: int
+    """Until it was cut short."""
+    seconds: float
+    """Until it was cut short, with what was done with the batches."""
+    rate: float
+    """Seconds per image."""
+
+    @property
+    def whole(self) -> float:
+        """Seconds that the whole pass takes."""
+        return self.seconds + (self.images - self.read) * self.rate
+
+
+@define
+class Passes:
+    """The passes so far. Within `watching`, every data loader but that of the training itself is observed.
+
+    A pass in random order takes as many batches as it needs, such as a sample of the images, and is never cut short.
+    """
+
+    watch: Stopwatch
+    clock: Callable[[], float] = time.perf_counter
+    evaluating: bool = False
+    """Whether an evaluation is on, which reads whole test sets."""
+    found: list[Pass] = field(factory=list)
+
+    def take(self) -> list[Pass]:
+        """The passes since the last call."""
+        found, self.found = self.found, []
+        return found
+
+    def watching(self) -> contextlib.AbstractContextManager[None]:
+        """Observe all loaders within the block."""
+
+        def around(iterate: Callable[[DataLoader[Any]], Any]) -> Callable[[DataLoader[Any]], Iterator[Any]]:
+            def watched(loader: DataLoader[Any]) -> Iterator[Any]:
+                if (
+                    self.watch.current == "loading"
+                ):  # the training's own, which is counted where it is asked for a batch
+                    items: Iterator[Any] = iterate(loader)
+                    return items
+                return self._read(loader, iterate(loader))
+
+            return watched
+
+        return replaced(DataLoader, "__iter__", around)
+
+    def _read(self, loader: DataLoader[Any], batches: Iterator[Any]) -> Iterator[Any]:
+        """The batches of a loader, fewer if they take too long."""
+        timed = self.watch.watch_items(batches, "loading")
+        if self.evaluating or isinstance(loader.sampler, RandomSampler) or loader.batch_size is None:
+            yield from timed
+            return
+        images = len(loader.sampler) if isinstance(loader.sampler, Sized) else 0
+        began, first, first_seconds = self.clock(), 0, 0.0
+        read, seconds = 0, 0.0
+        for batch in timed:
+            yield batch
+            read, seconds = min(read + loader.batch_size, images), self.clock() - began
+            if not first:
+                first, first_seconds = read, seconds
+            if seconds > ENOUGH and read < images:
+                break
+        if read:
+            rate = (seconds - first_seconds) / (read - first) if read > first else seconds / read
+            self.found.append(Pass(images=images, read=read, seconds=seconds, rate=rate))

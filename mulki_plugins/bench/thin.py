@@ -1,0 +1,147 @@
+"""A stream with few test images, so that an evaluation takes seconds; chosen by how fast the model is on this machine.
+
+Where the sentences of all classes alone would take long, only the first two tasks are evaluated.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from attrs import define, evolve, frozen
+
+from mulki_plugins.models.classifier import ClipClassifier
+from mulki_plugins.recipe.schema import Recipe
+from mulki_plugins.streams.images import FileImages
+from mulki_plugins.streams.task import LabelledImages, TaskStream
+
+SECONDS = 10.0
+"""How long an evaluation of the thinned stream may take, roughly."""
+LEAST = 4
+"""Images of a batch at least."""
+
+
+@frozen(eq=False)
+class SomeImages:
+    """The images of another collection at some indices."""
+
+    images: LabelledImages
+    indices: list[int]
+
+    @property
+    def targets(self) -> list[int]:
+        targets = self.images.targets
+        return [int(targets[index]) for index in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.images[self.indices[index]]
+
+
+@define
+class Thinned:
+    """Called by `build` with the stream and the model; takes evenly spaced test images of each task."""
+
+    recipe: Recipe
+    eval_batch_size: int = 0
+    """For the evaluations of the thinned stream: smaller than the recipe's on a slow machine."""
+    sentence: float = 0.0
+    """Seconds to encode a sentence."""
+    _whole: TaskStream | None = None
+
+    @property
+    def whole(self) -> TaskStream:
+        """The stream with all its images."""
+        assert self._whole is not None
+        return self._whole
+
+    def __call__(self, stream: TaskStream, model: ClipClassifier, image_size: int) -> TaskStream:
+        self._whole = stream
+        tests = {task.name: len(task.test) for task in stream.tasks}
+        seconds = seconds_per_image(model, image_size)
+        self.sentence = seconds_per_sentence(model)
+        tasks = stream.tasks
+        if self.recipe.evaluate.classes != "all" and sum(sentences_of(stream).values()) * self.sentence > SECONDS:
+            tasks = tasks[:2]
+            tests = {task.name: tests[task.name] for task in tasks}
+        self.eval_batch_size, counts = sample_sizes(
+            seconds, tests, self.recipe.evaluate.batch_size, workers_of(self.recipe)
+        )
+        return evolve(stream, tasks=tuple(evolve(task, test=some(task.test, counts[task.name])) for task in tasks))
+
+
+def sentences_of(stream: TaskStream) -> dict[str, int]:
+    """The number of sentences of each task that an evaluation encodes."""
+    return {task.name: len(task.class_names) * len(task.templates) for task in stream.tasks}
+
+
+def sample_sizes(seconds: float, tests: dict[str, int], batch_size: int, workers: int) -> tuple[int, dict[str, int]]:
+    """The batch size, and the number of images of each task, for an evaluation of about SECONDS.
+
+    seconds: per image; tests: the number of test images of each task. A loader's workers fetch their first batches side by
+    side, so a rate shows only after several batches of each: the largest task gets them, the others two batches.
+    """
+    affordable = int(SECONDS / max(seconds, 1e-9))
+    if not workers:
+        images = affordable // len(tests)
+        batch = max(LEAST, min(batch_size, images // 2))
+        return batch, dict.fromkeys(tests, max(images, 2 * batch))
+    enough = steady_after(workers) + 2
+    batch = max(LEAST, min(batch_size, affordable // (enough + 2 * len(tests))))
+    largest = max(tests, key=tests.__getitem__)
+    return batch, {**dict.fromkeys(tests, 2 * batch), largest: enough * batch}
+
+
+def steady_after(workers: int) -> int:
+    """The batches after which a loader with this many workers delivers at its own pace: each fetches two in advance."""
+    return 3 * workers + 2 if workers else 1
+
+
+def some(images: LabelledImages, count: int) -> LabelledImages:
+    """Evenly spaced images, in order; all of them if there are no more than `count`."""
+    if len(images) <= count:
+        return images
+    indices = np.linspace(0, len(images) - 1, count).astype(np.int64)
+    if isinstance(images, FileImages):
+        return images.take(indices)
+    return SomeImages(images, indices.tolist())
+
+
+@torch.no_grad()
+def seconds_per_image(model: ClipClassifier, image_size: int, batch: int = 16) -> float:
+    """How long the model takes to encode an image, from a few batches."""
+    device = model.scale.device
+    x = torch.zeros(batch, 3, image_size, image_size, device=device)
+    best = float("inf")
+    for _ in range(3):
+        began = time.perf_counter()
+        float(model.encode_image(x).sum())  # a number on the host, so that the device has finished
+        best = min(best, (time.perf_counter() - began) / batch)
+        if best * batch > 1:
+            break
+    return best
+
+
+@torch.no_grad()
+def seconds_per_sentence(model: ClipClassifier) -> float:
+    """How long the model takes to encode a sentence, from those of the first task's classes in one template."""
+    best = float("inf")
+    while True:
+        began = time.perf_counter()
+        features = model.encode_text(0, all_templates=False)
+        float(features.sum())
+        seconds = time.perf_counter() - began
+        if seconds > 1 or best < float("inf"):
+            return min(best, seconds) / len(features)
+        best = seconds
+
+
+def workers_of(recipe: Recipe) -> int:
+    """The loader's workers, as far as the recipe says a number."""
+    workers: object = recipe.train.workers
+    return workers if isinstance(workers, int) else os.cpu_count() or 1
