@@ -110,7 +110,7 @@ def _evaluate(
         raise MulkiError("no class of these images has a name that the run knows", "use --classes task")
     settings = source.recipe.train if source.recipe else None
     if workers is None:
-        workers = settings.workers if settings else 0
+        workers = settings.workers if settings and settings.workers != "auto" else 0
     skip = skip or bool(data) or (settings is not None and settings.unreadable == "skip")
     scores = []
     with _progress(sum(len(question.images) for question in plan.questions)) as advance:
