@@ -19,9 +19,10 @@ from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.registry.catalog import Catalog, Provenance, Register
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.report import progress
+from mulki_plugins.report.predictions import read_predictions
 from mulki_plugins.report.result import read_result
 from mulki_plugins.streams import Task, TaskStream
-from mulki_plugins.training import checkpoint, run
+from mulki_plugins.training import checkpoint, records, run
 from mulki_plugins.training.explain import quiet_writers
 from mulki_plugins.training.resume import resume_experiment
 from mulki_plugins.training.run import run_experiment
@@ -168,9 +169,11 @@ def test_a_picture_a_table_or_a_terminal_that_fails_costs_the_run_nothing(tmp_pa
     def gone(*args, **options):
         raise OSError(errno.EIO, "Input/output error")
 
-    text = run.write_text
-    monkeypatch.setattr(run, "matrix_figure", fails)
-    monkeypatch.setattr(run, "write_text", lambda path, data: fails() if path.suffix == ".csv" else text(path, data))
+    text = records.write_text
+    monkeypatch.setattr(records, "matrix_figure", fails)
+    monkeypatch.setattr(
+        records, "write_text", lambda path, data: fails() if path.suffix == ".csv" else text(path, data)
+    )
     assert run_experiment(resolved(), 0, tmp_path).status == "complete"
     said = capsys.readouterr().err
     assert said.count("warning: ") == 2
@@ -182,6 +185,21 @@ def test_a_picture_a_table_or_a_terminal_that_fails_costs_the_run_nothing(tmp_pa
     monkeypatch.setattr(progress.click, "echo", gone)
     monkeypatch.setattr(sys, "stderr", None)
     assert run_experiment(resolved(), 0, tmp_path / "again").status == "complete"
+
+
+def test_predictions_or_final_weights_that_cannot_be_written_cost_the_run_nothing(tmp_path, monkeypatch, capsys):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(records, "write_row", full)
+    monkeypatch.setattr(run, "write_final_weights", full)
+    assert run_experiment(resolved(), 0, tmp_path).status == "complete"
+    said = capsys.readouterr().err
+    assert "warning: the predictions cannot be written; the run goes on: " in said
+    assert "warning: the final weights cannot be written; the run goes on: " in said
+    folder = tmp_path / "mtil" / "finetune-with-fault" / "seed-0"
+    assert read_result(folder / "result.json").status == "complete"
+    assert read_predictions(folder) is None
 
 
 def test_a_terminal_shows_any_name_and_may_be_closed(monkeypatch):

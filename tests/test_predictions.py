@@ -5,6 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.models import ClipClassifier
@@ -203,3 +204,25 @@ def test_a_link_in_their_place_is_not_written_through(tmp_path):
     with pytest.raises(MulkiError, match="is a link"):
         written(tmp_path / "run")
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_images_that_cannot_be_read_are_known_by_name_and_do_not_count(tmp_path):
+    for part in ("train", "test"):
+        for i, colour in enumerate(("red", "green")):
+            (tmp_path / "data" / part / colour).mkdir(parents=True)
+            for j in range(4):
+                picture = Image.new("RGB", (16, 16), (200 - 150 * i, 30 + 150 * i, 10 * j))
+                picture.save(tmp_path / "data" / part / colour / f"{j}.png")
+    broken = tmp_path / "data" / "test" / "green" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    stream = f"stream={{name: folders, tasks: [{{name: colours, train: {tmp_path}/data/train, test: {tmp_path}/data/test}}]}}"
+    few = ("model=small-clip", "train.iterations=2", "train.batch_size=4", "train.schedule.warmup=0", "loggers=[]")
+    recipe = resolve("mtil", Changes(strategy="finetune", settings=(*few, stream, "train.unreadable=skip")))
+    result = run_experiment(recipe, 0, tmp_path, folder=tmp_path / "run")
+    kept = read_predictions(tmp_path / "run")
+    assert [kept.accuracy(row, 0) for row in range(2)] == [result.zero_shot[0], result.matrix[0][0]]
+    [left_out] = [i for i in range(8) if not kept.counted(1, 0)[i]]
+    assert kept.file(0, left_out) == str(broken)
+    assert kept.predicted(1, 0)[left_out] == UNREAD
+    assert not kept.right(1, 0)[left_out]
+    assert result.left_out["colours/test"] == [str(broken)]

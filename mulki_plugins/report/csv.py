@@ -1,4 +1,4 @@
-"""metrics.csv: every logged value, as `tag,step,value`."""
+"""metrics.csv: every logged value, as `tag,step,value`, but the cost: equal runs have equal files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 
 class CsvLogger(BaseLogger):
-    """Appends a line for each scalar and ignores figures."""
+    """Appends a line for each scalar. It ignores figures, and times and memory, which result.json has."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class CsvLogger(BaseLogger):
             self._writer.writerow(["tag", "step", "value"])
 
     def log_single_metric(self, name: str, value: Any, x_plot: int) -> None:
-        if not isinstance(value, Figure):
+        if not isinstance(value, Figure) and not name.startswith("cost/"):
             self._writer.writerow([name, x_plot, f"{float(value):.8g}"])
 
     def after_eval(self, strategy: Any, metric_values: Any) -> None:

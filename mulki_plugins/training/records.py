@@ -6,7 +6,7 @@ None of it decides how the run ends: result.json has all numbers, and a failure 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from attrs import frozen
@@ -67,7 +67,7 @@ class Records:
                 self._log(f"cost/{name}_seconds", seconds[-1], learned)
         self._log("cost/peak_memory_mib", peak_memory, learned)
         if 0 < len(self.result.matrix) < len(self.result.tasks) and self.loggers:  # `write_end` draws the whole one
-            with self.only_warning("the picture of the matrix cannot be drawn"):
+            with suppress(Exception):  # `write_end` warns of it, once
                 self._log_matrix(matrix_figure(self.result))
 
     def write_end(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 import time
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from mulki_trackers.run import RunFolder, load
 
 BATCH = 500
 """Values sent at once; a server takes 1,000 at most."""
+MOST = 250
+"""Characters of a name."""
 LONGEST = 500
 """Characters of a parameter's value."""
 
@@ -81,6 +84,8 @@ def allowed(name: str) -> str:
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_. /") else f"_{ord(c):x}_" for c in name)
     if posixpath.normpath(safe) != safe or safe.startswith((".", "/")):  # no path to MLflow
         safe = safe.replace("/", "_2f_").replace(".", "_2e_")
+    if len(safe) > MOST:
+        safe = f"{safe[: MOST - 9]}_{hashlib.sha256(name.encode('utf-8', 'backslashreplace')).hexdigest()[:8]}"
     return safe or "_"
 
 

@@ -21,9 +21,8 @@ class WandbLogger(BaseLogger):
         super().__init__()
         self._wandb = load("wandb")
         self._run_folder = RunFolder(folder)
-        name = self._run_folder.name
-        self._run: Any = self._wandb.init(
-            dir=str(folder), name=name, group=self._run_folder.group, config=self._run_folder.recipe,
+        self._run: Any = self._wandb.init(  # not with `dir=folder`: it makes links, and a run's folder must hold none
+            name=self._run_folder.name, group=self._run_folder.group, config=self._run_folder.recipe,
             id=self._run_folder.read_id("wandb"), resume="allow",
         )  # fmt: skip
         self._run_folder.keep_id("wandb", self._run.id)
