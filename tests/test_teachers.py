@@ -271,14 +271,3 @@ def test_joined_features_are_kept_until_a_part_changes(classifier):
     assert torch.equal(teacher.joined("texts", parts, torch.float32), torch.cat(parts))
     parts[1] = parts[1] + 1
     assert torch.equal(teacher.joined("texts", parts, torch.float32), torch.cat(parts))
-
-
-def test_texts_that_a_teacher_lacks_pass_its_text_tower_together(classifier):
-    teacher, passes = Teacher(classifier.eval()), []
-    classifier.clip.transformer.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
-    one = teacher.text(1)
-    several = teacher.texts_of([2, 1, 0])
-    assert passes == [3, 4]
-    assert several[1] is one
-    for task, t in zip((2, 1, 0), several, strict=True):
-        assert torch.allclose(t, classifier.encode_text(task, all_templates=False), atol=1e-6)

@@ -236,17 +236,9 @@ class ClipClassifier(MultiTaskModule):
 
         All sentences pass the text tower at once. IndexError for an unknown task.
         """
-        return self.encode_texts([task], all_templates=all_templates)[task]
-
-    def encode_texts(self, tasks: Sequence[int], *, all_templates: bool) -> dict[int, Tensor]:
-        """The features of several tasks as `encode_text` gives them, from one pass of the text tower over all sentences."""
-        tokens = self._tokens.on(self.clip.logit_scale.device, tasks, all_templates)
-        counts = [len(self._tokens.of(task, all_templates)) for task in tasks]
-        features: dict[int, Tensor] = {}
-        for task, t in zip(tasks, torch.split(self._encode(tokens, tasks, all_templates), counts), strict=True):
-            classes = len(self.prompts[task].class_names)
-            features[task] = _unit(t.reshape(-1, classes, t.shape[1]).mean(0)) if len(t) > classes else t
-        return features
+        t = self._encode(self._tokens.on(self.clip.logit_scale.device, [task], all_templates), [task], all_templates)
+        classes = len(self.prompts[task].class_names)
+        return _unit(t.reshape(-1, classes, t.shape[1]).mean(0)) if len(t) > classes else t
 
     def _encode(self, tokens: Tensor, tasks: Sequence[int], all_templates: bool) -> Tensor:
         """Unit-norm features of sentences of these tasks, cut to the longest of all their sentences.

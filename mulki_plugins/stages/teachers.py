@@ -45,17 +45,17 @@ class Teacher:
         with torch.autocast(x.device.type, enabled=False):
             return self.model.encode_image(x.to(dtype))
 
-    def text(self, task: int) -> Tensor:
-        """Unit-norm features [C, d] of the task's classes in the training prompt."""
-        return self.texts_of([task])[0]
-
     @torch.no_grad()
-    def texts_of(self, tasks: Sequence[int]) -> list[Tensor]:
-        """The features of several tasks, those that are new from one pass of the text tower."""
-        if new := [task for task in tasks if task not in self.texts]:
+    def text(self, task: int) -> Tensor:
+        """Unit-norm features [C, d] of the task's classes in the training prompt.
+
+        Each task's sentences pass the text tower once, by themselves: together with others their last digits would depend
+        on which tasks were asked for before, and a resumed run would differ.
+        """
+        if task not in self.texts:
             with torch.autocast(self.model.scale.device.type, enabled=False):
-                self.texts.update(self.model.encode_texts(new, all_templates=False))
-        return [self.texts[task] for task in tasks]
+                self.texts[task] = self.model.encode_text(task, all_templates=False)
+        return self.texts[task]
 
     def forget_joined(self) -> None:
         self._joined.clear()
@@ -181,7 +181,7 @@ class Teachers(SupervisedPlugin):
         tasks = [part.task, *sorted(self.seen - {part.task})] if seen else [part.task]
         views = []
         for teacher, z in zip(self.active, self.images(strategy), strict=True):
-            texts = teacher.texts_of(tasks)
+            texts = [teacher.text(task) for task in tasks]
             prototypes = [self.prototypes(strategy, teacher, task) for task in tasks] if visual else []
             views.append(
                 View(
@@ -204,7 +204,8 @@ class Teachers(SupervisedPlugin):
         prototypes = self.previous.joined(("prototypes", *tasks), visual, visual[0].dtype)
         views = []
         for teacher in self.active:
-            anchors = teacher.joined(("texts", *tasks), teacher.texts_of(tasks), prototypes.dtype)
+            texts = [teacher.text(task) for task in tasks]
+            anchors = teacher.joined(("texts", *tasks), texts, prototypes.dtype)
             views.append(View(anchors.new_zeros(0), text=anchors[indices], anchors=anchors, prototypes=prototypes))
         return views
 
