@@ -30,7 +30,7 @@ class TensorBoardLogger(BaseLogger):
         else:
             self.writer.add_scalar(name, float(value), x_plot)
 
-    def after_eval(self, strategy: Any, metric_values: Any) -> None:
+    def after_eval(self, strategy: object, metric_values: object) -> None:
         self.writer.flush()
 
     def state_dict(self) -> dict[str, int]:

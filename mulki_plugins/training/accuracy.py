@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from avalanche.evaluation.metric_results import MetricValue
@@ -17,6 +17,9 @@ from mulki_plugins.registry.guard import cause_of, try_call
 from mulki_plugins.report.result import Result
 from mulki_plugins.streams.benchmark import LEFT_OUT
 from mulki_plugins.training.logbook import Warn
+
+if TYPE_CHECKING:
+    from mulki_plugins.training.strategy import ContinualTemplate
 
 
 class AccuracyRecorder:
@@ -31,18 +34,18 @@ class AccuracyRecorder:
         self._correct: torch.Tensor | int = 0
         self._count: torch.Tensor | int = 0
 
-    def before_eval(self, strategy: Any) -> None:
+    def before_eval(self, strategy: ContinualTemplate) -> None:
         self.accuracies = {}
 
-    def before_eval_exp(self, strategy: Any) -> None:
+    def before_eval_exp(self, strategy: ContinualTemplate) -> None:
         self._correct, self._count = 0, 0
 
-    def after_eval_iteration(self, strategy: Any) -> None:
+    def after_eval_iteration(self, strategy: ContinualTemplate) -> None:
         readable = strategy.mb_y != LEFT_OUT
         self._correct = self._correct + ((strategy.mb_output.argmax(1) == strategy.targets) & readable).sum()
         self._count = self._count + readable.sum()
 
-    def after_eval_exp(self, strategy: Any) -> MetricValue:
+    def after_eval_exp(self, strategy: ContinualTemplate) -> MetricValue:
         name = strategy.experience.task_name
         if not int(self._count):
             raise MulkiError(f"{name}: none of its test images can be read")
