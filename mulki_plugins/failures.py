@@ -11,7 +11,10 @@ Rule = tuple[str, str, str]
 """A regular expression for an error's type and text, what the error means, and what to do. `{name}` is the first group."""
 
 _FEWER_WORKERS = "lower train.workers, or set it to 0"
-_LESS_MEMORY = "try train.accumulate=2, a smaller train.batch_size (or evaluate.batch_size), train.precision=bf16, or model.train=image"
+_LESS_MEMORY = (
+    "try a smaller train.batch_size (or evaluate.batch_size), train.accumulate=2, train.precision=bf16, "
+    "or model.train=image"
+)
 
 _MACHINE: tuple[Rule, ...] = (
     (

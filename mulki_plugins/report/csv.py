@@ -24,7 +24,7 @@ class CsvLogger(BaseLogger):
         if not isinstance(value, Figure) and not name.startswith("cost/"):
             self._writer.writerow([name, x_plot, f"{float(value):.8g}"])
 
-    def after_eval(self, strategy: Any, metric_values: Any) -> None:
+    def after_eval(self, strategy: object, metric_values: object) -> None:
         self._file.flush()
 
     def state_dict(self) -> dict[str, int]:

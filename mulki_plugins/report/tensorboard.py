@@ -86,7 +86,7 @@ class TensorBoardLogger(BaseLogger):
             sheet = draw_sheet(images, captions(answers, shown, labels, names))
             self.writer.add_image(f"wrong/{printable(experience.task_name)}", sheet, learned, dataformats="HWC")
 
-    def after_eval(self, strategy: Any, metric_values: Any) -> None:
+    def after_eval(self, strategy: object, metric_values: object) -> None:
         self.writer.flush()
 
     def state_dict(self) -> dict[str, int]:

@@ -15,6 +15,7 @@ from mulki_plugins.training.schedule import factor
 
 if TYPE_CHECKING:
     from mulki_plugins.testing.trial import Trial
+    from mulki_plugins.training.strategy import ContinualTemplate
 
 RATE = 2e-3
 
@@ -64,7 +65,7 @@ class FirstObserver(SupervisedPlugin):
 
     trial: Trial
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         trial = self.trial
         trial.task += 1
         trial.before.append(weights_of(strategy.model))
@@ -72,14 +73,14 @@ class FirstObserver(SupervisedPlugin):
         if trial.probe is not None:
             trial.probe_features.append(features_on(strategy.model, trial.probe))
 
-    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_iteration(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         trial = self.trial
         process.draw()
         trial.batch = Batch.of(strategy)
         if strategy.clock.train_exp_iterations == 0:
             trial.began.append(weights_of(strategy.model))
 
-    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+    def after_forward(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         trial = self.trial
         output = strategy.mb_output
         trial.output = output, output.detach().clone()
@@ -87,19 +88,19 @@ class FirstObserver(SupervisedPlugin):
         trial.sentinel = torch.zeros((), requires_grad=True)
         strategy.loss = strategy.loss + trial.sentinel
 
-    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+    def after_backward(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         step = self.trial.steps[-1]
         sentinel = self.trial.sentinel
         step.dropped = sentinel.grad is None or bool(sentinel.grad == 0)
         step.cleared = _has_gradient(strategy.model)  # until the last observer has seen what is left
 
-    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+    def before_eval(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         process.draw()
 
-    def before_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
+    def before_eval_iteration(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         self.trial.eval_batch = Batch.of(strategy)
 
-    def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+    def after_eval_forward(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         self.trial.eval_output = strategy.mb_output, strategy.mb_output.detach().clone()
 
 
@@ -108,11 +109,11 @@ class LastObserver(SupervisedPlugin):
 
     trial: Trial
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         self._check_surroundings(strategy, "before_training_exp")
         self.trial.generators[(self.trial.task, "before_training_exp")] = process.generators()
 
-    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+    def before_forward(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         trial = self.trial
         where = self._where()
         if not trial.batch.unchanged(strategy.mbatch):
@@ -121,7 +122,7 @@ class LastObserver(SupervisedPlugin):
         self._check_surroundings(strategy, where)
         trial.trainable = trial.trainable or trainable(strategy.model)
 
-    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+    def before_backward(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         trial = self.trial
         step = Step(task=trial.task - 1)
         trial.steps.append(step)
@@ -138,7 +139,7 @@ class LastObserver(SupervisedPlugin):
             trial.note("batch", f"it changes the model's features in place, {where}", LEAVE_FEATURES)
         self._check_surroundings(strategy, where)
 
-    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+    def before_update(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         trial = self.trial
         step = trial.steps[-1]
         named = list(strategy.model.named_parameters())
@@ -157,11 +158,11 @@ class LastObserver(SupervisedPlugin):
         settings = strategy.settings
         step.expected_rate = RATE * factor(settings.schedule, strategy.clock.train_exp_iterations, strategy.steps)
 
-    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+    def after_update(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         named = strategy.model.named_parameters()
         self.trial.steps[-1].bad_weights = [n for n, p in named if not p.detach().isfinite().all()]
 
-    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+    def after_training_iteration(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         trial = self.trial
         where = self._where(0)
         self._check_surroundings(strategy, where)
@@ -174,7 +175,7 @@ class LastObserver(SupervisedPlugin):
         trial.generators[(trial.task, trial.steps_in_task)] = process.generators()
         trial.after_step(strategy)
 
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def after_training_exp(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         trial = self.trial
         trial.optimizer_age.append(optimizer_age(strategy.optimizer))
         self._check_surroundings(strategy, f"after_training_exp of task {trial.task}")
@@ -183,7 +184,7 @@ class LastObserver(SupervisedPlugin):
                 trial.note("finite_loss", f"{name} is not finite after task {trial.task}", "do not divide by 0")
                 break
 
-    def after_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
+    def after_eval_iteration(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         trial = self.trial
         if not trial.eval_batch.unchanged(strategy.mbatch) or strategy.mbatch is not trial.eval_batch.owner:
             trial.note("evaluation", "it changes the batch of an evaluation", LEAVE_EVALUATION)
@@ -195,7 +196,7 @@ class LastObserver(SupervisedPlugin):
             trial.note("surroundings", "the model is in training mode in an evaluation", LEAVE_MODE)
         trial.logits.append((int(strategy.mb_task_id[0]), trial.eval_output[1]))
 
-    def after_eval(self, strategy: Any, **kwargs: Any) -> None:
+    def after_eval(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         trial = self.trial
         trial.evaluations += 1
         trial.generators[("evaluation", trial.evaluations)] = process.generators()
@@ -205,14 +206,14 @@ class LastObserver(SupervisedPlugin):
         trial = self.trial
         return f"at step {trial.steps_in_task + more} of task {trial.task}"
 
-    def _check_batch(self, strategy: Any, where: str) -> None:
+    def _check_batch(self, strategy: ContinualTemplate, where: str) -> None:
         noted = self.trial.batch
         if strategy.mbatch is None:  # a nested evaluation, which is allowed, leaves none
             return
         if strategy.mbatch is not noted.owner or not noted.unchanged(strategy.mbatch):
             self.trial.note("batch", f"it changes the batch after the forward, {where}", LEAVE_BATCH)
 
-    def _check_surroundings(self, strategy: Any, where: str) -> None:
+    def _check_surroundings(self, strategy: ContinualTemplate, where: str) -> None:
         trial = self.trial
         trial.check_settings(where)
         if not strategy.model.training:
@@ -240,7 +241,7 @@ class Batch:
     copies: list[Tensor]
 
     @classmethod
-    def of(cls, strategy: Any) -> Batch:
+    def of(cls, strategy: ContinualTemplate) -> Batch:
         tensors = list(strategy.mbatch)
         return cls(strategy.mbatch, tensors, [tensor.clone() for tensor in tensors])
 
@@ -259,7 +260,7 @@ class EvaluateMidway(SupervisedPlugin):
         super().__init__()
         self.benchmark, self.at = benchmark, at
 
-    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+    def after_training_iteration(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         if strategy.clock.train_exp_iterations == self.at:
             with process.preserved_state():  # shuffling draws numbers; that is not the plugin's fault
                 strategy.eval(self.benchmark.test_stream[:2])
@@ -284,7 +285,7 @@ def optimizer_age(optimizer: torch.optim.Optimizer) -> int:
     return max((int(state["step"]) for state in optimizer.state.values() if "step" in state), default=0)
 
 
-def replaced_methods(strategy: Any) -> set[str]:
+def replaced_methods(strategy: ContinualTemplate) -> set[str]:
     """Methods of the strategy's class that are overridden on the object itself."""
     return {
         name

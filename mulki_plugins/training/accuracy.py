@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from mulki_plugins.report.result import Result
 from mulki_plugins.streams.benchmark import LEFT_OUT
 from mulki_plugins.training.logbook import Warn
 
+if TYPE_CHECKING:
+    from mulki_plugins.training.strategy import ContinualTemplate
+
 
 class AccuracyRecorder:
     """A metric for Avalanche's EvaluationPlugin: the accuracy in percent on each test set of an evaluation.
@@ -40,22 +43,22 @@ class AccuracyRecorder:
         self._chosen: list[Tensor] = []
         self._sure: list[Tensor] = []
 
-    def before_eval(self, strategy: Any) -> None:
+    def before_eval(self, strategy: ContinualTemplate) -> None:
         self.accuracies, self.answers = {}, {}
 
-    def before_eval_exp(self, strategy: Any) -> None:
+    def before_eval_exp(self, strategy: ContinualTemplate) -> None:
         self._chosen, self._sure = [], []
 
-    def after_eval_iteration(self, strategy: Any) -> None:
+    def after_eval_iteration(self, strategy: ContinualTemplate) -> None:
         logits = strategy.mb_output.detach()
         chosen = logits.argmax(1)
         sure = logits.float().log_softmax(1).gather(1, chosen[:, None])[:, 0].exp()
         self._chosen.append(torch.where(strategy.mb_y == LEFT_OUT, UNREAD, chosen))
         self._sure.append((sure * SURE).round().to(torch.uint8))
 
-    def after_eval_exp(self, strategy: Any) -> MetricValue:
+    def after_eval_exp(self, strategy: ContinualTemplate) -> MetricValue:
         name, task = strategy.experience.task_name, int(strategy.experience.task_label)
-        candidates = index_candidates(strategy.model, task, strategy._scope)
+        candidates = index_candidates(strategy.model, task, strategy.scope)
         chosen = torch.cat(self._chosen).cpu().numpy()
         predicted = np.where(chosen == UNREAD, UNREAD, candidates[chosen])
         self.answers[name] = Answers(predicted=predicted, confidence=torch.cat(self._sure).cpu().numpy())

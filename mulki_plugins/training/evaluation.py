@@ -26,24 +26,24 @@ class ScopedEvaluation(EvaluationBatches):
         self.between_batches: Callable[[], None] = lambda: None
         """Called after each batch outside of training: in an evaluation, or while a plugin looks at images."""
         self._classes = evaluate.classes
-        self._scope: list[int] | None = None
+        self.scope: list[int] | None = None
 
     def scope_logits(self) -> Tensor | None:
         """Logits [B, C] over the classes of the scope, in an evaluation; None if they are those of each sample's task."""
-        return None if self.is_training or self._scope is None else self.model.union_logits(self.mb_x, self._scope)
+        return None if self.is_training or self.scope is None else self.model.union_logits(self.mb_x, self.scope)
 
     @property
     def targets(self) -> Tensor:
         """Index of each sample's class among the logits [B]; in a scope of several tasks, among their classes together."""
         y: Tensor = self.mb_y
-        if self.is_training or self._scope is None:
+        if self.is_training or self.scope is None:
             return y
-        indices = self.model.union(self._scope).places[self._scope.index(int(self.experience.task_label))]
+        indices = self.model.union(self.scope).places[self.scope.index(int(self.experience.task_label))]
         return torch.tensor(indices, device=y.device)[y]
 
     def _before_eval_exp(self, **kwargs: Any) -> None:
         super()._before_eval_exp(**kwargs)
-        self._scope = self._tasks_in_scope(int(self.experience.task_label))
+        self.scope = self._tasks_in_scope(int(self.experience.task_label))
 
     def _after_eval_iteration(self, **kwargs: Any) -> None:
         super()._after_eval_iteration(**kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from attrs import frozen
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.stages.protocols import learning_weights
+
+if TYPE_CHECKING:
+    from mulki_plugins.training.step import StepTemplate
 
 
 class Diverged(Exception):
@@ -42,7 +45,7 @@ class Step:
         return torch.isfinite(self.loss).all() & torch.isfinite(self.largest)
 
 
-def explain_step(step: Step, strategy: Any, name_of: Callable[[object], str]) -> Exception | None:
+def explain_step(step: Step, strategy: StepTemplate, name_of: Callable[[object], str]) -> Exception | None:
     """Diverged if the loss of a step was not finite, MulkiError if a gradient was not.
 
     None if half precision overflowed, so that the gradient scaler left the step out. name_of: a plugin's registered name.
@@ -68,12 +71,12 @@ def explain_step(step: Step, strategy: Any, name_of: Callable[[object], str]) ->
     )
 
 
-def error_at(strategy: Any, step: int, message: str, hint: str) -> MulkiError:
+def error_at(strategy: StepTemplate, step: int, message: str, hint: str) -> MulkiError:
     """An error of a step of the current task."""
     return MulkiError(f"task {getattr(strategy.experience, 'task_name', '')}, step {step}: {message}", hint)
 
 
-def _why_the_loss(step: Step, strategy: Any) -> str:
+def _why_the_loss(step: Step, strategy: StepTemplate) -> str:
     """The plugin that made the loss so, or what was not finite before it was computed; empty if neither is known."""
     if who := _first_not_finite(step.losses):
         if who != "criterion":
@@ -86,7 +89,7 @@ def _why_the_loss(step: Step, strategy: Any) -> str:
     return "" if bool(step.batch[0].isfinite().all()) else ", since the images of the batch are not finite"
 
 
-def _whose_gradient(step: Step, strategy: Any, name_of: Callable[[object], str]) -> str:
+def _whose_gradient(step: Step, strategy: StepTemplate, name_of: Callable[[object], str]) -> str:
     """The plugin whose term has a gradient that is not finite, found by computing the step again, plugin by plugin."""
     weights = list(learning_weights(strategy.model).values())
     strategy.mbatch = step.batch

@@ -196,7 +196,7 @@ class GuardedLogger:
         if not name.startswith(("before_", "after_")):
             raise AttributeError(name)
 
-        def forward(strategy: Any, values: Sequence[MetricValue]) -> None:
+        def forward(strategy: object, values: Sequence[MetricValue]) -> None:
             if (callback := getattr(self._logger, name, None)) is not None:
                 self._attempt(f"in its {name}", lambda: callback(strategy, self._copies(values)))
 

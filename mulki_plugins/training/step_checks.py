@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.stages.protocols import learning_weights
 from mulki_plugins.training.finite import Step, error_at, explain_step, listed
+
+if TYPE_CHECKING:
+    from mulki_plugins.training.step import StepTemplate
 
 _LOSS_EVENTS = ("before_forward", "after_forward", "before_backward")
 _GRADIENT_EVENTS = ("after_backward", "before_update")
@@ -25,7 +28,7 @@ class StepChecks:
     at a task's first step, or when something has gone wrong.
     """
 
-    def __init__(self, strategy: Any) -> None:
+    def __init__(self, strategy: StepTemplate) -> None:
         self.strategy = strategy
         self.names: dict[int, str] = {}
         """The plugins' registered names, by id; a plugin that is not among them goes by its class's name."""
