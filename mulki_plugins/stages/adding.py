@@ -19,8 +19,8 @@ class Adding(Stage):
     L = Σ_m Σ_r λ_r·mean_n w^m_n·T²·KL(teacher m ‖ student)_n over the teachers m and the relations r, each a distribution
     over prototypes. The rows n of a relation from images are the samples, of one from texts the task's classes. Teacher and
     student are both compared with the teacher's prototypes, visual and textual. The teachers' weights w are uniform unless
-    Distinguishing sets them. `features` adds Σ_m features·[mean_b w^m_b·(1 − cos(z_b, z^m_b)) + w̄^m·mean_c (1 − cos(t_c, t^m_c))],
-    w̄ being the mean of w over the batch.
+    Distinguishing sets them. `features` φ adds φ·Σ_m [mean_b w^m_b·(1 − z_b·z^m_b) + w̄^m·mean_c (1 − t_c·t^m_c)], w̄ being
+    the mean of w over the batch.
 
     Args:
         weight: Factor of the loss.
