@@ -19,6 +19,7 @@ RELATIONS: tuple[Relation, ...] = ("image_to_text", "image_to_image", "text_to_t
 TextRelation = Literal["text_to_text", "text_to_image"]
 
 Score = Literal["likelihood", "entropy", "margin"]
+"""How unsure a teacher is of a sample."""
 
 
 def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0, masked: float = -1e4) -> Tensor:
@@ -87,6 +88,15 @@ def relation_distillation(
         w = sample_weights if relation.startswith("image") else w_classes
         terms.append(factor * (w * divergence).mean())
     return sum(terms[1:], terms[0]) if terms else sample_weights.new_zeros(())
+
+
+def feature_distillation(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
+    """Stage 2, adding: how far the student's features are from one teacher's own.
+
+    L = mean_n w_n·(1 − cos(student_n, teacher_n)), a scalar in 0..2. student, teacher: [N, d], unit norm; weights w: [N] or
+    a scalar, in 0..1.
+    """
+    return (weights * (1 - (student * teacher).sum(1))).mean()
 
 
 def contrastive_distillation(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -209,6 +219,18 @@ def teacher_weights(scores: Sequence[Tensor], temperature: float) -> Tensor:
     Returns [M, B], in 0..1, with Σ_m w^m = 1.
     """
     return torch.softmax(-torch.stack(list(scores)) / temperature, dim=0)
+
+
+def mixture_weights(scores: Sequence[Tensor], sharpness: float) -> Tensor:
+    """Stage 3, distinguishing, as a mixture of two teachers by the relative difference of their scores.
+
+    α = σ(γ·(ℓ_a − ℓ_b) / (ℓ_a + ℓ_b)) is the weight of the second teacher b, 1 − α that of the first one a.
+    scores ℓ_a, ℓ_b: [B], ≥ 0; sharpness γ > 0. Returns [2, B], in 0..1, with sum 1; ½ where both scores are 0.
+    The difference is relative, so the weights do not depend on how hard the task is as a whole.
+    """
+    a, b = scores
+    second = torch.sigmoid(sharpness * (a - b) / (a + b).clamp(min=torch.finfo(a.dtype).eps))
+    return torch.stack([1 - second, second])
 
 
 def class_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:

@@ -170,6 +170,31 @@ def test_weights_sum_to_one_and_follow_the_better_teacher(score, temperature):
     assert ((w >= 0) & (w <= 1)).all()
 
 
+def test_mixture_weights_by_loops_and_their_ends():
+    a, b = (
+        torch.tensor([0.5, 2.0, 1.0, 0.0], dtype=torch.float64),
+        torch.tensor([1.5, 0.0, 1.0, 0.0], dtype=torch.float64),
+    )
+    for n, (first, second) in enumerate(losses.mixture_weights([a, b], 3.0).T.tolist()):
+        total = float(a[n] + b[n])
+        relative = float(a[n] - b[n]) / total if total else 0.0
+        assert second == pytest.approx(1 / (1 + math.exp(-3.0 * relative)))
+        assert first + second == pytest.approx(1.0)
+    doubled = losses.mixture_weights([2 * a, 2 * b], 3.0)
+    assert torch.allclose(doubled, losses.mixture_weights([a, b], 3.0)), "the scale of the scores does not matter"
+
+
+def test_feature_distillation_by_loops():
+    student, teacher, w = unit(4, 3, seed=1), unit(4, 3, seed=2), [0.2, 0.0, 1.0, 0.7]
+    expected = sum(
+        share * (1 - sum(x * y for x, y in zip(a, b, strict=True)))
+        for share, a, b in zip(w, student.tolist(), teacher.tolist(), strict=True)
+    )
+    got = losses.feature_distillation(student, teacher, torch.tensor(w, dtype=torch.float64))
+    assert got.item() == pytest.approx(expected / 4)
+    assert losses.feature_distillation(student, student, torch.ones(4)).item() == pytest.approx(0.0, abs=1e-12)
+
+
 def test_class_means_with_a_missing_class():
     features = torch.tensor([[1.0, 0.0], [3.0, 2.0], [5.0, 5.0]])
     means, counts = losses.class_means(features, torch.tensor([0, 0, 2]), 4)

@@ -91,18 +91,39 @@ def test_eliciting_computes_its_equation(classifier, benchmark):
     assert terms[0] == pytest.approx(0.5 * prototype_alignment(p, seen["t"], seen["s"]).item(), rel=1e-4)
 
 
+def test_eliciting_starts_from_the_teacher_that_it_is_told(classifier, benchmark):
+    ready = {}
+
+    class Spy(Eliciting):
+        def before_training_exp(self, strategy, **kwargs):
+            super().before_training_exp(strategy, **kwargs)
+            ready[self.start, strategy.clock.train_exp_counter] = {k: p.clone() for k, p in self.prototypes.items()}
+
+    initial = copy.deepcopy(classifier).eval()
+    strategy = naive(classifier, [Teachers(), Spy(start="initial"), Spy(start="previous", weight=0.0)], lr=0.1)
+    strategy.train(benchmark.train_stream[0])
+    previous = copy.deepcopy(classifier).eval()
+    strategy.train(benchmark.train_stream[1])
+    for start, model in (("initial", initial), ("previous", previous)):
+        [expected] = visual_prototypes([model], benchmark.train_stream[1].dataset, {1})
+        assert torch.allclose(ready[start, 1][1], expected[1], atol=1e-6)
+    assert not torch.allclose(ready["initial", 1][1], ready["previous", 1][1], atol=1e-4)
+
+
+@pytest.mark.parametrize("features", [0.0, 0.3])
 @pytest.mark.parametrize("distinguish", [False, True])
-def test_adding_computes_its_equation_with_two_teachers(classifier, benchmark, distinguish):
+def test_adding_computes_its_equation_with_two_teachers(classifier, benchmark, distinguish, features):
     teachers = Teachers()
-    plugins = [teachers, Adding(weight=0.7, temperature=2.0, relations={"image_to_text": 1.0, "text_to_image": 0.5})]
+    relations = {"image_to_text": 1.0, "text_to_image": 0.5}
+    plugins = [teachers, Adding(weight=0.7, temperature=2.0, relations=relations, features=features)]
     plugins += [Distinguishing(score="likelihood", temperature=0.5)] if distinguish else []
     logger, seen = Quiet(), {}
 
     class Spy(Adding):
         def after_forward(self, strategy, **kwargs):
             if strategy.clock.train_exp_counter == 1 and "z" not in seen:
-                features = strategy.model.features
-                seen.update(x=strategy.mb_x, y=strategy.mb_y, z=features.image.detach(), t=features.text[1].detach())
+                last = strategy.model.features
+                seen.update(x=strategy.mb_x, y=strategy.mb_y, z=last.image.detach(), t=last.text[1].detach())
 
     strategy = naive(classifier, [*plugins, Spy(weight=0)], logger)
     strategy.train(benchmark.train_stream[0])
@@ -123,6 +144,8 @@ def test_adding_computes_its_equation_with_two_teachers(classifier, benchmark, d
         student = {r: relation_logits(r, seen["z"], seen["t"], p, t, s) for r in factors}
         teacher = {r: relation_logits(r, z, t, p, t, s) for r in factors}
         expected += relation_distillation(student, teacher, factors, share, 2.0).item()
+        moved = share * (1 - F.cosine_similarity(seen["z"], z)), share.mean() * (1 - F.cosine_similarity(seen["t"], t))
+        expected += features * sum(each.mean().item() for each in moved)
     assert got == pytest.approx(0.7 * expected, rel=1e-3)
     logged = [value for name, value in logger.values if name == "train/share/initial"]
     assert logged[:1] == ([pytest.approx(w[0].mean().item(), rel=1e-3)] if distinguish else [])
@@ -269,6 +292,17 @@ def test_connecting_on_known_weights(classifier, benchmark, inter, every):
         assert torch.allclose(value.double(), expected, atol=1e-5), name
 
 
+def test_connecting_with_the_weights_before_the_first_task(classifier, benchmark):
+    connecting = Steps(every=None, inter=0.5, initial=0.2)
+    strategy, pretrained = naive(classifier, [connecting], lr=0.1), weights(classifier)
+    strategy.train(benchmark.train_stream[0])
+    before = weights(classifier)
+    strategy.train(benchmark.train_stream[1])
+    for name, value in weights(classifier).items():
+        expected = 0.8 * (0.5 * connecting.seen[-1][name] + 0.5 * before[name]) + 0.2 * pretrained[name]
+        assert torch.allclose(value, expected, atol=1e-6), name
+
+
 @pytest.mark.parametrize("options", [{"every": 100}, {"every": None}, {"every": 100, "start": False}])
 def test_a_task_shorter_than_a_snapshot_is_not_thrown_away(classifier, benchmark, options):
     seen = {}
@@ -286,9 +320,23 @@ def test_a_task_shorter_than_a_snapshot_is_not_thrown_away(classifier, benchmark
         assert torch.allclose(p, expected, atol=1e-6)
 
 
-def test_adding_needs_a_relation():
+def test_adding_needs_a_relation_or_features():
     with pytest.raises(ValueError, match="expected at least one above 0"):
         Adding(relations={"image_to_text": 0.0})
+    Adding(relations={"image_to_text": 0.0}, features=1.0)
+
+
+def test_a_mixture_of_teachers_needs_scores_that_are_not_negative():
+    with pytest.raises(ValueError, match="margin may be negative"):
+        Distinguishing(score="margin", weights="mixture")
+
+
+def test_a_mixture_follows_the_teacher_that_is_surer(classifier):
+    logits = [torch.tensor([[3.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [3.0, 0.0]])]
+    w = Distinguishing(weights="mixture", temperature=0.2).weigh(logits, torch.tensor([0, 0]), "samples")
+    assert w[0, 0] > 0.95
+    assert w[1, 1] > 0.95
+    assert torch.allclose(w.sum(0), torch.ones(2))
 
 
 def test_shares_of_interpolation_by_loops():

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from mulki_plugins.losses import RELATIONS, Relation, relation_distillation, relation_logits
+from mulki_plugins.losses import RELATIONS, Relation, feature_distillation, relation_distillation, relation_logits
 from mulki_plugins.stages.stage import Part, Stage, Strategy, tasks_of
 from mulki_plugins.stages.teachers import Rows, Teacher, Teachers, View
 from mulki_plugins.types import Positive, Weight, checked
@@ -19,12 +19,14 @@ class Adding(Stage):
     L = Σ_m Σ_r λ_r·mean_n w^m_n·T²·KL(teacher m ‖ student)_n over the teachers m and the relations r, each a distribution
     over prototypes. The rows n of a relation from images are the samples, of one from texts the task's classes. Teacher and
     student are both compared with the teacher's prototypes, visual and textual. The teachers' weights w are uniform unless
-    Distinguishing sets them.
+    Distinguishing sets them. `features` φ adds φ·Σ_m [mean_b w^m_b·(1 − z_b·z^m_b) + w̄^m·mean_c (1 − t_c·t^m_c)], w̄ being
+    the mean of w over the batch.
 
     Args:
         weight: Factor of the loss.
         temperature: T of the softened relations; the divergence is multiplied by T².
         relations: Factor λ of each relation; null for all four with 1. A relation that is not listed has 0.
+        features: Factor of the distance to each teacher's own image and text features, beside the relations.
         classes: Prototypes of the sample's own `task`, or of all classes `seen` so far: the previous teacher then also
             teaches how these images differ from the classes of earlier tasks, without an image of those.
     """
@@ -40,16 +42,18 @@ class Adding(Stage):
         weight: Weight = 1.0,
         temperature: Positive = 2.0,
         relations: dict[Relation, Weight] | None = None,
+        features: Weight = 0.0,
         classes: Literal["task", "seen"] = "task",
     ) -> None:
         super().__init__()
         self.weight = weight
         self.temperature = temperature
+        self.features = features
         self.classes = classes
         given = dict.fromkeys(RELATIONS, 1.0) if relations is None else relations
         self.relations: dict[Relation, float] = {r: factor for r, factor in given.items() if factor > 0}
-        if not self.relations:
-            raise ValueError("Adding: relations: expected at least one above 0")
+        if not self.relations and not features:
+            raise ValueError("Adding: relations: expected at least one above 0, or features above 0")
         self._visual = any(r.endswith("_to_image") for r in self.relations)
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
@@ -65,7 +69,16 @@ class Adding(Stage):
     def loss(self, part: Part) -> Tensor:
         views = part.teachers.views(part, seen=self.classes == "seen", visual=self._visual)
         weights = part.teachers.weights([part.s * view.image @ view.text.T for view in views], part.y)
-        return distil_relations(self.relations, part.z, part.t, views, weights, part.s, self.temperature)
+        loss = distil_relations(self.relations, part.z, part.t, views, weights, part.s, self.temperature)
+        if not self.features:
+            return loss
+        for view, w in zip(views, weights, strict=True):
+            images, texts = (
+                feature_distillation(part.z, view.image, w),
+                feature_distillation(part.t, view.text, w.mean()),
+            )
+            loss = loss + self.features * (images + texts)
+        return loss
 
 
 def distil_relations(

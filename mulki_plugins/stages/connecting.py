@@ -18,12 +18,14 @@ class Connecting(SupervisedPlugin):
 
     θ ← (1 − inter)·θ̄ + inter·θ_start at a task's end, θ̄ being the mean of the weights after every `every` steps of the task
     and θ_start the weights before it. A task shorter than `every` steps has its last weights as θ̄. Only weights that learn
-    are touched: buffers, such as BatchNorm's, stay as training left them.
+    are touched: buffers, such as BatchNorm's, stay as training left them. With `initial`, the weights θ_0 from before the
+    first task join in: θ ← (1 − initial)·[(1 − inter)·θ̄ + inter·θ_start] + initial·θ_0.
     Weight averaging: Izmailov et al., 2018, arXiv 1803.05407; interpolation: Wortsman et al., 2022, arXiv 2109.01903.
 
     Args:
         every: Steps between two snapshots of the running mean; null for the last weights alone.
         inter: Share of the weights from before the task.
+        initial: Share of the weights from before the first task in the result.
         start: Include the weights at the task's start in the mean.
         importance: Interpolate each weight by how much it matters to the tasks before and to this one, see `Importance`.
     """
@@ -33,17 +35,24 @@ class Connecting(SupervisedPlugin):
 
     @checked
     def __init__(
-        self, *, every: Count | None = 10, inter: Fraction = 0.2, start: bool = False, importance: bool = False
-    ) -> None:
+        self, *, every: Count | None = 10, inter: Fraction = 0.2, initial: Fraction = 0.0, start: bool = False,
+        importance: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.every = every
         self.inter = inter
+        self.initial = initial
         self.start = start
         self.importance = Importance() if importance else None
+        self._initial: dict[str, Tensor] = {}
         self._start: dict[str, Tensor] = {}
         self._learning: dict[str, nn.Parameter] = {}
         """The weights that learn in this task: no step walks through the model again."""
         self._mean = RunningMean()
+
+    def before_training(self, strategy: Strategy, **kwargs: Any) -> None:
+        if self.initial and not self._initial:  # also on resume, where it runs on the pre-trained weights
+            self._initial = {n: p.detach().clone() for n, p in learning_weights(strategy.model).items()}
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         self._learning = learning_weights(strategy.model)
@@ -79,6 +88,11 @@ class Connecting(SupervisedPlugin):
             self.importance.end_task()
         else:
             merged = list(torch._foreach_lerp(means, start, self.inter)) if names else []
+        if self._initial:  # weights that were added later have no value of that time
+            merged = [
+                torch.lerp(m, self._initial[n], self.initial) if n in self._initial else m
+                for n, m in zip(names, merged, strict=True)
+            ]
         if names:
             torch._foreach_copy_(now, merged)
         self._start, self._learning, self._mean = {}, {}, RunningMean()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mulki_plugins.losses import Score, teacher_scores, teacher_weights
+from mulki_plugins.losses import Score, mixture_weights, teacher_scores, teacher_weights
 from mulki_plugins.stages.stage import Stage, Strategy
 from mulki_plugins.stages.teachers import Rows, Teachers
 from mulki_plugins.types import Positive, checked
@@ -24,6 +24,8 @@ class Distinguishing(Stage):
         score: ℓ: the cross-entropy on the true class (`likelihood`), the entropy of the prediction (`entropy`), or how far
             the best wrong class is ahead of the true one (`margin`).
         temperature: κ: the larger, the more equal the weights.
+        weights: `softmax` as above, or `mixture`: the second teacher gets σ((ℓ^0 − ℓ^1) / (κ·(ℓ^0 + ℓ^1))), which depends
+            on the relative difference of the scores alone. A mixture needs scores ≥ 0, so not `margin`.
     """
 
     requires = ("teachers",)
@@ -31,8 +33,16 @@ class Distinguishing(Stage):
     paper = "arXiv 2411.06764"
 
     @checked
-    def __init__(self, *, score: Score = "likelihood", temperature: Positive = 1.0) -> None:
+    def __init__(
+        self, *, score: Score = "likelihood", temperature: Positive = 1.0,
+        weights: Literal["softmax", "mixture"] = "softmax",
+    ) -> None:  # fmt: skip
         super().__init__()
+        if weights == "mixture" and score == "margin":
+            raise ValueError(
+                "Distinguishing: weights: a mixture needs scores of at least 0, and a margin may be negative"
+            )
+        self.weights = weights
         self.score = score
         self.temperature = temperature
         self._shares: dict[str, list[tuple[Tensor, int]]] = {}
@@ -44,7 +54,11 @@ class Distinguishing(Stage):
 
     def weigh(self, logits: list[Tensor], targets: Tensor, rows: Rows) -> Tensor:
         """w [M, N] from each teacher's logits [N, C]; the first teacher is the pre-trained model."""
-        weights = teacher_weights([teacher_scores(each, targets, self.score) for each in logits], self.temperature)
+        scores = [teacher_scores(each, targets, self.score) for each in logits]
+        if self.weights == "mixture":
+            weights = mixture_weights(scores, 1 / self.temperature)
+        else:
+            weights = teacher_weights(scores, self.temperature)
         if len(targets):
             tag = "train/share/initial" + ("" if rows == "samples" else f"_of_{rows}")
             self._shares.setdefault(tag, []).append((weights[0].detach().mean(), len(targets)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,32 +18,38 @@ class Eliciting(Stage):
     """Stage 1: aligns images and texts through visual prototypes that follow the student.
 
     L = ½·[CE(s·P tᵀ, class) + CE(s·t Pᵀ, class)], beside the ordinary cross-entropy. The student's visual prototypes P
-    start from the previous teacher's and follow the class means of each batch,
+    start from a teacher's and follow the class means of each batch,
     P_c ← unit(momentum·P_c + (1 − momentum)·mean of z over the batch's class c); the batch's share carries gradient.
     At the task's end they become the previous teacher's prototypes of this task.
 
     Args:
         weight: Factor of the loss.
         momentum: Share of the old prototypes when they follow a batch's class means.
+        start: The teacher whose prototypes P starts from: the pre-trained model (`initial`), or the model before the task.
     """
 
     requires = ("teachers",)
     paper = "arXiv 2411.06764"
 
     @checked
-    def __init__(self, *, weight: Weight = 1.0, momentum: Fraction = 0.9) -> None:
+    def __init__(
+        self, *, weight: Weight = 1.0, momentum: Fraction = 0.9, start: Literal["initial", "previous"] = "previous"
+    ) -> None:
         super().__init__()
         self.weight = weight
         self.momentum = momentum
+        self.start = start
         self.prototypes: dict[int, Tensor] = {}
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
-        teachers, previous = Teachers.of(strategy, self), self._previous(strategy)
+        teachers = Teachers.of(strategy, self)
+        [teacher] = self.reads_prototypes(teachers)
         for task in tasks_of(strategy.adapted_dataset):
-            self.prototypes[task] = teachers.prototypes(strategy, previous, task).clone()
+            self.prototypes[task] = teachers.prototypes(strategy, teacher, task).clone()
 
     def reads_prototypes(self, teachers: Teachers) -> Sequence[Teacher]:
-        return [teachers.previous] if teachers.previous is not None else []
+        teacher = teachers.initial if self.start == "initial" else teachers.previous
+        return [teacher] if teacher is not None else []
 
     def loss(self, part: Part) -> Tensor:
         if part.task not in self.prototypes:
