@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -11,13 +12,16 @@ import torch.nn.functional as F
 from attrs import frozen
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from mulki_plugins.models.adapter import Adapter, apply_adapters, is_parametrized, plain_name
 from mulki_plugins.models.text import HasPrompts, Union, as_prompts, sentences, union_of
 
 MASKED = -1e4
 """Logit of classes outside the sample's task: finite in every dtype, zero after softmax."""
 
-Towers = Literal["all", "image", "text"]
+Learns = Literal["all", "image", "text", "adapters", "none"]
+"""What learns: both towers, one of them, only what adapters add, or nothing. Adapters learn in all but the last."""
 Templates = Literal["first", "all"]
 """The sentences of a class: the task's first template (the training prompt), or the mean over all templates."""
 
@@ -50,7 +54,8 @@ class ClipClassifier(MultiTaskModule):
         tokenizer: Texts -> token ids, as returned by `open_clip.get_tokenizer`.
         tasks: Class names and templates of each task; the task id is the position. A stream's tasks or `Prompts`, one or
             several.
-        train: The towers that learn. The logit scale is always frozen.
+        train: What learns. The logit scale is always frozen.
+        adapters: Weights to add inside the model; they are applied here.
     """
 
     def __init__(
@@ -59,7 +64,8 @@ class ClipClassifier(MultiTaskModule):
         tokenizer: Callable[[list[str]], Tensor],
         tasks: HasPrompts | Sequence[HasPrompts],
         *,
-        train: Towers = "all",
+        train: Learns = "all",
+        adapters: Sequence[Adapter] = (),
     ) -> None:
         super().__init__()
         if not tasks:
@@ -76,6 +82,37 @@ class ClipClassifier(MultiTaskModule):
         self._unions: dict[tuple[int, ...], Union] = {}
         for name, parameter in clip.named_parameters():
             parameter.requires_grad_(_learns(name, train))
+        self.adapters = list(adapters)
+        self._own = apply_adapters(clip, self.adapters)
+        self._prepared: list[int] = []
+        if train == "none":
+            clip.requires_grad_(False)
+
+    def before_task(self, task: int) -> None:
+        """Let the adapters prepare for a task that is about to begin; only once for each task."""
+        if task not in self._prepared:
+            self._prepared.append(task)
+            for adapter in self.adapters:
+                adapter.before_task(self.clip, task)
+            self.to(self.clip.logit_scale.device)
+
+    def after_task(self, task: int) -> None:
+        """Let the adapters react to the end of a task."""
+        for adapter in self.adapters:
+            adapter.after_task(self.clip, task)
+
+    def added_weights(self) -> dict[str, nn.Parameter]:
+        """The parameters that the adapters have added, by name."""
+        return {name: p for name, p in self.clip.named_parameters() if plain_name(name) not in self._own}
+
+    def merged_weights(self) -> dict[str, Tensor]:
+        """The weights and buffers by open_clip's names, with the adapters merged. MulkiError if one cannot be."""
+        copied = copy.deepcopy(self)
+        for adapter in reversed(copied.adapters):
+            adapter.merge(copied.clip)
+        added = copied.added_weights()
+        names = {name: plain_name(name) for name in copied.clip.state_dict() if name not in added}
+        return {plain: value for name, value in copied.clip.state_dict().items() if (plain := names.get(name))}
 
     @property
     def scale(self) -> Tensor:
@@ -134,7 +171,8 @@ class ClipClassifier(MultiTaskModule):
 
     def encode_image(self, x: Tensor) -> Tensor:
         """Unit-norm image features [B, d], at least in single precision."""
-        return _unit(self.clip.encode_image(x))
+        with self._parametrized_once():
+            return _unit(self.clip.encode_image(x))
 
     @contextmanager
     def using(self, templates: Templates | None) -> Iterator[None]:
@@ -178,14 +216,21 @@ class ClipClassifier(MultiTaskModule):
         if not 0 <= task < len(self.prompts):
             raise IndexError(f"task {task}: the model knows the tasks 0 to {len(self.prompts) - 1}")
         tokens = self._tokenised(task, all_templates).to(self.clip.logit_scale.device)
-        t: Tensor = _unit(self.clip.encode_text(tokens))
+        with self._parametrized_once():
+            t: Tensor = _unit(self.clip.encode_text(tokens))
         classes = len(self.prompts[task].class_names)
         return _unit(t.reshape(-1, classes, t.shape[1]).mean(0)) if len(t) > classes else t
 
     def encode_classes(self, classes: Sequence[tuple[int, int]]) -> Tensor:
         """Unit-norm features [N, d], at least in single precision, of single classes (task, class), from the first template."""
         tokens = torch.stack([self._tokenised(task, False)[c] for task, c in classes])
-        return _unit(self.clip.encode_text(tokens.to(self.clip.logit_scale.device)))
+        with self._parametrized_once():
+            return _unit(self.clip.encode_text(tokens.to(self.clip.logit_scale.device)))
+
+    def _parametrized_once(self) -> AbstractContextManager[None]:
+        """Compute each parametrized weight once per forward: torch's attention asks for its weight several times."""
+        cached: AbstractContextManager[None] = parametrize.cached() if is_parametrized(self.clip) else nullcontext()
+        return cached
 
     def _tokenised(self, task: int, all_templates: bool) -> Tensor:
         """The token ids of the task's sentences, template after template: [templates · C, length]."""
@@ -236,5 +281,5 @@ def _tower(name: str) -> str:
     return "image" if name.startswith("visual.") else "text"
 
 
-def _learns(name: str, train: Towers) -> bool:
+def _learns(name: str, train: Learns) -> bool:
     return _tower(name) == train or (train == "all" and _tower(name) != "scale")

@@ -37,6 +37,7 @@ def mulki_register(register: Register) -> None:
     register.folder("strategies", _yaml_folder("strategies"))
     _register_stages(register)
     _register_baselines(register)
+    register.adapter("lora", "mulki_plugins.adapters.lora:LoRA")
     _register_avalanche(register)
     _register_streams_and_models(register)
     _register_metrics_and_loggers(register)

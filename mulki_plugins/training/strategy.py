@@ -129,6 +129,8 @@ class ContinualTemplate(SupervisedTemplate):
     def _before_training_exp(self, **kwargs: Any) -> None:
         self.step = 1
         self.checks.task_begins()
+        for task in self._beginning():
+            self.model.before_task(task)
         self._before_train_dataset_adaptation(**kwargs)  # from here to the plugins as Avalanche does
         self.train_dataset_adaptation(**kwargs)
         self._after_train_dataset_adaptation(**kwargs)
@@ -155,6 +157,10 @@ class ContinualTemplate(SupervisedTemplate):
             self.dataloader.skip(*self._resume)
             self._resume = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.precision == "fp16")
+
+    def _beginning(self) -> list[int]:
+        """The labels of the tasks that begin with this training."""
+        return sorted({int(task) for task in self.experience.task_labels})
 
     def make_optimizer(self, **kwargs: Any) -> None:
         """A new optimizer for each task. Avalanche's would train frozen weights and carry Adam's state over."""
@@ -248,6 +254,8 @@ class ContinualTemplate(SupervisedTemplate):
     def _after_training_exp(self, **kwargs: Any) -> None:
         self.learned |= {int(task) for task in self.experience.task_labels}
         self._call("after_training_exp", **kwargs)
+        for task in self._beginning():
+            self.model.after_task(task)
         self._latest_optimizer = self.optimizer
 
     def _call(self, event: str, **kwargs: Any) -> None:
@@ -336,6 +344,9 @@ class JointTemplate(ContinualTemplate, JointTraining):
     def _before_training_exp(self, **kwargs: Any) -> None:
         self.budgets = len(self._experiences)
         super()._before_training_exp(**kwargs)
+
+    def _beginning(self) -> list[int]:
+        return sorted({int(task) for experience in self._experiences for task in experience.task_labels})
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         super()._after_training_exp(**kwargs)
