@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import parametrize
 
-from mulki_plugins.adapters import Adapter, LoRA
+from mulki_plugins.adapters import Adapter, LoRA, NullSpace
 from mulki_plugins.cli import main
 from mulki_plugins.errors import Mistakes, MulkiError
 from mulki_plugins.models import ClipClassifier
@@ -191,7 +191,26 @@ def test_recipes_without_adapters_are_what_they_were():
     assert "somebodys-adapters" in listed
 
 
+def test_a_step_in_the_null_space_leaves_the_leading_directions_alone(stream):
+    plain, model = small_clip(), adapted(stream, NullSpace(rank=6))
+    for repeat in range(2):
+        before = {name: w.clone() for name, w in model.merged_weights().items() if w.ndim == 2}
+        learn(model)
+        model.after_task(repeat)
+        after = model.merged_weights()
+        for path in ("visual.transformer.resblocks.0.mlp.c_fc.weight", "transformer.resblocks.0.attn.in_proj_weight"):
+            blocks = 3 if "in_proj" in path else 1
+            for old, new in zip(before[path].chunk(blocks), after[path].chunk(blocks), strict=True):
+                u, _, vh = torch.linalg.svd(old.double(), full_matrices=False)
+                moved = new.double() - old.double()
+                assert moved.norm() > 1e-3
+                assert (moved @ vh[:-6].T).norm() <= 1e-6 * moved.norm() + 1e-6
+                assert (u[:, :-6].T @ moved).norm() <= 1e-6 * moved.norm() + 1e-6
+    assert plain.state_dict().keys() == model.merged_weights().keys()
+
+
 CASES = {
+    "null space": "[{null-space: {rank: 4}}]",
     "lora": "[{lora: {rank: 3}}]",
     "merged": "[{lora: {rank: 3, merge_each_task: true}}]",
     "growing": "[growing]",

@@ -53,17 +53,17 @@ def plain_name(name: str) -> str:
 
 
 def apply_adapters(clip: nn.Module, adapters: Iterable[Adapter]) -> set[str]:
-    """Apply adapters to a model in their order; returns the plain names of the weights that it had before.
+    """Apply adapters to a model in their order; returns the names of the weights and buffers that it had.
 
     MulkiError if an adapter takes a weight away: strict loading needs every weight of the model.
     """
-    before = {name for name, _ in clip.named_parameters()}
+    before = set(clip.state_dict())
     for adapter in adapters:
         try:
             adapter.apply(clip)
         except ValueError as error:
             raise MulkiError(f"the adapter {type(adapter).__name__} cannot be applied: {error}") from error
-        if missing := before - {plain_name(name) for name, _ in clip.named_parameters()}:
+        if missing := before - set(map(plain_name, clip.state_dict())):
             raise MulkiError(
                 f"the adapter {type(adapter).__name__} renames the model's own weights, such as {min(missing)!r}",
                 "add weights beside a layer, or with torch.nn.utils.parametrize; do not replace the layer",

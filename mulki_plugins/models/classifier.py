@@ -110,9 +110,8 @@ class ClipClassifier(MultiTaskModule):
         copied = copy.deepcopy(self)
         for adapter in reversed(copied.adapters):
             adapter.merge(copied.clip)
-        added = copied.added_weights()
-        names = {name: plain_name(name) for name in copied.clip.state_dict() if name not in added}
-        return {plain: value for name, value in copied.clip.state_dict().items() if (plain := names.get(name))}
+        weights = {plain_name(name): value for name, value in copied.clip.state_dict().items()}
+        return {name: value for name, value in weights.items() if name in self._own}
 
     @property
     def scale(self) -> Tensor:
