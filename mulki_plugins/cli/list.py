@@ -14,7 +14,7 @@ from mulki_plugins.registry.builtin import open_clip_models, open_clip_tags
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.report.tables import columns
 
-KINDS = ("recipes", "strategies", "plugins", "streams", "models", "metrics", "loggers")
+KINDS = ("recipes", "strategies", "plugins", "adapters", "streams", "models", "metrics", "loggers")
 SYNONYMS = {
     "stage": "plugins", "stages": "plugins", "dataset": "streams", "datasets": "streams", "benchmarks": "streams",
     "methods": "strategies", "architectures": "models", "experiments": "recipes",

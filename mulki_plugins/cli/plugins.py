@@ -18,7 +18,7 @@ from mulki_plugins.registry.catalog import OURS, Package, Part, Provenance, sign
 from mulki_plugins.registry.discovery import catalog, unmet_requirements
 from mulki_plugins.report.tables import columns
 
-_ORDER = ["package", "recipe", "strategy", "plugin", "stream", "model", "metric", "logger", "command"]
+_ORDER = ["package", "recipe", "strategy", "plugin", "adapter", "stream", "model", "metric", "logger", "command"]
 
 
 @click.command()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, Literal, cast
 
@@ -12,7 +13,9 @@ import torch.nn.functional as F
 from attrs import field, frozen
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from mulki_plugins.models.adapter import Adapter, apply_adapters, is_parametrized, plain_name
 from mulki_plugins.models.text import HasPrompts, Union, as_prompts, union_of
 from mulki_plugins.models.text_tower import encode_sentences
 from mulki_plugins.models.tokens import Tokens
@@ -20,7 +23,8 @@ from mulki_plugins.models.tokens import Tokens
 MASKED = -1e4
 """Logit of classes outside the sample's task: finite in every dtype, zero after softmax."""
 
-Towers = Literal["all", "image", "text"]
+Learns = Literal["all", "image", "text", "adapters", "none"]
+"""What learns: both towers, one of them, only what adapters add, or nothing. Adapters learn in all but the last."""
 Templates = Literal["first", "all"]
 """The sentences of a class: the task's first template (the training prompt), or the mean over all templates."""
 
@@ -72,7 +76,8 @@ class ClipClassifier(MultiTaskModule):
         tokenizer: Texts -> token ids, as returned by `open_clip.get_tokenizer`.
         tasks: Class names and templates of each task; the task id is the position. A stream's tasks or `Prompts`, one or
             several.
-        train: The towers that learn. The logit scale is always frozen.
+        train: What learns. The logit scale is always frozen.
+        adapters: Weights to add inside the model; they are applied here.
     """
 
     def __init__(
@@ -81,7 +86,8 @@ class ClipClassifier(MultiTaskModule):
         tokenizer: Callable[[list[str]], Tensor],
         tasks: HasPrompts | Sequence[HasPrompts],
         *,
-        train: Towers = "all",
+        train: Learns = "all",
+        adapters: Sequence[Adapter] = (),
     ) -> None:
         super().__init__()
         if not tasks:
@@ -101,6 +107,36 @@ class ClipClassifier(MultiTaskModule):
         self._unions: dict[tuple[int, ...], Union] = {}
         for name, parameter in clip.named_parameters():
             parameter.requires_grad_(_learns(name, train))
+        self.adapters = list(adapters)
+        self._own = apply_adapters(clip, self.adapters)
+        self._prepared: list[int] = []
+        if train == "none":
+            clip.requires_grad_(False)
+
+    def before_task(self, task: int) -> None:
+        """Let the adapters prepare for a task that is about to begin; only once for each task."""
+        if task not in self._prepared:
+            self._prepared.append(task)
+            for adapter in self.adapters:
+                adapter.before_task(self.clip, task)
+            self.to(self.clip.logit_scale.device)
+
+    def after_task(self, task: int) -> None:
+        """Let the adapters react to the end of a task."""
+        for adapter in self.adapters:
+            adapter.after_task(self.clip, task)
+
+    def added_weights(self) -> dict[str, nn.Parameter]:
+        """The parameters that the adapters have added, by name."""
+        return {name: p for name, p in self.clip.named_parameters() if plain_name(name) not in self._own}
+
+    def merged_weights(self) -> dict[str, Tensor]:
+        """The weights and buffers by open_clip's names, with the adapters merged. MulkiError if one cannot be."""
+        copied = copy.deepcopy(self)
+        for adapter in reversed(copied.adapters):
+            adapter.merge(copied.clip)
+        weights = {plain_name(name): value for name, value in copied.clip.state_dict().items()}
+        return {name: value for name, value in weights.items() if name in self._own}
 
     @property
     def scale(self) -> Tensor:
@@ -171,7 +207,8 @@ class ClipClassifier(MultiTaskModule):
 
     def encode_image(self, x: Tensor) -> Tensor:
         """Unit-norm image features [B, d], at least in single precision."""
-        return _unit(self.clip.encode_image(x))
+        with self._parametrized_once():
+            return _unit(self.clip.encode_image(x))
 
     @contextmanager
     def using(self, templates: Templates | None) -> Iterator[None]:
@@ -240,12 +277,18 @@ class ClipClassifier(MultiTaskModule):
         classes = len(self.prompts[task].class_names)
         return _unit(t.reshape(-1, classes, t.shape[1]).mean(0)) if len(t) > classes else t
 
+    def _parametrized_once(self) -> AbstractContextManager[None]:
+        """Compute each parametrized weight once per forward: torch's attention asks for its weight several times."""
+        cached: AbstractContextManager[None] = parametrize.cached() if is_parametrized(self.clip) else nullcontext()
+        return cached
+
     def _encode(self, tokens: Tensor, tasks: Sequence[int], all_templates: bool) -> Tensor:
         """Unit-norm features of sentences of these tasks, cut to the longest of all their sentences.
 
         So the length does not depend on which of the sentences a step draws.
         """
-        return _unit(encode_sentences(self.clip, tokens, self._tokens.length(self.clip, tasks, all_templates)))
+        with self._parametrized_once():
+            return _unit(encode_sentences(self.clip, tokens, self._tokens.length(self.clip, tasks, all_templates)))
 
     def logits(self, z: Tensor, t: Tensor) -> Tensor:
         """Scaled cosines s·z·tᵀ: [B, d], [C, d] -> [B, C], at least in single precision."""
@@ -298,5 +341,5 @@ def _tower(name: str) -> str:
     return "image" if name.startswith("visual.") else "text"
 
 
-def _learns(name: str, train: Towers) -> bool:
+def _learns(name: str, train: Learns) -> bool:
     return _tower(name) == train or (train == "all" and _tower(name) != "scale")

@@ -26,6 +26,8 @@ _PARTS: dict[str, Kind] = {"stream": "stream", "reference": "stream", "model": "
 _LISTS: tuple[tuple[Kind, Location], ...] = (("metric", ("evaluate", "metrics")), ("logger", ("loggers",)))
 """The lists of a recipe that name registered parts."""
 _STACK = ("strategy", "plugins")
+TRAIN = ("all", "image", "text", "adapters", "none")
+"""What of a model learns: both towers, one of them, only what adapters add, or nothing."""
 _ONE_BUDGET = "both iterations and epochs are given, expected one of the two"
 
 
@@ -93,7 +95,7 @@ def _check_part(kind: Kind, value: dict[str, Any], path: Location) -> tuple[dict
     options = {key: option for key, option in value.items() if key != "name"}
     part: Part | None = catalog().parts.get((kind, name))
     if kind == "model":
-        towers = options.pop("train", "all")
+        towers, adapters = options.pop("train", "all"), options.pop("adapters", [])
         part = part or (open_clip_part(name) if name in open_clip_models() else None)
     if part is None:
         if reason := catalog().refused.get((kind, name)):
@@ -104,11 +106,40 @@ def _check_part(kind: Kind, value: dict[str, Any], path: Location) -> tuple[dict
         return value, [OptionError(message, (*path, "name"))]
     result, wrong = check_options(part, options, path)
     if kind == "model":
-        result = {"train": towers, **result}
-        if towers not in ("all", "image", "text"):
-            message = f"expected 'all' or 'image' or 'text', got {format_value(towers)}"
+        filled, problems = _check_adapters(adapters, (*path, "adapters"))
+        result = {"train": towers, **({"adapters": filled} if filled else {}), **result}
+        wrong += problems
+        if not isinstance(towers, str) or towers not in TRAIN:
+            expected = " or ".join(map(repr, TRAIN))
+            wrong.append(OptionError(f"expected {expected}, got {format_value(towers)}", (*path, "train")))
+        elif towers == "adapters" and not adapters:
+            message = "the model has no adapters; add some, such as model.adapters=[lora]"
             wrong.append(OptionError(message, (*path, "train")))
     return {"name": name, **result}, wrong
+
+
+def _check_adapters(value: Any, path: Location) -> tuple[list[dict[str, Any]], list[OptionError]]:
+    """A model's adapters, each as {name: options} with all options filled in, and everything that is wrong with them."""
+    if not isinstance(value, list):
+        return [], [OptionError(f"expected a list of adapters, such as [lora], got {format_value(value)}", path)]
+    filled: list[dict[str, Any]] = []
+    wrong: list[OptionError] = []
+    for i, item in enumerate(value):
+        [(name, options)] = item.items() if isinstance(item, dict) and len(item) == 1 else [(item, None)]
+        if not isinstance(name, str) or not isinstance(options or {}, dict):
+            message = f"expected an adapter as `name` or `name: {{options}}`, got {format_value(item)}"
+            wrong.append(OptionError(message, (*path, i)))
+            continue
+        here = (*path, i, name) if isinstance(item, dict) else (*path, i)
+        try:
+            part = catalog().find("adapter", name)
+        except MulkiError as error:
+            wrong.append(OptionError(error.message, here))
+            continue
+        result, problems = check_options(part, options or {}, here)
+        filled.append({name: result})
+        wrong += problems
+    return filled, wrong
 
 
 def check_options(part: Part, options: dict[str, Any], path: Location) -> tuple[dict[str, Any], list[OptionError]]:

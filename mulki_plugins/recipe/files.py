@@ -194,8 +194,9 @@ def _convert_strategy(tree: Tree, file: YamlFile) -> tuple[StrategyFile | None, 
         elif not isinstance(value, dict):
             wrong.append(OptionError(f"expected a mapping, got {format_value(value)}", ("defaults", key)))
         elif key == "model":
-            message = "a strategy may only set `train`, the towers that learn; the recipe chooses the model"
-            wrong += [OptionError(message, ("defaults", key, option)) for option in value if option != "train"]
+            message = "a strategy may only set `train`, what learns, and `adapters`; the recipe chooses the model"
+            own = ("train", "adapters")
+            wrong += [OptionError(message, ("defaults", key, option)) for option in value if option not in own]
     return strategy, wrong
 
 

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 from attrs import NOTHING, Factory, fields
 
 from mulki_plugins.errors import MulkiError
+from mulki_plugins.recipe.check import TRAIN
 from mulki_plugins.recipe.files import DEFAULTABLE, list_registered
 from mulki_plugins.recipe.schema import Choice, Entry, Recipe, Strategy, StrategyFile, is_yaml_value
 from mulki_plugins.registry.builtin import open_clip_part
@@ -21,7 +22,7 @@ from mulki_plugins.registry.static import REQUIRED, UNKNOWN
 from mulki_plugins.types import Schema, json_schema
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_TOWERS: Schema = {"enum": ["all", "image", "text"], "default": "all", "description": "Which towers learn."}
+_TOWERS: Schema = {"enum": list(TRAIN), "default": "all", "description": "What learns: towers, adapters, or nothing."}
 _MAY_COME_FROM_A_STRATEGY = {"lr", "optimizer", *DEFAULTABLE}
 
 
@@ -51,7 +52,8 @@ def strategy_schema(architectures: Iterable[str] | None) -> Schema:
     recipe = recipe_schema(architectures)
     schema = _of_class(StrategyFile)
     schema["properties"]["plugins"] = _stack()
-    towers = {"type": "object", "properties": {"train": _TOWERS}, "additionalProperties": False}
+    own = {"train": _TOWERS, "adapters": _adapters()}
+    towers = {"type": "object", "properties": own, "additionalProperties": False}
     defaults = {key: recipe["properties"][key] for key in DEFAULTABLE if key != "model"} | {"model": towers}
     schema["properties"]["defaults"] = {"type": "object", "properties": defaults, "additionalProperties": False}
     return _document("a strategy of MulKI", schema)
@@ -135,15 +137,23 @@ def _model(architectures: Iterable[str] | None) -> Schema:
     other: Schema = (
         {"not": {"enum": ours}, "type": "string"} if architectures is None else {"enum": list(architectures)}
     )
-    towers = {"train": _TOWERS}
+    towers = {"train": _TOWERS, "adapters": _adapters()}
     return {"anyOf": [*_part("model", towers)["anyOf"], other, _with_name(other, _options(open_clip_part(""), towers))]}
 
 
 def _stack() -> Schema:
     """A list of plugins, each by its name alone or with its options."""
-    names = [part.name for part in catalog().of_kind("plugin")]
-    short = [part.name for part in catalog().of_kind("plugin") if not _options(part).get("required")]
-    references = {name: {"$ref": f"#/$defs/{name}"} for name in names}
+    return _list_of("plugin", {part.name: {"$ref": f"#/$defs/{part.name}"} for part in catalog().of_kind("plugin")})
+
+
+def _adapters() -> Schema:
+    """A list of adapters, each by its name alone or with its options."""
+    return _list_of("adapter", {part.name: _options(part) for part in catalog().of_kind("adapter")})
+
+
+def _list_of(kind: Kind, references: Mapping[str, Schema]) -> Schema:
+    """A list of parts of a kind, each by its name alone or as {name: options}."""
+    short = [part.name for part in catalog().of_kind(kind) if not _options(part).get("required")]
     with_options = {
         "type": "object",
         "properties": {

@@ -37,6 +37,8 @@ def mulki_register(register: Register) -> None:
     register.folder("strategies", _yaml_folder("strategies"))
     _register_stages(register)
     _register_baselines(register)
+    register.adapter("lora", "mulki_plugins.adapters.lora:LoRA")
+    register.adapter("null-space", "mulki_plugins.adapters.null_space:NullSpace")
     _register_avalanche(register)
     _register_streams_and_models(register)
     _register_metrics_and_loggers(register)

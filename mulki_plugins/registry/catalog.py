@@ -20,7 +20,7 @@ from mulki_plugins.registry.static import Signature, Target, read_attributes, re
 if TYPE_CHECKING:
     from importlib.abc import Traversable
 
-Kind = Literal["plugin", "stream", "model", "metric", "logger", "command"]
+Kind = Literal["plugin", "adapter", "stream", "model", "metric", "logger", "command"]
 Files = Literal["recipes", "strategies"]
 
 OURS = "mulki"
@@ -267,6 +267,16 @@ class Register:
         """
         self._add("model", name, target, summary, options, source=source, check=check)
 
+    def adapter(
+        self, name: str, target: Target, *, summary: str | None = None, source: str | None = None,
+        options: Mapping[str, str] | None = None, check: Target | None = None,
+    ) -> None:  # fmt: skip
+        """A subclass of `mulki_plugins.adapters.Adapter`, or a function that returns one: weights added inside a model.
+
+        check: a function from the options to a list of `OptionError`, as for a stream; its module must not import torch.
+        """
+        self._add("adapter", name, target, summary, options, source=source, check=check)
+
     def metric(
         self, name: str, target: Target, *, summary: str | None = None, source: str = "", sequential: bool = True
     ) -> None:
@@ -322,7 +332,7 @@ class Register:
         if kind != "command":
             with contextlib.suppress(MulkiError):  # of a module that cannot be read: reported when the part is used
                 line, documented = read_docstring(target)
-                attributes = read_attributes(target, _FACTS) if kind == "plugin" else {}
+                attributes = read_attributes(target, _FACTS) if kind in ("plugin", "adapter") else {}
         summary = line if summary is None else summary
         if not isinstance(summary, str) or not summary.strip() or "\n" in summary.strip():
             raise MulkiError(f"{what}: expected a summary of one line, or a docstring")

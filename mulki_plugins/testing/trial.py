@@ -15,7 +15,7 @@ from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor
 
-from mulki_plugins.models.classifier import ClipClassifier, Towers
+from mulki_plugins.models.classifier import ClipClassifier, Learns
 from mulki_plugins.models.load import LoadedClip
 from mulki_plugins.recipe.schema import Evaluate, Optimizer, Schedule, Train
 from mulki_plugins.streams.benchmark import as_benchmark
@@ -149,7 +149,7 @@ class Setup:
 
     loaded: LoadedClip = field(factory=small_model)
     stream: TaskStream = field(factory=small_stream)
-    train: Towers = "all"
+    train: Learns = "all"
     iterations: int = 4
     batch: int = BATCH
     precision: Any = "fp32"

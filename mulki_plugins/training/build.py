@@ -15,6 +15,7 @@ from avalanche.core import BasePlugin
 from torch import Tensor
 
 from mulki_plugins.errors import MulkiError, describe_error, did_you_mean
+from mulki_plugins.models.adapter import Adapter
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.models.load import load_clip
 from mulki_plugins.models.text import check_sentences, reader_of
@@ -62,9 +63,10 @@ def build(recipe: Recipe, *, stream: TaskStream | None = None, thin: Thin | None
     stream = stream or make_stream(recipe.stream)
     _check_tasks(recipe, stream)
     options = dict(recipe.model.options)
-    train = options.pop("train", "all")
+    train, entries = options.pop("train", "all"), options.pop("adapters", [])
     loaded = load_clip(recipe.model.name, **options)
-    model = ClipClassifier(loaded.clip, loaded.tokenizer, stream.tasks, train=train)
+    adapters = [_make("adapter", name, chosen) for entry in entries for name, chosen in entry.items()]
+    model = ClipClassifier(loaded.clip, loaded.tokenizer, stream.tasks, train=train, adapters=adapters)
     model.weights_metadata = loaded.trained_with(recipe.model.name).metadata()
     across = recipe.evaluate.classes != "task"
     notices = [*loaded.notices, *check_sentences(stream.tasks, reader_of(loaded.tokenizer), across=across)]
@@ -164,7 +166,7 @@ def _make(kind: Any, name: str, options: dict[str, Any], **given: Any) -> Any:
     return made
 
 
-_CLASSES: dict[str, type] = {"stream": TaskStream, "plugin": BasePlugin}
+_CLASSES: dict[str, type] = {"stream": TaskStream, "plugin": BasePlugin, "adapter": Adapter}
 
 
 def _check_tasks(recipe: Recipe, stream: TaskStream) -> None:

@@ -75,7 +75,9 @@ def state_between_tasks(strategy: ContinualTemplate, plugins: Sequence[StackEntr
     """Everything but the weights between two tasks."""
     model = strategy.model.state_dict()
     buffers = {name: value for name, value in model.items() if not name.startswith(_CLIP)}
-    state: dict[str, Any] = storable({"model": buffers, "plugins": [[entry.name, entry.state()] for entry in plugins]})
+    adapters = [dict(adapter.state_dict()) for adapter in strategy.model.adapters]
+    kept = {"model": buffers, "plugins": [[entry.name, entry.state()] for entry in plugins], "adapters": adapters}
+    state: dict[str, Any] = storable(kept)
     return state
 
 
@@ -128,6 +130,8 @@ def restore_weights(strategy: ContinualTemplate, checkpoint: Checkpoint, state: 
             shapes = f"{tuple(value.shape)}, and {tuple(model[name].shape)} in the model"
             raise MulkiError(f"{checkpoint.path}: {name!r} has the shape {shapes}", "it is of another model")
     strategy.model.load_state_dict(weights)
+    for adapter, kept in zip(strategy.model.adapters, state.get("adapters", ()), strict=False):
+        adapter.load_state_dict(kept)
 
 
 def restore_within_task(strategy: ContinualTemplate, plugins: Sequence[StackEntry], checkpoint: Checkpoint) -> None:
@@ -313,6 +317,9 @@ class Checkpointing:
         end = checkpoint.end_of_task()
         strategy.model.to(strategy.device)
         strategy._before_training()  # as before the first task, where some plugins note the pre-trained model
+        for task in range(end.moment.tasks):  # adapters grow again as they did
+            strategy.model.before_task(task)
+            strategy.model.after_task(task)
         state = end.state()
         if end.moment.tasks:
             restore_plugins(self.plugins, state)

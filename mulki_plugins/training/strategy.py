@@ -66,6 +66,8 @@ class ContinualTemplate(StepTemplate):
     def _before_training_exp(self, **kwargs: Any) -> None:
         self.step = 1
         self.checks.task_begins()
+        for task in self._beginning():
+            self.model.before_task(task)
         self._before_train_dataset_adaptation(**kwargs)  # from here to the plugins as Avalanche does
         self.train_dataset_adaptation(**kwargs)
         self._after_train_dataset_adaptation(**kwargs)
@@ -96,6 +98,10 @@ class ContinualTemplate(StepTemplate):
             teachers = [plugin for plugin in self.stack if isinstance(plugin, Teachers)]
             self.towers.compile(self.model, [each.model for plugin in teachers for each in plugin.active])
 
+    def _beginning(self) -> list[int]:
+        """The labels of the tasks that begin with this training."""
+        return sorted({int(task) for task in self.experience.task_labels})
+
     def make_optimizer(self, **kwargs: Any) -> None:
         """A new optimizer for each task. Avalanche's would train frozen weights and carry Adam's state over."""
         if self.optimizer is not self._latest_optimizer:
@@ -117,6 +123,8 @@ class ContinualTemplate(StepTemplate):
         self.settle()
         self.learned |= {int(task) for task in self.experience.task_labels}
         self._call("after_training_exp", **kwargs)
+        for task in self._beginning():
+            self.model.after_task(task)
         self._latest_optimizer = self.optimizer
 
     def _call(self, event: str, **kwargs: Any) -> None:
@@ -147,6 +155,9 @@ class JointTemplate(ContinualTemplate, JointTraining):
     def _before_training_exp(self, **kwargs: Any) -> None:
         self.budgets = len(self._experiences)
         super()._before_training_exp(**kwargs)
+
+    def _beginning(self) -> list[int]:
+        return sorted({int(task) for experience in self._experiences for task in experience.task_labels})
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         super()._after_training_exp(**kwargs)

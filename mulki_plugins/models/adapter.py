@@ -1,0 +1,76 @@
+"""What a model asks of its adapters: weights that are added inside it before anything else looks at it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from mulki_plugins.errors import MulkiError
+
+_PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original$")
+
+
+class Adapter:
+    """Weights added inside an open_clip model, such as LoRA, expert layers or prompts.
+
+    A run applies its adapters to the loaded weights before the teachers, the optimizer and the zero-shot row exist; with
+    fresh adapters the model should answer as before. All that an adapter keeps must be parameters or buffers inside the
+    model, so that checkpoints hold it, or stand in `state_dict`.
+    """
+
+    def apply(self, clip: nn.Module) -> None:
+        """Add the weights to the model. They learn unless they are frozen here. ValueError if the model has no place for them."""
+        raise NotImplementedError
+
+    def before_task(self, clip: nn.Module, task: int) -> None:
+        """Grow, or prepare, for a task that is about to begin. A resumed run calls it again for each task that had begun."""
+
+    def after_task(self, clip: nn.Module, task: int) -> None:
+        """React to the end of a task, after all plugins: merge, or freeze. A resumed run calls it again as well."""
+
+    def merge(self, clip: nn.Module) -> None:
+        """Fold the added weights into the plain ones: the answers stay, and without the adapter they are the same.
+
+        MulkiError if that is impossible, as by default.
+        """
+        raise MulkiError(f"the adapter {type(self).__name__} cannot be merged into plain weights")
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """What it keeps outside the model: numbers, texts, tensors, and lists and dicts of them."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned, after `before_task` of the tasks that had begun."""
+
+
+def plain_name(name: str) -> str:
+    """The name of a weight without its parametrization: `attn.parametrizations.w.original` is the plain weight `attn.w`."""
+    return _PARAMETRIZED.sub(r"\1", name)
+
+
+def apply_adapters(clip: nn.Module, adapters: Iterable[Adapter]) -> set[str]:
+    """Apply adapters to a model in their order; returns the names of the weights and buffers that it had.
+
+    MulkiError if an adapter takes a weight away: strict loading needs every weight of the model.
+    """
+    before = set(clip.state_dict())
+    for adapter in adapters:
+        try:
+            adapter.apply(clip)
+        except ValueError as error:
+            raise MulkiError(f"the adapter {type(adapter).__name__} cannot be applied: {error}") from error
+        if missing := before - set(map(plain_name, clip.state_dict())):
+            raise MulkiError(
+                f"the adapter {type(adapter).__name__} renames the model's own weights, such as {min(missing)!r}",
+                "add weights beside a layer, or with torch.nn.utils.parametrize; do not replace the layer",
+            )
+    return before
+
+
+def is_parametrized(clip: nn.Module) -> bool:
+    """Whether a weight of the model is computed from others in each forward."""
+    return any(parametrize.is_parametrized(module) for module in clip.modules())
