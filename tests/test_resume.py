@@ -59,7 +59,7 @@ EVERYTHING_WITH_A_STATE = [
     ("finetune", ("strategy.base=cumulative",), ()), ("joint", (), ()),
     ("finetune", ("train.iterations=null", "train.epochs=2", "train.batch_size=5"), ()),
     ("mulki", ("train.precision=bf16", "train.optimizer={name: sgd, lr: 0.01, momentum: 0.9}"), ()),
-    ("mulki", ("train.precision=bf16", "train.compile=true"), ()),
+    ("finetune", ("train.precision=bf16", "train.compile=true"), ()),
     ("replay", ("train.accumulate=3", "train.precision=bf16"), ()), ("finetune", ("train.accumulate=2",), ()),
 ]  # fmt: skip
 
