@@ -137,11 +137,8 @@ class _SquaredDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchors: Sequence[Tensor], importances: Sequence[Tensor] | None, *weights: Tensor) -> Tensor:
         exact = [w.to(torch.promote_types(w.dtype, torch.float32)) for w in weights]
-        ctx.moved, ctx.importances, ctx.dtypes = (
-            torch._foreach_sub(exact, list(anchors)),
-            importances,
-            [w.dtype for w in weights],
-        )
+        ctx.moved = torch._foreach_sub(exact, list(anchors))
+        ctx.importances, ctx.dtypes = importances, [w.dtype for w in weights]
         squares = torch._foreach_mul(ctx.moved, ctx.moved)
         if importances is not None:
             squares = torch._foreach_mul(squares, list(importances))

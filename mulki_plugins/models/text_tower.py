@@ -20,8 +20,11 @@ Kind = Literal["causal", "class token", "masked padding", "whole"]
 
 
 def kind_of(clip: Any) -> Kind:
-    """How the text tower may be cut: `causal` at the token it pools (CLIP), before an appended `class token` (CoCa), after the
-    last token that is not `masked padding` (towers of transformers), or not at all (`whole`)."""
+    """How the text tower may be cut.
+
+    `causal`: after the token that it pools (CLIP). `class token`: before the one that it appends (CoCa). `masked padding`:
+    after the last token that is no padding (towers of transformers). `whole`: not at all.
+    """
     if not _is_open_clips_own(clip, (CLIP, CustomTextCLIP, CoCa), "encode_text"):
         return "whole"
     tower: Any = clip if isinstance(clip, CLIP) else clip.text
