@@ -90,6 +90,7 @@ EXPECTED = {
 
 def matrix(classes, batch_size=2):
     """The zero-shot row and the matrix, through the template that trains recipes."""
+    torch.manual_seed(0)  # the gradients of some batches cancel, which a run refuses
     tasks = tuple(
         Task(name=name, class_names=tuple(kinds), templates=("a {} here.",), train=lie, test=lie)
         for name, kinds in TASKS.items()

@@ -109,7 +109,12 @@ def _parts() -> Iterator[str]:
 
 
 def _documented_parts(catalog: Catalog) -> list[Part]:
-    return [*catalog.of_kind("plugin"), *catalog.of_kind("adapter"), *catalog.of_kind("stream"), *catalog.of_kind("model")]
+    return [
+        *catalog.of_kind("plugin"),
+        *catalog.of_kind("adapter"),
+        *catalog.of_kind("stream"),
+        *catalog.of_kind("model"),
+    ]
 
 
 def _part(part: Part) -> str:

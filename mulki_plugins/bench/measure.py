@@ -17,7 +17,7 @@ from mulki_plugins.bench.hardware import peak_product, waiter
 from mulki_plugins.bench.passes import Pass, Passes
 from mulki_plugins.bench.steps import StepObserver, Steps
 from mulki_plugins.bench.stopwatch import Part, Stopwatch, replaced
-from mulki_plugins.bench.thin import Thinned, sentences_of, steady_after, workers_of
+from mulki_plugins.bench.thin import Thinned, sentences_of, steady_after
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.recipe.schema import Recipe, TaskBudget
 from mulki_plugins.report.progress import ProgressLogger
@@ -243,7 +243,7 @@ class _Session:
                 seconds=seconds,
                 loading=parts["loading"],
                 encoding=parts["student"],
-                rates=_rates(ends, read, self.recipe.evaluate.batch_size, steady_after(workers_of(self.recipe))),
+                rates=_rates(ends, read, self.recipe.evaluate.batch_size, steady_after(self.built.workers)),
             )
         )
         return row
@@ -263,7 +263,7 @@ class _Session:
                 (ContinualTemplate, "criterion", "losses and plugins"),
                 (ContinualTemplate, "backward", "backward"),
                 (ContinualTemplate, "optimizer_step", "optimizer"),
-                (ContinualTemplate, "_log", "logging"),
+                (ContinualTemplate, "_end_step", "logging"),
                 (EvaluationPlugin, "_update_metrics_and_loggers", "logging"),
                 (Checkpointing, "after_step", "checkpoint"),
             )

@@ -5,7 +5,6 @@ Where the sentences of all classes alone would take long, only the first two tas
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
@@ -17,6 +16,7 @@ from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.streams.images import FileImages
 from mulki_plugins.streams.task import LabelledImages, TaskStream
+from mulki_plugins.training.build import choose_workers
 
 SECONDS = 10.0
 """How long an evaluation of the thinned stream may take, roughly."""
@@ -69,9 +69,8 @@ class Thinned:
         if self.recipe.evaluate.classes != "all" and sum(sentences_of(stream).values()) * self.sentence > SECONDS:
             tasks = tasks[:2]
             tests = {task.name: tests[task.name] for task in tasks}
-        self.eval_batch_size, counts = sample_sizes(
-            seconds, tests, self.recipe.evaluate.batch_size, workers_of(self.recipe)
-        )
+        workers = choose_workers(self.recipe.train.workers, stream, image_size)
+        self.eval_batch_size, counts = sample_sizes(seconds, tests, self.recipe.evaluate.batch_size, workers)
         return evolve(stream, tasks=tuple(evolve(task, test=some(task.test, counts[task.name])) for task in tasks))
 
 
@@ -139,9 +138,3 @@ def seconds_per_sentence(model: ClipClassifier) -> float:
         if seconds > 1 or best < float("inf"):
             return min(best, seconds) / len(features)
         best = seconds
-
-
-def workers_of(recipe: Recipe) -> int:
-    """The loader's workers, as far as the recipe says a number."""
-    workers: object = recipe.train.workers
-    return workers if isinstance(workers, int) else os.cpu_count() or 1
