@@ -35,8 +35,9 @@ class LowRank(Change):
 class LoRA(ProjectionAdapter):
     """Adds a low-rank change to the projections of a transformer.
 
-    W' = W + (α/r)·BA, with B = 0 at the start. The model's own weights can stay frozen (`model.train: adapters`). One change serves all tasks; with `merge_each_task`
-    each task's change is added to the weights at its end, and the next task starts with a fresh one.
+    W' = W + (α/r)·BA, with B = 0 at the start. The model's own weights can stay frozen (`model.train: adapters`). One change
+    serves all tasks; with `merge_each_task` each task's change is added to the weights at its end, and the next task starts
+    with a fresh one.
     Hu et al., 2021, arXiv 2106.09685.
 
     Args:

@@ -44,9 +44,9 @@ class Trailing(Change):
 class NullSpace(ProjectionAdapter):
     """Trains each projection only where the current weights do least, and merges at each task's end.
 
-    W' = W + U₀ Z V₀ᵀ. U₀ and V₀ are the last `rank` singular directions of W = U S Vᵀ, computed anew when a task has been merged. Inputs along
-    the leading directions pass unchanged: (W' − W)·v = 0 for every other right singular vector v of W, whatever the
-    optimizer does to Z. Nothing is kept of earlier tasks.
+    W' = W + U₀ Z V₀ᵀ. U₀ and V₀ are the last `rank` singular directions of W = U S Vᵀ, computed anew when a task has been
+    merged. Inputs along the leading directions pass unchanged: (W' − W)·v = 0 for every other right singular vector v of W,
+    whatever the optimizer does to Z. Nothing is kept of earlier tasks.
     Our reading of the abstract of NuSA-CL (arXiv 2510.21175), whose code was not at hand.
 
     Args:
