@@ -21,7 +21,7 @@ from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.registry.catalog import Kind, Part
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.guard import cause_of
-from mulki_plugins.training.state import StackEntry
+from mulki_plugins.training.contents import StackEntry
 from mulki_plugins.training.step_checks import Diverged
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)

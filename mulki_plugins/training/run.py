@@ -31,12 +31,13 @@ from mulki_plugins.report.tables import matrix_table
 from mulki_plugins.training.accuracy import AccuracyRecorder, compute_metrics
 from mulki_plugins.training.build import Built, build
 from mulki_plugins.training.checkpoint import Checkpoint
+from mulki_plugins.training.contents import StackEntry
 from mulki_plugins.training.explain import blame_part, explain, quiet_writers, undisturbed
 from mulki_plugins.training.logbook import GuardedLogger, LastTerms
 from mulki_plugins.training.provenance import differences, identity, new_result, other_threads, peak_memory, unmet_of
 from mulki_plugins.training.rng import seed_everything
 from mulki_plugins.training.signals import Stopped, StopRequest
-from mulki_plugins.training.state import Checkpointing, StackEntry
+from mulki_plugins.training.state import Checkpointing
 from mulki_plugins.training.strategy import TEMPLATES
 
 
@@ -193,6 +194,8 @@ class Run:
 
     def close(self) -> None:
         self.progress.stop()
+        if hasattr(self, "checkpointing"):
+            self.checkpointing.close(self.warn)
         for logger in self.loggers:
             logger.close()
 
@@ -224,6 +227,8 @@ class Run:
     def where(self) -> str:
         """How far the run is, for an error: `task digits, step 17`."""
         strategy = getattr(self, "strategy", None)
+        if strategy is not None and (moment := self.checkpointing.failed_at):
+            return moment
         experience = getattr(strategy, "experience", None)
         if strategy is None or experience is None:
             return str(self.folder)
