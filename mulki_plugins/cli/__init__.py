@@ -7,6 +7,7 @@ import click
 from mulki_plugins import __version__
 from mulki_plugins.cli.data import data
 from mulki_plugins.cli.doctor import doctor
+from mulki_plugins.cli.extend import extend
 from mulki_plugins.cli.lazy import switch_off
 from mulki_plugins.cli.list import list_command
 from mulki_plugins.cli.new import new
@@ -43,5 +44,5 @@ def main() -> None:
     """
 
 
-for command in (run, resume, validate, show, list_command, results, data, plugins, doctor, new, schema):
+for command in (run, resume, extend, validate, show, list_command, results, data, plugins, doctor, new, schema):
     main.add_command(command)

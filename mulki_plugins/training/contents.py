@@ -23,7 +23,7 @@ from mulki_plugins.training.rng import random_state, set_random_state
 from mulki_plugins.training.snapshot import storable
 from mulki_plugins.training.strategy import ContinualTemplate
 
-_CLIP = "clip."
+CLIP = "clip."
 """Prefix of the model's weights; without it their names are open_clip's own."""
 
 
@@ -61,13 +61,13 @@ class StackEntry:
 def weights_of(strategy: ContinualTemplate) -> dict[str, Tensor]:
     """The model's current weights and buffers by open_clip's names."""
     model = strategy.model.state_dict()
-    return {name.removeprefix(_CLIP): value for name, value in model.items() if name.startswith(_CLIP)}
+    return {name.removeprefix(CLIP): value for name, value in model.items() if name.startswith(CLIP)}
 
 
 def state_between_tasks(strategy: ContinualTemplate, plugins: Sequence[StackEntry]) -> dict[str, Any]:
     """Everything but the weights between two tasks."""
     model = strategy.model.state_dict()
-    buffers = {name: value for name, value in model.items() if not name.startswith(_CLIP)}
+    buffers = {name: value for name, value in model.items() if not name.startswith(CLIP)}
     state: dict[str, Any] = storable({"model": buffers, "plugins": [[entry.name, entry.state()] for entry in plugins]})
     return state
 
@@ -104,7 +104,7 @@ def restore_weights(strategy: ContinualTemplate, checkpoint: Checkpoint, state: 
     MulkiError if the model has other weights. A plugin that adds weights must add them again in `before_training` or
     `load_state_dict`, which are called before.
     """
-    weights = {_CLIP + name: value for name, value in checkpoint.weights().items()} | state["model"]
+    weights = {CLIP + name: value for name, value in checkpoint.weights().items()} | state["model"]
     if not weights:
         return
     model = strategy.model.state_dict()

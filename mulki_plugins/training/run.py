@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict, evolve
+from attrs import evolve
 from avalanche.training.plugins import EvaluationPlugin
 
 from mulki_plugins.characters import printable
@@ -25,13 +25,14 @@ from mulki_plugins.registry.hookspecs import Run as RunOfHooks
 from mulki_plugins.report.folder import prepare_folder, run_folder
 from mulki_plugins.report.plots import matrix_figure, png
 from mulki_plugins.report.progress import ProgressLogger
-from mulki_plugins.report.result import Result
+from mulki_plugins.report.result import Result, as_plain_data
 from mulki_plugins.report.run_log import RunLog
 from mulki_plugins.report.tables import matrix_table
 from mulki_plugins.training.accuracy import AccuracyRecorder, compute_metrics
 from mulki_plugins.training.build import Built, build
 from mulki_plugins.training.checkpoint import Checkpoint
 from mulki_plugins.training.contents import StackEntry
+from mulki_plugins.training.earlier_rows import restore
 from mulki_plugins.training.explain import blame_part, explain, quiet_writers, undisturbed
 from mulki_plugins.training.logbook import GuardedLogger, LastTerms
 from mulki_plugins.training.provenance import differences, identity, new_result, other_threads, peak_memory, unmet_of
@@ -100,8 +101,7 @@ class Run:
                 self.call_hooks("mulki_run_started")
                 self.set_up(measured_with)
                 if checkpoint is not None:
-                    self.checkpointing.restore(checkpoint, [e.dataset for e in self.built.benchmark.train_stream])
-                    self.progress.say(f"resuming from {checkpoint.path.name}")
+                    restore(self, checkpoint)
                 self.run_tasks()
                 self.finish()
                 self.close()
@@ -203,7 +203,7 @@ class Run:
         """Call this hook of every package. A failure in one is reported and changes nothing."""
         result = None
         if event == "mulki_run_finished":
-            result = asdict(self.result)
+            result = as_plain_data(self.result)
             del result["folder"]
         data = as_data(self.recipe)
         call_run_hooks(
@@ -314,11 +314,11 @@ class Run:
         self.checkpointing.evaluated()
         return row
 
-    def evaluate(self) -> list[float]:
-        """Accuracy in percent on every task's test set."""
-        workers = self.recipe.train.workers
-        self.strategy.eval(self.built.benchmark.test_stream, num_workers=workers, persistent_workers=workers > 0)
-        return [self.recorder.accuracies[task.name] for task in self.built.stream.tasks]
+    def evaluate(self, experiences: Sequence[Any] | None = None) -> list[float]:
+        """Accuracy in percent on the test sets of these experiences; None for every task's."""
+        tested, workers = experiences or self.built.benchmark.test_stream, self.recipe.train.workers
+        self.strategy.eval(tested, num_workers=workers, persistent_workers=workers > 0)
+        return [self.recorder.accuracies[experience.task_name] for experience in tested]
 
     def count_left_out(self) -> None:
         """Record the images that could not be read, and report new ones."""
@@ -349,4 +349,4 @@ def _csv(result: Result) -> str:
 
 
 def _cell(value: float) -> str:
-    return f"{value:.4f}"
+    return "" if value != value else f"{value:.4f}"

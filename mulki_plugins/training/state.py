@@ -9,13 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict
 from avalanche.benchmarks.utils import concat_datasets
 from torch import Tensor
 
 from mulki_plugins.errors import describe_error
 from mulki_plugins.recipe.schema import Recipe
-from mulki_plugins.report.result import Result
+from mulki_plugins.report.result import Result, as_plain_data
 from mulki_plugins.training.checkpoint import (
     DEVICES,
     FOLDER,
@@ -190,7 +189,8 @@ class Checkpointing:
 
     def _progress(self) -> dict[str, Any]:
         """The rows so far, the counters, and how far the loggers' files reach."""
-        rows = asdict(self.result, filter=lambda key, _: key.name in ("zero_shot", "matrix", "seconds", "left_out"))
+        result = as_plain_data(self.result)
+        rows = {name: result[name] for name in ("zero_shot", "matrix", "seconds", "left_out", "parent")}
         marks = {name: logger.state_dict() for name, logger in self.loggers.items() if hasattr(logger, "state_dict")}
         return {
             "result": rows, "clock": clock_of(self.strategy), "learned": sorted(self.strategy.learned),
