@@ -6,6 +6,7 @@ Then it goes on as a resumed run does, and nothing in it refers to the other fol
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +46,8 @@ def refuse_extension(result: Result, recipe: Recipe) -> None:
     folder = result.folder
     if result.status != "complete":
         raise MulkiError(
-            f"{folder}: this run is not complete: {result.status}", f"finish it with `mulki resume {folder}`"
+            f"{folder}: this run is not complete: {result.status}",
+            f"finish it with `mulki resume {shlex.quote(folder)}`",
         )
     if result.base == "joint":
         raise MulkiError(
@@ -75,7 +77,9 @@ def extend_experiment(parent: Result, resolved: Resolution, folder: Path, *, for
     with locked(folder):
         for kept in kept_weights.kept_weights(Path(parent.folder)).values():
             _copy_checkpoint(kept, folder / kept_weights.FOLDER, kept.run)
-        run = _as_begun(parent, end, recipe, now) | {"loggers": _copy_curves(end, Path(parent.folder), folder)}
+        run = _as_begun(parent, end, recipe, now)
+        if recipe.evaluate.classes != "all":  # else the curves are those of answers among fewer classes
+            run["loggers"] = _copy_curves(end, Path(parent.folder), folder)
         begun = _copy_checkpoint(end, folder / FOLDER, run)
         progress.say(f"extending {parent.folder} by {', '.join(list(now['data'])[len(parent.tasks) :])}")
         return Run(recipe, built, folder, seed, progress).execute(begun)
@@ -141,7 +145,7 @@ def _as_begun(parent: Result, end: Checkpoint, recipe: Recipe, now: dict[str, An
     result["parent"] = {
         "folder": parent.folder, "tasks": len(parent.tasks), "settings": parent.settings, "started": parent.started,
     }  # fmt: skip
-    return {**end.run, "result": result, "identity": now}
+    return {**end.run, "result": result, "identity": now, "loggers": {}}
 
 
 def _copy_checkpoint(source: Checkpoint, parent: Path, run: Mapping[str, Any]) -> Checkpoint:

@@ -86,7 +86,7 @@ class Checkpointing:
 
     def started(self) -> None:
         """The zero-shot row is measured. No weights are saved: they are the pre-trained ones that the recipe names."""
-        self._save_end("start", {}, {"model": {}, "plugins": []})
+        self._save_end("start", {}, {"model": {}, "plugins": []}, "the start")
         self.settle()
 
     def task_begins(self) -> None:
@@ -98,7 +98,7 @@ class Checkpointing:
         safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:80]
         if self.settings.keep:
             state = state_between_tasks(self.strategy, self.plugins)
-            self._save_end(f"task-{tasks:02d}-{safe}", weights_of(self.strategy), state)
+            self._save_end(f"task-{tasks:02d}-{safe}", weights_of(self.strategy), state, f"task {name}, its end")
 
     def evaluated(self) -> None:
         """The evaluation after a task is over."""
@@ -156,23 +156,24 @@ class Checkpointing:
         by_time = minutes is not None and self.clock() - self._saved >= 60 * minutes
         return by_time or (every is not None and steps % every == 0)
 
-    def _save_end(self, name: str, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def _save_end(self, name: str, weights: dict[str, Tensor], state: dict[str, Any], where: str) -> None:
         if self.settings.keep:
-            self._save(name, Moment(self.tasks), None, weights, state)
+            self._save(name, Moment(self.tasks), None, weights, state, where)
             self._end = name
 
     def _save_step(self, steps: int) -> None:
         name, moment = f"task-{self.tasks + 1:02d}-step-{steps:06d}", Moment(self.tasks, steps)
         weights, state = weights_of(self.strategy), state_within_task(self.strategy, self.plugins)
-        self._save(name, moment, self._end, weights, state, task_seconds=self.task_seconds())
+        where = f"task {getattr(self.strategy.experience, 'task_name', '')}, step {steps}"
+        self._save(name, moment, self._end, weights, state, where, task_seconds=self.task_seconds())
 
-    def _save(self, name: str, moment: Moment, base: str | None, weights: Any, state: Any, **more: Any) -> None:
-        """Copy the run and let the thread write it."""
+    def _save(
+        self, name: str, moment: Moment, base: str | None, weights: Any, state: Any, where: str, **more: Any
+    ) -> None:
+        """Copy the run and let the thread write it. where: how far the run is, for an error."""
         self.settle()
         snapshot, progress = take_snapshot(weights, state), self._progress() | more
         self._saved = self.clock()
-        task = getattr(getattr(self.strategy, "experience", None), "task_name", "")
-        where = f"task {task}, step {moment.steps}" if moment.steps else f"task {task}, its end"
         self._writing = where, self._thread.submit(self._write, name, moment, base, snapshot, progress)
 
     def _write(self, name: str, moment: Moment, base: str | None, snapshot: Snapshot, progress: dict[str, Any]) -> None:
