@@ -115,7 +115,7 @@ def test_every_command_works(page):
     for command in commands:
         assert not re.search(r"[\[{*?]", re.sub(r"'[^']*'", "", command)), "some shells expand it without quotes"
         words = shlex.split(command)[1:]
-        if words[0] in ("results", "resume", "doctor") or (words[0] == "data" and "mine.yaml" not in words):
+        if words[0] in ("results", "resume", "extend", "doctor") or (words[0] == "data" and "mine.yaml" not in words):
             words = [*words[: 2 if words[0] == "data" else 1], "--help"]
         if words[0] == "run":
             words.append("--dry-run")
