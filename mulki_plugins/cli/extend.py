@@ -112,7 +112,7 @@ def _settings(
         )
     if folders:
         if name != "folders":
-            hint = f"name its tasks with --tasks; `mulki show {parent.recipe}` shows its options"
+            hint = "name its tasks with --tasks, or declare a longer stream with --stream"
             raise MulkiError(f"--task: the run's stream is {name!r}, which is not made of folders", hint)
         entries = [*options["tasks"], *map(_entry, folders)]
         return {f"stream.tasks={dump_inline(entries)}": "--task"}

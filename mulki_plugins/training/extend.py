@@ -15,10 +15,11 @@ from typing import Any
 from attrs import evolve
 
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.files import locked
+from mulki_plugins.files import locked, write_text
 from mulki_plugins.models.weights import WEIGHTS
+from mulki_plugins.recipe.emit import dump_yaml
 from mulki_plugins.recipe.resolve import Resolution
-from mulki_plugins.recipe.schema import Recipe
+from mulki_plugins.recipe.schema import Recipe, as_data
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.report.folder import prepare_folder
 from mulki_plugins.report.progress import ProgressLogger
@@ -75,6 +76,7 @@ def extend_experiment(parent: Result, resolved: Resolution, folder: Path, *, for
     if aside := prepare_folder(folder):
         progress.say(f"{folder}: moved an earlier run to {aside}")
     with locked(folder):
+        write_text(folder / "recipe.yaml", dump_yaml(as_data(recipe)))  # first: so the folder is known as a run's
         for kept in kept_weights.kept_weights(Path(parent.folder)).values():
             _copy_checkpoint(kept, folder / kept_weights.FOLDER, kept.run)
         run = _as_begun(parent, end, recipe, now)

@@ -8,6 +8,7 @@ import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from attrs import evolve
@@ -225,15 +226,14 @@ class Run:
             self.warn(f"{what}; the run goes on: {describe_error(error)}", error)
 
     def where(self) -> str:
-        """How far the run is, for an error: `task digits, step 17`."""
+        """How far the run is, for an error: `task digits, step 17`; or where the checkpoint is that could not be written."""
         strategy = getattr(self, "strategy", None)
-        if strategy is not None and (moment := self.checkpointing.failed_at):
-            return moment
         experience = getattr(strategy, "experience", None)
+        moment = str(getattr(getattr(self, "checkpointing", None), "failed_at", ""))
         if strategy is None or experience is None:
-            return str(self.folder)
-        name = getattr(experience, "task_name", "")
-        return f"task {name}, {f'step {strategy.step}' if strategy.is_training else 'evaluation'}"
+            return moment or str(self.folder)
+        at = f"step {strategy.step}" if strategy.is_training else "evaluation"
+        return moment or f"task {getattr(experience, 'task_name', '')}, {at}"
 
     def log_error(self, error: BaseException, explanation: MulkiError | None) -> MulkiError | None:
         """Log an error with its traceback; returns what to report. An unforeseen error says where its traceback is."""
@@ -261,7 +261,7 @@ class Run:
         base = self.recipe.strategy.base
         if not self.result.zero_shot:
             self.result.zero_shot = self.evaluate()
-            self.progress.say(f"zero-shot: mean accuracy {_mean(self.result.zero_shot):.1f} %")
+            self.progress.say(f"zero-shot: mean accuracy {fmean(self.result.zero_shot):.1f} %")
             self.result.write(self.folder)
             self.checkpointing.started()
         if base == "none":
@@ -276,7 +276,7 @@ class Run:
         name = self.built.stream.tasks[i].name
         if i >= len(self.result.matrix):
             row = self.train_and_evaluate(i + 1, name, experience, lambda row: [row])
-            self.progress.say(f"    {name} {row[i]:.1f} %, mean of all {_mean(row):.1f} %")
+            self.progress.say(f"    {name} {row[i]:.1f} %, mean of all {fmean(row):.1f} %")
 
     def train_jointly(self) -> None:
         """Train once, on the whole stream. Every row of the matrix is that one model's."""
@@ -285,7 +285,7 @@ class Run:
             row = self.train_and_evaluate(
                 tasks, "all", self.built.benchmark.train_stream, lambda row: [list(row) for _ in range(tasks)]
             )
-            self.progress.say(f"    mean of all {_mean(row):.1f} %")
+            self.progress.say(f"    mean of all {fmean(row):.1f} %")
 
     def train_nothing(self) -> None:
         """Every row is the zero-shot row, unless the classes to choose from grow with the tasks."""
@@ -333,10 +333,6 @@ class Run:
                     self.result.left_out[name] = sorted({*known, *new})
                     first = ", ".join(map(str, sorted(new)[:3]))
                     self.progress.say(f"    {name}: {len(new)} images cannot be read and are left out, such as {first}")
-
-
-def _mean(row: Sequence[float]) -> float:
-    return sum(row) / len(row)
 
 
 def _csv(result: Result) -> str:
