@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -247,10 +248,19 @@ def test_what_is_written_is_read_again(tmp_path):
     assert again.files["state.pt"] == hashlib.sha256((written.path / "state.pt").read_bytes()).hexdigest()
     assert again.files["weights.safetensors"] == digest(tensors(), tensors().__getitem__)
     assert sorted(os.listdir(tmp_path / FOLDER)) == ["task-2-5"]
+    assert again.files["state.pt"] not in repr(again)
     bare = write(tmp_path, 0, 0, weights={})
     assert sorted(os.listdir(bare.path)) == [MANIFEST, "state.pt"]
     assert bare.weights() == {}
     assert bare.end_of_task() is bare
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_full_disk_is_told_as_such_and_names_the_file():
+    """torch hides the system's error behind one of its own."""
+    with pytest.raises(OSError, match="/dev/full") as caught:
+        checkpoint.write_state(Path("/dev/full"), {"a": torch.zeros(10**6)})
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_each_file_is_hashed_once_while_it_is_written(tmp_path, monkeypatch):

@@ -364,3 +364,14 @@ def test_the_curves_of_tensorboard_show_the_whole_history(tmp_path, torture):
         assert sorted(step for tag, step in points if tag == f"eval/accuracy/{task}") == [0, 1, 2, 3]
     assert len(set(points)) == len(points)
     assert sum(tag == "train/lr" for tag, _ in points) == 12
+
+
+def test_only_an_extended_run_may_have_empty_cells(tmp_path):
+    more = extended(run(tmp_path, "two", "finetune", 2), tmp_path / "more", "finetune", 3)
+    data = result(more)
+    data["matrix"][0][2] = None
+    (more / FILE).write_text(json.dumps(data))
+    assert np.isnan(read_result(more / FILE).matrix[0][2])
+    (more / FILE).write_text(json.dumps({**data, "parent": {}}))
+    with pytest.raises(MulkiError, match="rows of 3 accuracies"):
+        read_result(more / FILE)

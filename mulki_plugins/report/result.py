@@ -92,7 +92,7 @@ def read_result(path: Path) -> Result:
     try:
         if not path.is_file():
             raise ValueError("not a regular file")
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(path.read_text("utf-8"), parse_constant=_refuse)
         known = {attribute.name for attribute in fields(Result)} - {"folder"}
         result = Result(**{key: value for key, value in data.items() if key in known}, folder=str(path.parent))
         _check(result)
@@ -103,6 +103,10 @@ def read_result(path: Path) -> Result:
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise MulkiError(f"{path}: not the result of a run: {error}") from error
     return result
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _check(result: Result) -> None:
@@ -132,7 +136,9 @@ def _check(result: Result) -> None:
     if not all(isinstance(task, str) for task in result.tasks) or len(result.matrix) > width:
         raise ValueError("tasks and matrix do not match")
     for row in rows:
-        if len(row) != width or not all(type(v) in (int, float) and (0 <= v <= 100 or math.isnan(v)) for v in row):
+        if len(row) != width or not all(
+            type(v) in (int, float) and (0 <= v <= 100 or (math.isnan(v) and result.parent)) for v in row
+        ):
             raise ValueError(f"expected rows of {width} accuracies from 0 to 100")
     if not all(v is None or (type(v) in (int, float) and math.isfinite(v)) for v in result.metrics.values()):
         raise ValueError("expected finite numbers as metrics")
