@@ -458,3 +458,98 @@ def test_a_run_keeps_the_weights_after_each_task_unless_told_otherwise(tmp_path)
         assert list(kept_weights.kept_weights(folder)) == kept
     run_experiment(resolved(strategy="joint"), 0, tmp_path, folder=tmp_path / "joint")
     assert not (tmp_path / "joint" / "weights").exists()
+
+
+@pytest.mark.parametrize("what", ["weights.safetensors", "state.pt"])
+def test_other_contents_are_noticed_before_they_are_read(tmp_path, what):
+    written = write(tmp_path)
+    written.files[what] = "0" * 64
+    with pytest.raises(Damaged, match=f"{what}: its checksum differs"):
+        written.verify()
+    with pytest.raises(Damaged, match=f"{what}: its checksum differs"):
+        written.weights() if what == "weights.safetensors" else written.state()
+
+
+def test_a_manifest_that_was_changed_or_is_of_another_version(tmp_path):
+    write(tmp_path, 0)
+    written = write(tmp_path, 1)
+    path = written.path / MANIFEST
+    text = path.read_text()
+    path.write_text(text.replace('"tasks": 1', '"tasks": 5'))
+    with pytest.raises(Damaged, match="its checksum is wrong"):
+        read_checkpoint(written.path)
+    latest, problems = latest_checkpoint(tmp_path)
+    assert latest.moment == Moment(0)
+    assert len(problems) == 1
+    assert "its checksum is wrong" in problems[0]
+    for name in os.listdir(tmp_path / FOLDER):
+        manifest = json.loads(text)
+        del manifest["sha256"]
+        assert manifest["format"] == 2
+        (tmp_path / FOLDER / name / MANIFEST).write_text(checkpoint._signed({**manifest, "format": 3}))
+    with pytest.raises(checkpoint.OtherFormat, match="it has format 3, this version reads 2"):
+        latest_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="JSON"):
+        checkpoint._signed({"loss": float("nan")})
+
+
+def test_everything_is_synced_before_a_checkpoint_has_its_name(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    if not os.path.exists("/proc/self/fd"):
+        pytest.skip("cannot tell which files are synced")
+    before = len(os.listdir("/proc/self/fd"))
+    write(tmp_path)
+    part = str(tmp_path / FOLDER / ".task-1-0.part")
+    assert synced[:2] == [f"{part}/state.pt", f"{part}/weights.safetensors"]
+    assert synced[2].startswith(f"{part}/.manifest.json.")
+    assert synced[3:] == [part, str(tmp_path / FOLDER)]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_system_s_own_error_comes_out_of_safetensors(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(tensors, path, **options):
+        raise SafetensorError(text)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    text = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with pytest.raises(OSError, match=r"No space left on device: .*weights.safetensors") as caught:
+        write(tmp_path)
+    assert caught.value.errno == errno.ENOSPC
+    text = "something else"
+    with pytest.raises(SafetensorError, match="something else"):
+        write(tmp_path)
+    assert os.listdir(tmp_path / FOLDER) == []
+
+
+def test_what_a_killed_run_left_is_not_mixed_in_and_goes(tmp_path):
+    for name in (".task-1-0.part", ".task-0-0.part"):
+        (tmp_path / FOLDER / name).mkdir(parents=True)
+        (tmp_path / FOLDER / name / "old").write_text("x")
+    written = write(tmp_path, 1)
+    assert sorted(os.listdir(written.path)) == [MANIFEST, "state.pt", "weights.safetensors"]
+    write(tmp_path, 0)
+    prune(tmp_path, written, 1)
+    assert os.listdir(tmp_path / FOLDER) == ["task-1-0"]
+
+
+def test_where_a_tensor_of_a_missing_gpu_goes():
+    storage = object()
+    assert checkpoint._on_this_machine(storage, "cpu") is None
+    expected = None if torch.cuda.is_available() else storage
+    assert checkpoint._on_this_machine(storage, "cuda:0") is expected
+
+
+def test_a_checkpoint_cannot_be_changed_and_metadata_are_kept(tmp_path):
+    from attrs.exceptions import FrozenInstanceError
+    from safetensors import safe_open
+
+    written = write(tmp_path)
+    with pytest.raises(FrozenInstanceError):
+        written.base = "x"
+    assert written == written
+    assert written != read_checkpoint(written.path)
+    with safe_open(written.path / "weights.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", "x": "y"}
