@@ -1,10 +1,12 @@
 """Metrics of the accuracy matrix a, where a[i, j] is the accuracy in percent on task j after training task i.
 
 As defined by the MTIL protocol (Zheng et al., 2023, arXiv 2303.06628). The matrix does not include the zero-shot row.
+NaN stands for what was not measured: a metric that needs it raises a ValueError, and the others do without.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 def transfer(matrix: ArrayLike) -> float:
     """Accuracy on tasks before they are learned: the mean over tasks j ≥ 2 of the mean over i < j of a[i, j].
 
-    matrix: [T, T] in percent. ValueError if it is not square, holds NaN, or T < 2.
+    matrix: [T, T] in percent. ValueError if it is not square, if a number that is needed is NaN, or T < 2.
     """
     return float(transfer_by_task(matrix).mean())
 
@@ -31,18 +33,18 @@ def last(matrix: ArrayLike) -> float:
 
 def transfer_by_task(matrix: ArrayLike) -> NDArray[np.float64]:
     """[T − 1]: for each task j ≥ 2, the mean over i < j of a[i, j]. ValueError as for `transfer`."""
-    a = _matrix(matrix)
+    a = _matrix(matrix, lambda ones: np.triu(ones, 1))
     return np.array([a[:j, j].mean() for j in range(1, len(a))])
 
 
 def average_by_task(matrix: ArrayLike) -> NDArray[np.float64]:
     """[T]: the mean of each task's column. ValueError as for `transfer`."""
-    return np.asarray(_matrix(matrix).mean(0))
+    return np.asarray(_matrix(matrix, lambda ones: ones).mean(0))
 
 
 def last_by_task(matrix: ArrayLike) -> NDArray[np.float64]:
     """[T]: the last row. ValueError as for `transfer`."""
-    return np.asarray(_matrix(matrix)[-1])
+    return np.asarray(_matrix(matrix, _last_row)[-1])
 
 
 def forgetting(matrix: ArrayLike) -> float:
@@ -50,11 +52,17 @@ def forgetting(matrix: ArrayLike) -> float:
 
     ≥ 0, less is better (Chaudhry et al., 2018, arXiv 1801.10112, with the last row in the maximum). ValueError as for `transfer`.
     """
-    a = _matrix(matrix)
+    a = _matrix(matrix, np.tril)
     return float(np.mean([a[j:, j].max() - a[-1, j] for j in range(len(a) - 1)]))
 
 
-def _matrix(values: Any) -> NDArray[np.float64]:
+def _last_row(ones: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    ones[:-1] = False
+    return ones
+
+
+def _matrix(values: Any, needed: Callable[[NDArray[np.bool_]], NDArray[np.bool_]]) -> NDArray[np.float64]:
+    """The values as an array. needed: of a [T, T] array of ones, keeps those that the metric needs."""
     try:
         a = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -63,7 +71,8 @@ def _matrix(values: Any) -> NDArray[np.float64]:
         raise ValueError(f"expected a square T x T matrix, got shape {a.shape}")
     if len(a) < 2:
         raise ValueError(f"expected at least 2 tasks, got {len(a)}")
-    if not np.isfinite(a).all():
-        i, j = np.argwhere(~np.isfinite(a))[0]
+    wrong = np.isinf(a) | (np.isnan(a) & needed(np.ones(a.shape, dtype=np.bool_)))
+    if wrong.any():
+        i, j = np.argwhere(wrong)[0]
         raise ValueError(f"expected finite numbers, got {a[i, j]} on task {j + 1} after task {i + 1}")
     return a

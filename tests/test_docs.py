@@ -115,7 +115,18 @@ def test_every_command_works(page):
     for command in commands:
         assert not re.search(r"[\[{*?]", re.sub(r"'[^']*'", "", command)), "some shells expand it without quotes"
         words = shlex.split(command)[1:]
-        after_a_run = ("results", "report", "resume", "doctor", "export", "predict", "evaluate", "bench", "clean")
+        after_a_run = (
+            "results",
+            "report",
+            "resume",
+            "doctor",
+            "export",
+            "predict",
+            "evaluate",
+            "bench",
+            "clean",
+            "extend",
+        )
         if words[0] in after_a_run or (words[0] == "data" and "mine.yaml" not in words):
             words = [*words[: 2 if words[0] == "data" else 1], "--help"]
         if words[0] == "run":

@@ -17,7 +17,7 @@ from mulki_plugins.report.compare import comparison_data
 from mulki_plugins.report.result import Result, find_results, read_result
 from mulki_plugins.report.tables import comparison_text
 from mulki_plugins.training.checkpoint import Moment, checkpoints, latest_checkpoint, write_checkpoint
-from mulki_plugins.training.state import storable
+from mulki_plugins.training.snapshot import storable
 
 QUIET = settings(deadline=None, max_examples=60, derandomize=True, suppress_health_check=list(HealthCheck))
 

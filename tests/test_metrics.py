@@ -62,7 +62,7 @@ def test_forgetting_is_never_negative_and_zero_where_nothing_falls():
         ([1, 2, 3], "shape"),
         ([[1, 2, 3], [4, 5, 6]], "shape"),
         ([[1, 2], [3]], "T x T"),
-        ([[1, float("nan")], [3, 4]], "task 2 after task 1"),
+        ([[1, float("-inf")], [3, 4]], "task 2 after task 1"),
         ([[1, 2], [3, float("inf")]], "finite"),
         ([["a", 2], [3, 4]], "numbers"),
         (None, "T x T"),
@@ -71,3 +71,16 @@ def test_forgetting_is_never_negative_and_zero_where_nothing_falls():
 def test_bad_matrices(metric, bad, why):
     with pytest.raises(ValueError, match=why):
         metric(bad)
+
+
+def test_a_metric_needs_only_its_own_part_of_the_matrix():
+    whole = np.random.default_rng(0).uniform(0, 100, (4, 4))
+    gaps = {"transfer": (2, 0), "last": (1, 3), "forgetting": (0, 3)}
+    for name, gap in gaps.items():
+        matrix = whole.copy()
+        matrix[gap] = np.nan
+        assert METRICS[name](matrix) == pytest.approx(by_loops(whole)[name])
+        with pytest.raises(ValueError, match=f"task {gap[1] + 1} after task {gap[0] + 1}"):
+            average(matrix)
+    with pytest.raises(ValueError, match="task 4 after task 1"):
+        transfer(matrix)

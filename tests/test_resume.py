@@ -298,6 +298,7 @@ def test_killed_at_random_it_ends_the_same(tmp_path):
         "stream.tasks=[digits,scans]",
         "train.iterations=4",
         "train.checkpoint.every=2",
+        "train.checkpoint.minutes=0.002",
         "train.schedule.warmup=1",
     )
     words = ["--strategy", "mulki", "--kills", "3", "--seed", "1", "--out", tmp_path / "torture"]

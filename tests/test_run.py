@@ -68,6 +68,9 @@ def test_the_files_of_a_run(run):
         *(f"checkpoints/{task}/{file}" for task in ("task-02-second", "task-03-third") for file in (
             "manifest.json", "state.pt", "weights.safetensors",
         )),
+        *(f"weights/{task}/{file}" for task in ("task-01-first", "task-02-second", "task-03-third") for file in (
+            "manifest.json", "state.pt", "weights.safetensors",
+        )),
     }  # fmt: skip
     data = result(folder)
     assert data["status"] == "complete"

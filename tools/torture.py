@@ -3,10 +3,10 @@
     python tools/torture.py                                  three strategies, 34 kills each
     python tools/torture.py --kills 100 --strategy mulki     more of one
 
-SIGKILL ends a run either at a random moment or while it writes a checkpoint. The run then continues from its latest complete
-checkpoint, as `mulki resume` does, and is killed again, at most eight times. More runs follow until all kills are spent. The
-comparison covers the weights, the last checkpoint's state, result.json without times, matrix.csv, metrics.csv, and the points
-of the TensorBoard curves.
+SIGKILL ends a run either at a random moment or while its thread writes a checkpoint; checkpoints come by steps and by time. The
+run then continues from its latest complete checkpoint, as `mulki resume` does, and is killed again, at most eight times. More
+runs follow until all kills are spent. The comparison covers the weights, the last checkpoint's state, result.json without times,
+matrix.csv, metrics.csv, and the points of the TensorBoard curves.
 """
 
 from __future__ import annotations
@@ -143,6 +143,7 @@ def trial(
         "train.batch_size=16",
         "train.schedule.warmup=2",
         "train.checkpoint.every=3",
+        "train.checkpoint.minutes=0.01",
         "device=cpu",
     ),
     show_default=True,

@@ -13,6 +13,7 @@ from mulki_plugins.cli.data import data
 from mulki_plugins.cli.doctor import doctor
 from mulki_plugins.cli.evaluate import evaluate
 from mulki_plugins.cli.export import export
+from mulki_plugins.cli.extend import extend
 from mulki_plugins.cli.lazy import switch_off
 from mulki_plugins.cli.list import list_command
 from mulki_plugins.cli.new import new
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 for command in (
-    run, resume, validate, show, list_command, results, report, predict, evaluate, export, clean, data, cache, plugins,
-    doctor, bench, new, schema, completion,
+    run, resume, extend, validate, show, list_command, results, report, predict, evaluate, export, clean, data, cache,
+    plugins, doctor, bench, new, schema, completion,
 ):  # fmt: skip
     main.add_command(command)

@@ -68,10 +68,13 @@ class TaskBudget:
 
 @frozen(kw_only=True)
 class Checkpointing:
-    """A checkpoint after each task, and every `every` steps within it (null: none); the last `keep` are kept (0: none)."""
+    """A checkpoint after each task; within it every `minutes` and every `every` steps (null: none); `keep` are kept (0: none)."""
 
-    every: Count | None = 200
+    minutes: Positive | None = 10.0
+    every: Count | None = None
     keep: Natural = 2
+    weights: Literal["all", "last"] = "all"
+    """The weights kept beside the checkpoints: those after each task, or the last alone. `mulki extend` needs all of them."""
 
 
 @frozen(kw_only=True)

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict, evolve, field, frozen
+from attrs import evolve, field, frozen
 
 from mulki_plugins.characters import printable
 from mulki_plugins.errors import MulkiError, did_you_mean
 from mulki_plugins.recipe.settings import describe_settings
 from mulki_plugins.report.folder import settings_at
-from mulki_plugins.report.result import Result
+from mulki_plugins.report.result import Result, as_plain_data
 
 SHOWN = 4
 """Settings shown in a group's name."""
@@ -208,7 +208,7 @@ def comparison_data(results: Sequence[Result], sort: str | None = None) -> dict[
         for group in sorted_groups(groups(results), sort)
     ]  # fmt: skip
     return {
-        "runs": [asdict(result) for result in results],
+        "runs": [as_plain_data(result) for result in results],
         "summary": summary,
         "notes": list(differing_machines(results)),
     }

@@ -116,6 +116,8 @@ def _draw_matrix(result: Result) -> Figure:
 def _write_numbers(axes: Axes, values: Any) -> None:
     style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
     for (i, j), value in np.ndenumerate(values):
+        if math.isnan(value):  # not measured
+            continue
         axes.text(j, i, f"{math.floor(value + 0.5)}", color="white" if value < 60 else "black", **style)
 
 

@@ -128,6 +128,22 @@ def write_row(folder: Path, row: int, answers: Sequence[Answers], classes: int) 
     _write(_folder(folder) / f"row-{row:02d}.npz", arrays)
 
 
+def extend_row(folder: Path, row: int, answers: Mapping[int, Answers], tasks: int, classes: int) -> None:
+    """Add the answers to some of the tasks to a row; the row is removed if those to other tasks were not kept."""
+    path = _folder(folder) / f"row-{row:02d}.npz"
+    try:
+        arrays = _read(path)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        arrays = {}
+    for task, part in answers.items():
+        arrays[f"predicted-{task}"] = _small(part.predicted, classes)
+        arrays[f"confidence-{task}"] = part.confidence
+    if all(f"predicted-{task}" in arrays for task in range(tasks)):
+        _write(path, arrays)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def copy_row(folder: Path, row: int, to: int) -> None:
     """Write a row again as another one."""
     below = _folder(folder)

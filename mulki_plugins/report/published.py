@@ -138,7 +138,14 @@ class ComparedRun:
         return mean_and_deviation([getattr(metrics, metric)(run.matrix) for run in self.group.runs])
 
     def _has(self, metric: str) -> bool:
-        return len(self.group.tasks) > 1 and (self.group.runs[0].base != "joint" or metric == "last")
+        from mulki_plugins import metrics
+
+        if len(self.group.tasks) < 2 or (self.group.runs[0].base == "joint" and metric != "last"):
+            return False
+        try:
+            return all(isinstance(getattr(metrics, metric)(run.matrix), float) for run in self.group.runs)
+        except ValueError:  # an extended run may lack accuracies
+            return False
 
 
 @frozen(kw_only=True)

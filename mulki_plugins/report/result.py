@@ -9,13 +9,22 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from attrs import asdict, define, field, fields
+from attrs import Attribute, asdict, define, field, fields
 
 from mulki_plugins.errors import Mistakes, MulkiError
 from mulki_plugins.files import is_locked, write_text
 from mulki_plugins.report.folder import is_aside
 
 FILE = "result.json"
+
+
+def _cells(row: Any) -> Any:
+    """A row of accuracies, NaN for a cell that was not measured: null in the file."""
+    return [math.nan if value is None else value for value in row] if isinstance(row, list) else row
+
+
+def _rows(rows: Any) -> Any:
+    return [_cells(row) for row in rows] if isinstance(rows, list) else rows
 
 
 @define(kw_only=True)
@@ -27,10 +36,13 @@ class Result:
     seed: int
     status: Literal["running", "complete", "failed", "stopped"] = "running"
     tasks: list[str]
-    zero_shot: list[float] = field(factory=list)
+    zero_shot: list[float] = field(factory=list, converter=_cells)
     """Accuracy in percent on each task before any training."""
-    matrix: list[list[float]] = field(factory=list)
-    """a[i][j]: accuracy in percent on task j after task i; a row for each finished task."""
+    matrix: list[list[float]] = field(factory=list, converter=_rows)
+    """a[i][j]: accuracy in percent on task j after task i; a row for each finished task.
+
+    NaN, here and in `zero_shot`, for a task that an extension has added and that could not be tested then.
+    """
     metrics: dict[str, float | None] = field(factory=dict)
     """None for a metric that failed."""
     protocol: dict[str, Any] = field(factory=dict)
@@ -48,6 +60,8 @@ class Result:
     """Reasons why the numbers are not comparable with published ones, such as different data."""
     left_out: dict[str, list[int | str]] = field(factory=dict)
     """Unreadable images that were left out, by `<task>/train` and `<task>/test`: file names, or indices of other images."""
+    parent: dict[str, Any] = field(factory=dict)
+    """Of a run that extends another one: its `folder`, `tasks` (their number), `settings` and `started`."""
     identity: dict[str, Any] = field(factory=dict)
     """Fingerprints of the data, files, weights and code. The recipe is in a file beside this one."""
     versions: dict[str, str] = field(factory=dict)
@@ -61,9 +75,18 @@ class Result:
     """The folder of the file; not stored in it."""
 
     def write(self, folder: Path) -> None:
-        data = asdict(self)
+        data = as_plain_data(self)
         del data["folder"]
         write_text(folder / FILE, json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+def as_plain_data(result: Result) -> dict[str, Any]:
+    """The result as JSON can hold it: None for what was not measured."""
+
+    def plain(_: Any, attribute: Attribute[Any], value: Any) -> Any:
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    return asdict(result, value_serializer=plain)
 
 
 def read_result(path: Path) -> Result:
@@ -71,7 +94,7 @@ def read_result(path: Path) -> Result:
     try:
         if not path.is_file():
             raise ValueError("not a regular file")
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(path.read_text("utf-8"), parse_constant=_refuse)
         known = {attribute.name for attribute in fields(Result)} - {"folder"}
         result = Result(**{key: value for key, value in data.items() if key in known}, folder=str(path.parent))
         _check(result)
@@ -84,18 +107,17 @@ def read_result(path: Path) -> Result:
     return result
 
 
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")
+
+
 def _check(result: Result) -> None:
     """ValueError unless every field has the type and shape that readers rely on."""
     lists = (result.tasks, result.matrix, result.zero_shot, result.plugins, result.parts, result.incomparable)
     mappings = (
-        result.metrics,
-        result.left_out,
-        result.identity,
-        result.versions,
-        result.device,
-        result.seconds,
-        result.parameters,
-    )
+        result.metrics, result.left_out, result.identity, result.versions, result.device, result.seconds,
+        result.parameters, result.parent,
+    )  # fmt: skip
     if not all(isinstance(value, list) for value in lists) or not all(isinstance(value, dict) for value in mappings):
         raise ValueError("expected lists of tasks, accuracies and plugins, and a mapping of metrics")
     if not all(isinstance(text, str) for text in result.incomparable):
@@ -119,7 +141,9 @@ def _check(result: Result) -> None:
     if not all(isinstance(task, str) for task in result.tasks) or len(result.matrix) > width:
         raise ValueError("tasks and matrix do not match")
     for row in rows:
-        if len(row) != width or not all(type(v) in (int, float) and 0 <= v <= 100 for v in row):
+        if len(row) != width or not all(
+            type(v) in (int, float) and (0 <= v <= 100 or (math.isnan(v) and result.parent)) for v in row
+        ):
             raise ValueError(f"expected rows of {width} accuracies from 0 to 100")
     if not all(v is None or (type(v) in (int, float) and math.isfinite(v)) for v in result.metrics.values()):
         raise ValueError("expected finite numbers as metrics")

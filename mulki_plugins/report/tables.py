@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from attrs import evolve
@@ -30,17 +31,25 @@ def matrix_table(result: Result) -> str:
     widest = max(6, *map(width, names))
     rows = [["after  ", *names, "mean"]]
     for name, values in labelled_rows(result):
-        rows.append([f"{name}  ", *(f"{value:.1f}" for value in values), f"{sum(values) / len(values):.1f}"])
+        rows.append([f"{name}  ", *map(_percent, values), _percent(sum(values) / len(values))])
     least = [max(map(width, ("zero-shot", *names))) + 2, *[widest] * len(names), 7]
     head, *body = columns(rows, "<>", least, gap=" ")
     rule = "-" * width(head)
     lines = [head, rule, *body, rule]
     if result.metrics:
         lines.append("   ".join(f"{printable(n).capitalize()} {_number(value)}" for n, value in result.metrics.items()))
+    if result.parent:
+        lines.append(
+            f"extends {printable(str(result.parent.get('folder')))}, which learned {result.parent.get('tasks')} tasks"
+        )
     if result.status != "complete":
         error = f"; {printable(result.error)}" if result.error else ""
         lines.append(f"{printable(result.status)}: {len(result.matrix)} of {len(names)} tasks finished{error}")
     return "\n".join(lines)
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1f}"
 
 
 def _number(value: float | None) -> str:
@@ -65,7 +74,7 @@ def matrix_csv(result: Result) -> str:
 
 
 def _exactly(value: float) -> str:
-    return f"{value:.4f}"
+    return "" if math.isnan(value) else f"{value:.4f}"
 
 
 def heading(result: Result) -> str:

@@ -19,7 +19,7 @@ from mulki_plugins.testing.subject import Fault
 from mulki_plugins.testing.training_checks import same_logits
 from mulki_plugins.testing.trial import Setup, Trial, same_weights
 from mulki_plugins.training.checkpoint import Checkpoint, Moment, write_checkpoint
-from mulki_plugins.training.state import (
+from mulki_plugins.training.contents import (
     StackEntry,
     clock_of,
     restore_clock,
@@ -27,9 +27,9 @@ from mulki_plugins.training.state import (
     restore_within_task,
     state_between_tasks,
     state_within_task,
-    storable,
     weights_of,
 )
+from mulki_plugins.training.snapshot import storable
 
 WITHIN = 2
 """The step of task 2 at which a second checkpoint is written."""

@@ -16,25 +16,29 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from attrs import field, frozen
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mulki_plugins.errors import MulkiError, describe_error
 from mulki_plugins.files import write_text
 from mulki_plugins.models.weights import WEIGHTS
+from mulki_plugins.training.checksums import Checksummed, checksum_of, digest
+from mulki_plugins.training.snapshot import put_back
 
 FORMAT = 2
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 STATE = "state.pt"
+DEVICES = "devices"
+"""Where a state keeps the devices that its tensors came from, if they were copied to the CPU."""
 
 
 class Damaged(MulkiError):
@@ -86,7 +90,8 @@ class Checkpoint:
             state: dict[str, Any] = torch.load(path, weights_only=True, map_location=_on_this_machine)
         except Exception as error:  # torch.load raises errors of many kinds
             raise Damaged(f"{path}: cannot be read: {describe_error(error)}") from error
-        return state
+        devices = state.pop(DEVICES, [])
+        return put_back(state, devices) if devices else state
 
     def end_of_task(self) -> Checkpoint:
         """The checkpoint of the last task's end: itself, or the one it builds on."""
@@ -102,7 +107,7 @@ class Checkpoint:
         if path.is_symlink():
             raise Damaged(f"{path}: is a link, and nothing is read from outside a checkpoint")
         try:
-            checksum = _checksum(path)
+            checksum = checksum_of(path)
         except (OSError, SafetensorError, ValueError) as error:
             raise Damaged(f"{path}: cannot be read: {describe_error(error)}") from error
         if checksum != self.files[name]:
@@ -120,39 +125,52 @@ def write_checkpoint(
     progress: Mapping[str, Any],
     metadata: Mapping[str, str] | None = None,
 ) -> Checkpoint:
-    """Write a checkpoint below the run's folder and verify it. It has a temporary name until it is whole.
+    """Write a checkpoint below the run's folder. It has a temporary name until it is whole.
 
     weights: the model's, or none if they are the pre-trained ones; metadata: stored in their file.
-    state: nested tensors and plain data, see `state.storable`. progress: the run's results and counters.
-    An OSError leaves nothing behind.
+    state: nested tensors and plain data, see `snapshot.storable`. progress: the run's results and counters.
+    Checksums are those of what was to be written, computed once, on the way. An OSError leaves nothing behind.
     """
-    folder = run / FOLDER
-    folder.mkdir(exist_ok=True)
-    if folder.is_symlink():
-        raise MulkiError(f"{folder}: is a link, and nothing is written outside the run's folder")
-    part = folder / f".{name}.part"
+    with new_folder(run / FOLDER, name) as part:
+        files = {STATE: write_state(part / STATE, state)}
+        if weights:
+            files[WEIGHTS] = _write_weights(part / WEIGHTS, weights, metadata or {})
+        write_manifest(part, moment, base, files, progress)
+    return read_checkpoint(run / FOLDER / name)
+
+
+@contextmanager
+def new_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A folder to write into, which is called `name` only when the block has ended without an error.
+
+    It takes the place of one of that name. Nothing is left behind otherwise. MulkiError if the parent is a link.
+    """
+    parent.mkdir(exist_ok=True)
+    if parent.is_symlink():
+        raise MulkiError(f"{parent}: is a link, and nothing is written outside the run's folder")
+    part = parent / f".{name}.part"
     shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
     try:
         part.mkdir()
-        files = {STATE: _write_state(part / STATE, state)}
-        if weights:
-            files[WEIGHTS] = _write_weights(part / WEIGHTS, weights, metadata or {})
-        manifest = {
-            "format": FORMAT, "tasks": moment.tasks, "steps": moment.steps, "base": base, "files": files,
-            "run": dict(progress),
-        }  # fmt: skip
-        write_text(part / MANIFEST, _signed(manifest))
+        yield part
         _sync(part)
-        if (folder / name).exists():  # the same moment of an earlier attempt
-            shutil.rmtree(folder / name)
-        part.rename(folder / name)
-        _sync(folder)
+        if (parent / name).exists():  # the same moment of an earlier attempt
+            shutil.rmtree(parent / name)
+        part.rename(parent / name)
+        _sync(parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    written = read_checkpoint(folder / name)
-    written.verify()
-    return written
+
+
+def write_manifest(
+    folder: Path, moment: Moment, base: str | None, files: Mapping[str, str], progress: Mapping[str, Any]
+) -> None:
+    manifest = {
+        "format": FORMAT, "tasks": moment.tasks, "steps": moment.steps, "base": base, "files": dict(files),
+        "run": dict(progress),
+    }  # fmt: skip
+    write_text(folder / MANIFEST, _signed(manifest))
 
 
 def amend(checkpoint: Checkpoint, progress: Mapping[str, Any]) -> Checkpoint:
@@ -228,7 +246,7 @@ def latest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
 def prune(run: Path, newest: Checkpoint, keep: int) -> None:
     """Remove all but the latest `keep` checkpoints up to the newest, and those they build on.
 
-    The newest has been verified. Checkpoints of a later moment belong to an earlier attempt, and go too.
+    Checkpoints of a later moment belong to an earlier attempt, and go too.
     """
     latest = [c for c in checkpoints(run)[0] if c.moment <= newest.moment][:keep]
     kept = {c.path.name for c in latest} | {c.base for c in latest}
@@ -241,41 +259,16 @@ def prune(run: Path, newest: Checkpoint, keep: int) -> None:
         shutil.rmtree(half, ignore_errors=True)
 
 
-def digest(names: Iterable[str], tensor_of: Callable[[str], Tensor]) -> str:
-    """SHA-256 of the names, types, shapes and numbers of tensors."""
-    result = hashlib.sha256()
-    for name in sorted(names):
-        tensor = tensor_of(name).detach().cpu().contiguous()
-        result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        if tensor.numel():
-            result.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return result.hexdigest()
-
-
 def _on_this_machine(storage: Any, location: str) -> Any:
     """Where torch.load puts a tensor: None for where it was."""
     return storage if location.startswith("cuda") and not torch.cuda.is_available() else None
 
 
-class _Checksummed:
-    """A file that keeps the checksum of everything written to it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.checksum = file, hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        self.checksum.update(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def _write_state(path: Path, state: Mapping[str, Any]) -> str:
+def write_state(path: Path, state: Mapping[str, Any]) -> str:
     """Write and sync the state; returns its checksum."""
     try:
         with path.open("wb") as file:
-            output = _Checksummed(file)
+            output = Checksummed(file)
             torch.save(dict(state), output)  # type: ignore[arg-type]  # torch's type asks for more than torch.save calls
             file.flush()
             os.fsync(file.fileno())
@@ -305,18 +298,6 @@ def _write_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return digest(ready, ready.__getitem__)
-
-
-def _checksum(path: Path) -> str:
-    """The digest of the tensors in a file of safetensors, one at a time; SHA-256 of the bytes of any other."""
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as weights:
-            return digest(weights.keys(), weights.get_tensor)
-    result = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            result.update(block)
-    return result.hexdigest()
 
 
 def _folders(run: Path) -> Iterator[Path]:

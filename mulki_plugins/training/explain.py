@@ -21,8 +21,8 @@ from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.registry.catalog import Kind, Part
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.guard import cause_of
+from mulki_plugins.training.contents import StackEntry
 from mulki_plugins.training.finite import Diverged
-from mulki_plugins.training.state import StackEntry
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 """Errors of the disk itself, whichever file was being written."""

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.models.weights import WEIGHTS
-from mulki_plugins.training.checkpoint import Checkpoint, Damaged, checkpoints, digest
+from mulki_plugins.training.checkpoint import Checkpoint, Damaged, checkpoints
+from mulki_plugins.training.checksums import digest
 
 FILE = "model.safetensors"
 

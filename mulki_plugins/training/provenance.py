@@ -27,7 +27,7 @@ from mulki_plugins.registry.discovery import catalog, unmet_requirements
 from mulki_plugins.report.result import Result
 from mulki_plugins.streams.task import TaskStream
 from mulki_plugins.training.build import Built
-from mulki_plugins.training.checkpoint import digest
+from mulki_plugins.training.checksums import digest
 from mulki_plugins.training.explain import parts_of
 
 _CODE = ("losses.py", "baselines", "models", "stages", "streams", "training")

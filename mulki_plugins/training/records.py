@@ -5,6 +5,7 @@ None of it decides how the run ends: result.json has all numbers, and a failure 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 
 from mulki_plugins.files import write_bytes, write_text
 from mulki_plugins.report.plots import matrix_figure, png
-from mulki_plugins.report.predictions import Answers, are_kept, copy_row, write_row, write_stream
+from mulki_plugins.report.predictions import Answers, are_kept, copy_row, extend_row, write_row, write_stream
 from mulki_plugins.report.result import Result
 from mulki_plugins.report.tables import matrix_csv, matrix_table
 from mulki_plugins.streams.task import TaskStream
@@ -43,24 +44,41 @@ class Records:
         if not self.predictions:
             return
         with self.only_warning("the predictions cannot be written"):
-            tasks = self.stream.tasks
             if 0 in rows or not are_kept(self.folder):
-                images = [task.test for task in tasks]
-                names, classes = [task.name for task in tasks], [task.class_names for task in tasks]
-                labels, files = [part.targets for part in images], [paths_of(part) for part in images]
-                write_stream(self.folder, names, classes, labels, files)
+                self._write_stream()
             for row in rows:
                 if answers:
-                    count = sum(len(task.class_names) for task in tasks)
-                    write_row(self.folder, row, [answers[task.name] for task in tasks], count)
+                    write_row(self.folder, row, [answers[task.name] for task in self.stream.tasks], self._classes)
                 else:
                     copy_row(self.folder, 0, row)
+
+    def add_predictions(self, answers: Mapping[str, Answers], row: int) -> None:
+        """Add the answers to some tasks to a row that was kept without them."""
+        if not self.predictions:
+            return
+        with self.only_warning("the predictions cannot be written"):
+            if not are_kept(self.folder):
+                self._write_stream()
+            tasks = self.stream.tasks
+            by_task = {i: answers[task.name] for i, task in enumerate(tasks) if task.name in answers}
+            extend_row(self.folder, row, by_task, len(tasks), self._classes)
+
+    @property
+    def _classes(self) -> int:
+        return sum(len(task.class_names) for task in self.stream.tasks)
+
+    def _write_stream(self) -> None:
+        tasks = self.stream.tasks
+        images = [task.test for task in tasks]
+        names, classes = [task.name for task in tasks], [task.class_names for task in tasks]
+        labels, files = [part.targets for part in images], [paths_of(part) for part in images]
+        write_stream(self.folder, names, classes, labels, files)
 
     def log_row(self, learned: int, peak_memory: float) -> None:
         """Give the loggers the means, the cost and the matrix so far. learned: the number of tasks learned."""
         row = self.result.matrix[-1] if self.result.matrix else self.result.zero_shot
         for name, values in {"": row, "_learned": row[:learned], "_future": row[learned:]}.items():
-            if values:
+            if values and not any(map(math.isnan, values)):
                 self._log(f"eval/mean{name}", sum(values) / len(values), learned)
         for name in ("train", "evaluate"):
             if learned and (seconds := self.result.seconds.get(name)):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from attrs import asdict, evolve
+from attrs import evolve
 from avalanche.training.plugins import EvaluationPlugin
 
 from mulki_plugins.characters import printable
@@ -24,11 +24,13 @@ from mulki_plugins.registry.hookspecs import Run as RunOfHooks
 from mulki_plugins.report.classes import write_classes
 from mulki_plugins.report.folder import prepare_folder, run_folder
 from mulki_plugins.report.progress import ProgressLogger
-from mulki_plugins.report.result import Result
+from mulki_plugins.report.result import Result, as_plain_data
 from mulki_plugins.report.run_log import RunLog
 from mulki_plugins.training.accuracy import AccuracyRecorder, compute_metrics
 from mulki_plugins.training.build import Built, build
 from mulki_plugins.training.checkpoint import Checkpoint
+from mulki_plugins.training.contents import StackEntry, weights_of
+from mulki_plugins.training.earlier_rows import restore
 from mulki_plugins.training.explain import blame_part, explain, quiet_writers, undisturbed
 from mulki_plugins.training.final_weights import write_final_weights
 from mulki_plugins.training.logbook import GuardedLogger, LastTerms
@@ -44,7 +46,7 @@ from mulki_plugins.training.provenance import (
 from mulki_plugins.training.records import Records
 from mulki_plugins.training.rng import seed_everything
 from mulki_plugins.training.signals import Stopped, StopRequest
-from mulki_plugins.training.state import Checkpointing, StackEntry, weights_of
+from mulki_plugins.training.state import Checkpointing
 from mulki_plugins.training.strategy import TEMPLATES
 
 
@@ -114,8 +116,7 @@ class Run:
                 self.call_hooks("mulki_run_started")
                 self.set_up(measured_with)
                 if checkpoint is not None:
-                    self.checkpointing.restore(checkpoint, [e.dataset for e in self.built.benchmark.train_stream])
-                    self.progress.say(f"resuming from {checkpoint.path.name}")
+                    restore(self, checkpoint)
                 self.run_tasks()
                 self.finish()
                 self.close()
@@ -206,6 +207,8 @@ class Run:
 
     def close(self) -> None:
         self.progress.stop()
+        if hasattr(self, "checkpointing"):
+            self.checkpointing.close(self.warn)
         for logger in self.loggers:
             logger.close()
 
@@ -213,7 +216,7 @@ class Run:
         """Call this hook of every package. A failure in one is reported and changes nothing."""
         result = None
         if event == "mulki_run_finished":
-            result = asdict(self.result)
+            result = as_plain_data(self.result)
             del result["folder"]
         data = as_data(self.recipe)
         call_run_hooks(
@@ -235,13 +238,14 @@ class Run:
             self.warn(f"{what}; the run goes on: {describe_error(error)}", error)
 
     def where(self) -> str:
-        """How far the run is, for an error: `task digits, step 17`."""
+        """How far the run is, for an error: `task digits, step 17`; or where the checkpoint is that could not be written."""
         strategy = getattr(self, "strategy", None)
         experience = getattr(strategy, "experience", None)
+        moment = str(getattr(getattr(self, "checkpointing", None), "failed_at", ""))
         if strategy is None or experience is None:
-            return str(self.folder)
-        name = getattr(experience, "task_name", "")
-        return f"task {name}, {f'step {strategy.step}' if strategy.is_training else 'evaluation'}"
+            return moment or str(self.folder)
+        at = f"step {strategy.step}" if strategy.is_training else "evaluation"
+        return moment or f"task {getattr(experience, 'task_name', '')}, {at}"
 
     def log_error(self, error: BaseException, explanation: MulkiError | None) -> MulkiError | None:
         """Log an error with its traceback; returns what to report. An unforeseen error says where its traceback is."""
@@ -332,13 +336,13 @@ class Run:
         self.checkpointing.evaluated()
         return row
 
-    def evaluate(self) -> list[float]:
-        """Accuracy in percent on every task's test set."""
-        workers = self.built.workers
-        self.strategy.eval(self.built.benchmark.test_stream, num_workers=workers, persistent_workers=workers > 0)
+    def evaluate(self, experiences: Sequence[Any] | None = None) -> list[float]:
+        """Accuracy in percent on the test sets of these experiences; None for every task's."""
+        tested, workers = experiences or self.built.benchmark.test_stream, self.built.workers
+        self.strategy.eval(tested, num_workers=workers, persistent_workers=workers > 0)
         for problem in self.built.cache.problems() if self.built.cache else ():
             self.warn(problem)
-        return [self.recorder.accuracies[task.name] for task in self.built.stream.tasks]
+        return [self.recorder.accuracies[experience.task_name] for experience in tested]
 
     def count_left_out(self) -> None:
         """Record the images that could not be read, and report new ones."""

@@ -58,6 +58,18 @@ def draft(folders: Sequence[str], name: str | None = None) -> Draft:
     """The recipe for these folders, one task each. Mistakes, for all folders at once, if one cannot be used."""
     if name is not None and (problem := check_name(name)):
         raise MulkiError(f"--name: {problem}")
+    tasks = _draft_tasks(folders)
+    name = name or _name_recipe([task.options["name"] for task in tasks])
+    return Draft(name, list(_lines(name, tasks)), [notice for task in tasks for notice in task.notices])
+
+
+def draft_options(folder: str) -> tuple[dict[str, Any], list[str]]:
+    """A recipe's entry for one folder, and notices for its user. Mistakes if the folder cannot be used."""
+    [task] = _draft_tasks([folder])
+    return task.options, task.notices
+
+
+def _draft_tasks(folders: Sequence[str]) -> list[_TaskDraft]:
     mistakes, tasks = [], []
     for folder, task_name in zip(folders, _name_tasks(folders), strict=True):
         try:
@@ -67,8 +79,7 @@ def draft(folders: Sequence[str], name: str | None = None) -> Draft:
             mistakes += error.lines()
     if mistakes:
         raise Mistakes(mistakes)
-    name = name or _name_recipe([task.options["name"] for task in tasks])
-    return Draft(name, list(_lines(name, tasks)), [notice for task in tasks for notice in task.notices])
+    return tasks
 
 
 def _prefix(folder: str, message: str) -> str:

@@ -1,0 +1,61 @@
+"""The weights after each task, kept beside the checkpoints for as long as the run: `mulki extend` tests them on new tasks.
+
+`weights/task-02-digits/` is a checkpoint without what a training needs to go on: the model alone. Its file of weights is a
+hard link to that of the checkpoint of the task's end, and takes room of its own only when that one is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from torch import Tensor
+
+from mulki_plugins.models.weights import WEIGHTS
+from mulki_plugins.training.checkpoint import (
+    STATE,
+    Checkpoint,
+    Damaged,
+    OtherFormat,
+    new_folder,
+    read_checkpoint,
+    write_manifest,
+    write_state,
+)
+
+FOLDER = "weights"
+
+
+def keep_weights(run: Path, end: Checkpoint, buffers: Mapping[str, Tensor]) -> None:
+    """Keep the weights of a task's end. buffers: the model's weights outside of its CLIP."""
+    with new_folder(run / FOLDER, end.path.name) as part:
+        link_or_copy(end.path / WEIGHTS, part / WEIGHTS)
+        files = {WEIGHTS: end.files[WEIGHTS], STATE: write_state(part / STATE, {"model": dict(buffers)})}
+        write_manifest(part, end.moment, None, files, {"learned": end.run["learned"]})
+
+
+def kept_weights(run: Path) -> dict[int, Checkpoint]:
+    """The kept weights by the number of tasks learned; without those whose manifest is damaged."""
+    kept = {}
+    folder = run / FOLDER
+    for path in sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else ():
+        if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
+            with suppress(Damaged, OtherFormat):
+                weights = read_checkpoint(path)
+                kept[weights.moment.tasks] = weights
+    return kept
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """The same file under a second name, or a synced copy where the file system has no hard links."""
+    if source.is_symlink():
+        raise Damaged(f"{source}: is a link, and nothing is read from outside a checkpoint")
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        with target.open("rb") as file:
+            os.fsync(file.fileno())
