@@ -37,6 +37,8 @@ PACKAGES = {
 
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Variables with which a user decides how torch's threads wait."""
+_SPINS = "1000"
+"""Rounds for which a waiting thread spins before it sleeps: microseconds, where OpenMP's own choice is milliseconds."""
 _TORCH_LOGS = ("TORCH_LOGS", "TORCH_LOGS_OUT", "TORCH_LOGS_FORMAT", "TORCH_TRACE", "TORCH_DTRACE")
 
 
@@ -101,13 +103,14 @@ def hint_for(name: str, error: BaseException) -> str:
 
 
 def _torch() -> Any:
-    """Import torch with threads that sleep while they wait for each other, unless the environment says otherwise.
+    """Import torch with threads that soon sleep while they wait for each other, unless the environment says otherwise.
 
-    Threads that spin take the cores from whatever else runs, so that two runs beside each other take many times as long.
-    OpenMP reads the variable while it is loaded. The numbers are the same: as many threads share the work in the same way.
+    Threads that spin for long take the cores from whatever else runs, so that two runs beside each other take many times as
+    long; threads that sleep at once cost an idle machine what a second thread gains. GNU's OpenMP, torch's on Linux, reads the
+    variable while it is loaded. The numbers are the same: as many threads share the work in the same way.
     """
     settings = {key: os.environ[key] for key in _TORCH_LOGS if key in os.environ}
-    waiting = {} if any(key in os.environ for key in _WAITING) else {"OMP_WAIT_POLICY": "PASSIVE"}
+    waiting = {} if any(key in os.environ for key in _WAITING) else {"GOMP_SPINCOUNT": _SPINS}
     with _environment({**dict.fromkeys(settings), **waiting}):
         torch = importlib.import_module("torch")
     if settings:

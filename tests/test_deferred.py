@@ -107,17 +107,17 @@ assert torchmetrics.__file__ and torchmetrics.functional.accuracy
 
 
 @pytest.mark.parametrize("chosen", ["", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
-def test_threads_sleep_while_they_wait_unless_the_user_decides(monkeypatch, chosen):
+def test_threads_soon_sleep_while_they_wait_unless_the_user_decides(monkeypatch, chosen):
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", *libraries._TORCH_LOGS):
         monkeypatch.delenv(name, raising=False)
     if chosen:
-        monkeypatch.setenv(chosen, "ACTIVE")
+        monkeypatch.setenv(chosen, "77")
     seen = []
 
     def import_module(name):
-        seen.append(libraries.os.environ.get("OMP_WAIT_POLICY"))
+        seen.append(libraries.os.environ.get("GOMP_SPINCOUNT"))
 
     monkeypatch.setattr(libraries, "importlib", types.SimpleNamespace(import_module=import_module))
     libraries._torch()
-    assert seen == [{"": "PASSIVE", "OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": None}[chosen]]
-    assert libraries.os.environ.get("OMP_WAIT_POLICY") == ("ACTIVE" if chosen == "OMP_WAIT_POLICY" else None)
+    assert seen == [{"": "1000", "OMP_WAIT_POLICY": None, "GOMP_SPINCOUNT": "77"}[chosen]]
+    assert libraries.os.environ.get("GOMP_SPINCOUNT") == ("77" if chosen == "GOMP_SPINCOUNT" else None)
