@@ -4,18 +4,21 @@ import copy
 
 import pytest
 import torch
+from avalanche.training.plugins import SupervisedPlugin
 from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import parametrize
 
 from mulki_plugins.adapters import Adapter, LoRA, NullSpace
+from mulki_plugins.baselines import WeightConstraint
 from mulki_plugins.cli import main
 from mulki_plugins.errors import Mistakes, MulkiError
 from mulki_plugins.models import ClipClassifier
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.registry.catalog import Catalog, Provenance, Register
 from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.stages import Connecting
 from mulki_plugins.training.resume import resume_experiment
 from mulki_plugins.training.run import run_experiment
 from tests.conftest import Killed, naive, same, small_clip, small_tokenizer, weights
@@ -224,7 +227,8 @@ CASES = {
 def test_a_killed_run_ends_as_if_it_had_never_been(tmp_path, kill_at, case, strategy, at):
     if strategy == "mulki" and (at != (2, 3) or case == "merged"):
         pytest.skip("one moment and the hardest cases suffice")
-    recipe = resolved(strategy=strategy, adapters=CASES[case])
+    without = ("strategy.connecting.importance=false",) if strategy == "mulki" and case != "growing" else ()
+    recipe = resolved(*without, strategy=strategy, adapters=CASES[case])
     whole = run_experiment(recipe, 0, tmp_path / "whole")
     kill_at(*at)
     with pytest.raises(Killed):
@@ -236,6 +240,47 @@ def test_a_killed_run_ends_as_if_it_had_never_been(tmp_path, kill_at, case, stra
     last, again = (load_file(each / "checkpoints/task-03-third/weights.safetensors") for each in (other, folder))
     assert last.keys() == again.keys()
     assert all(torch.equal(last[name], again[name]) for name in last)
+
+
+@pytest.mark.parametrize("every", [1, None])
+def test_connecting_averages_the_weights_in_use_and_not_their_factors(stream, benchmark, every):
+    seen = []
+
+    class Spy(SupervisedPlugin):
+        def after_training_iteration(self, strategy, **kwargs):
+            seen.append({n: w.detach().clone() for n, w in strategy.model.merged_weights().items()})
+
+    model = adapted(stream, LoRA(rank=2))
+    before = model.merged_weights()
+    naive(model, [Connecting(every=every, inter=0.25), Spy()], lr=0.5).train(benchmark.train_stream[0])
+    after = model.merged_weights()
+    steps = seen if every else seen[-1:]
+    assert len(seen) > 2
+    for name, value in after.items():
+        mean = torch.stack([step[name].double() for step in steps]).mean(0)
+        assert torch.allclose(value.double(), 0.75 * mean + 0.25 * before[name].double(), atol=1e-5), name
+    assert not same(before, after)
+
+
+def test_l2_is_the_distance_of_the_weights_in_use(stream, benchmark):
+    class Spy(WeightConstraint):
+        def after_forward(self, strategy, **kwargs):
+            loss = strategy.loss
+            super().after_forward(strategy, **kwargs)
+            now = strategy.model.merged_weights()
+            expected = sum(float((now[name] - start[name]).square().sum()) for name in start)
+            assert float(strategy.loss - loss) == pytest.approx(2.0 * expected, rel=1e-3, abs=1e-6)
+            distances.append(expected)
+
+    model, distances = adapted(stream, LoRA(rank=2)), []
+    start = model.merged_weights()
+    naive(model, [Spy(weight=2.0)], lr=0.5).train(benchmark.train_stream[0])
+    assert distances[-1] > 1e-4
+
+
+def test_importance_of_computed_weights_is_refused(tmp_path):
+    with pytest.raises(MulkiError, match="importance is defined for the model"):
+        run_experiment(resolved(strategy="mulki"), 0, tmp_path)
 
 
 def test_a_run_trains_the_adapters_alone(tmp_path, benchmark, stream):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mulki_plugins.losses import squared_distance
-from mulki_plugins.stages.stage import Stage, Strategy, learning_weights
+from mulki_plugins.stages.stage import Stage, Strategy
+from mulki_plugins.stages.weights import WeightsInUse
 from mulki_plugins.types import Weight, checked
 
 
@@ -29,15 +30,17 @@ class WeightConstraint(Stage):
     def __init__(self, *, weight: Weight = 1.0) -> None:
         super().__init__()
         self.weight = weight
-        self._learning: list[nn.Parameter] = []
+        self._learning: WeightsInUse | None = None
         self._start: list[Tensor] = []
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
-        self._learning = list(learning_weights(strategy.model).values())
-        self._start = [p.detach().clone() for p in self._learning]
+        self._learning = WeightsInUse(strategy.model)
+        self._start = [w.detach().clone() for w in self._learning.now().values()]
 
     def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
-        self.add_loss(strategy, self.term, squared_distance(self._learning, self._start), self.weight)
+        assert self._learning is not None
+        distance = squared_distance(list(self._learning.now().values()), self._start)
+        self.add_loss(strategy, self.term, distance, self.weight)
 
     def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
-        self._learning, self._start = [], []
+        self._learning, self._start = None, []

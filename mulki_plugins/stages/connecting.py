@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
-from torch import Tensor, nn
+from torch import Tensor
 
+from mulki_plugins.errors import MulkiError
 from mulki_plugins.stages.importance import Importance, RunningMean
-from mulki_plugins.stages.protocols import Strategy, learning_weights
+from mulki_plugins.stages.protocols import Strategy
+from mulki_plugins.stages.weights import WeightsInUse
 from mulki_plugins.types import Count, Fraction, checked
 
 
@@ -46,44 +48,49 @@ class Connecting(SupervisedPlugin):
         self.importance = Importance() if importance else None
         self._initial: dict[str, Tensor] = {}
         self._start: dict[str, Tensor] = {}
-        self._learning: dict[str, nn.Parameter] = {}
+        self._learning: WeightsInUse | None = None
         """The weights that learn in this task: no step walks through the model again."""
         self._mean = RunningMean()
 
     def before_training(self, strategy: Strategy, **kwargs: Any) -> None:
         if self.initial and not self._initial:  # also on resume, where it runs on the pre-trained weights
-            self._initial = {n: p.detach().clone() for n, p in learning_weights(strategy.model).items()}
+            self._initial = {n: w.detach().clone() for n, w in WeightsInUse(strategy.model).now().items()}
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
-        self._learning = learning_weights(strategy.model)
-        self._start = {n: p.detach().clone() for n, p in self._learning.items()}
+        self._learning = WeightsInUse(strategy.model)
+        self._start = {n: w.detach().clone() for n, w in self._learning.now().items()}
         self._mean = RunningMean()
         if self.start:
             self._mean.add(self._start)
         if self.importance:
+            if self._learning.are_computed:
+                raise MulkiError(
+                    "connecting: importance is defined for the model's own weights, not for those that an adapter computes",
+                    "set strategy.connecting.importance=false",
+                )
             self.importance.begin_task(strategy.model, list(self._start), strategy.adapted_dataset)
 
     def before_update(self, strategy: Strategy, **kwargs: Any) -> None:
         if self.importance:
             scaler = getattr(strategy, "scaler", None)  # MulKI's own training: only float16's gradients are scaled
-            self.importance.add_gradients(self._learning, may_overflow=scaler is None or scaler.is_enabled())
+            self.importance.add_gradients(self._now(), may_overflow=scaler is None or scaler.is_enabled())
 
+    @torch.no_grad()
     def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         if self.every and (strategy.clock.train_exp_iterations + 1) % self.every == 0:
-            self._mean.add(self._learning)
+            self._mean.add(self._now())
 
     @torch.no_grad()
     def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         if self._mean.count == int(self.start):  # fewer steps than `every`, or no mean requested
-            self._mean.add(self._learning)
-        self._learning = {
-            n: p for n, p in strategy.model.named_parameters() if n in self._start
-        }  # some may be new objects
-        names, now = list(self._learning), list[Tensor](self._learning.values())
+            self._mean.add(self._now())
+        self._learning = WeightsInUse(strategy.model)  # some may be new objects
+        now = {name: weight for name, weight in self._now().items() if name in self._start}
+        names = list(now)
         means, start = ([each[name] for name in names] for each in (self._mean.mean, self._start))
         if self.importance:
             self.importance.end_steps()
-            shares = [torch.as_tensor(self.importance.share(n, self.inter)).to(p) for n, p in self._learning.items()]
+            shares = [torch.as_tensor(self.importance.share(n, self.inter)).to(p) for n, p in now.items()]
             merged = [torch.lerp(*each) for each in zip(means, start, shares, strict=True)]
             self.importance.end_task()
         else:
@@ -93,9 +100,12 @@ class Connecting(SupervisedPlugin):
                 torch.lerp(m, self._initial[n], self.initial) if n in self._initial else m
                 for n, m in zip(names, merged, strict=True)
             ]
-        if names:
-            torch._foreach_copy_(now, merged)
-        self._start, self._learning, self._mean = {}, {}, RunningMean()
+        self._learning.assign(dict(zip(names, merged, strict=True)))
+        self._start, self._learning, self._mean = {}, None, RunningMean()
+
+    def _now(self) -> dict[str, Tensor]:
+        assert self._learning is not None
+        return self._learning.now()
 
     def state_dict(self) -> dict[str, Any]:
         """The means so far; θ_start is restored from the weights before the task."""
