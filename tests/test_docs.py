@@ -207,7 +207,7 @@ def test_every_block_of_write_a_plugin(environment, tmp_path):
     parts = json.loads(environment.run("-m", "mulki_plugins", "plugins", "--json").stdout)
     rows = [row for row in parts if row["distribution"] == "mulki-still"]
     assert {(row["kind"], row["state"]) for row in rows} == {
-        (kind, "ok") for kind in ("package", "plugin", "strategy", "stream", "command")
+        (kind, "ok") for kind in ("package", "plugin", "adapter", "strategy", "stream", "command")
     }
     jsonschema.Draft202012Validator.check_schema(json.loads((tmp_path / "recipe.schema.json").read_text()))
 
