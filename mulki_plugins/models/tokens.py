@@ -20,30 +20,36 @@ class Tokens:
     def __init__(self, tokenizer: Callable[[list[str]], Tensor], prompts: Sequence[Prompts]) -> None:
         self.tokenizer = tokenizer
         self.prompts = prompts
-        self._host: dict[tuple[int, bool], Tensor] = {}
-        self._device: dict[tuple[tuple[int, ...], bool], Tensor] = {}
-        self._lengths: dict[tuple[int, bool], int] = {}
+        self._host: dict[bool, dict[int, Tensor]] = {False: {}, True: {}}
+        """By whether all templates are meant, then by task; so are the next two, by task or by several."""
+        self._device: dict[bool, dict[tuple[int, ...], Tensor]] = {False: {}, True: {}}
+        self._lengths: dict[bool, dict[int, int]] = {False: {}, True: {}}
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Tokens:
+        """Copies of a model share them: they depend on no weight."""
+        return self
 
     def of(self, task: int, all_templates: bool) -> Tensor:
         """One task's sentences on the host, template after template: [templates · C, L]. IndexError for an unknown task."""
         if not 0 <= task < len(self.prompts):
             raise IndexError(f"task {task}: the model knows the tasks 0 to {len(self.prompts) - 1}")
-        key = task, all_templates
-        if key not in self._host:
+        host = self._host[all_templates]
+        if task not in host:
             texts = [text for group in sentences(self.prompts[task], all_templates) for text in group]
-            self._host[key] = self.tokenizer(texts).cpu()
-        return self._host[key]
+            host[task] = self.tokenizer(texts).cpu()
+        return host[task]
 
     def on(self, device: torch.device, tasks: Sequence[int], all_templates: bool) -> Tensor:
         """The sentences of several tasks on a device, one task after the other: [N, L]."""
-        key = tuple(tasks), all_templates
-        if key not in self._device or self._device[key].device != device:
-            self._device[key] = torch.cat([self.of(task, all_templates) for task in tasks]).to(device)
-        return self._device[key]
+        key, placed = tuple(tasks), self._device[all_templates]
+        if key not in placed or placed[key].device != device:
+            placed[key] = torch.cat([self.of(task, all_templates) for task in tasks]).to(device)
+        return placed[key]
 
     def length(self, clip: nn.Module, tasks: Sequence[int], all_templates: bool) -> int:
         """How many leading tokens of these tasks' sentences the model's text features depend on."""
-        for key in ((task, all_templates) for task in tasks):
-            if key not in self._lengths:
-                self._lengths[key] = length_needed(clip, self.of(*key))
-        return max(self._lengths[task, all_templates] for task in tasks)
+        lengths = self._lengths[all_templates]
+        for task in tasks:
+            if task not in lengths:
+                lengths[task] = length_needed(clip, self.of(task, all_templates))
+        return max(lengths[task] for task in tasks)
