@@ -12,8 +12,9 @@ from attrs import frozen
 
 from mulki_plugins.characters import simplify
 from mulki_plugins.errors import Mistakes, OptionError, did_you_mean, format_value
-from mulki_plugins.recipe.check import check_name, check_plugins, check_recipe
+from mulki_plugins.recipe.check import check_name, check_recipe
 from mulki_plugins.recipe.layers import overlay, write_out_plugins
+from mulki_plugins.recipe.parts import check_plugins
 from mulki_plugins.recipe.schema import StrategyFile
 from mulki_plugins.recipe.yaml import Tree, locate, read_yaml, sort_by_line
 from mulki_plugins.registry.catalog import Provenance

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mulki_plugins.registry.callbacks import UNFIT
-from mulki_plugins.registry.catalog import OURS, Part, Provenance, Register
+from mulki_plugins.registry.catalog import OURS, Part, Provenance
 from mulki_plugins.registry.hookspecs import hookimpl
+from mulki_plugins.registry.register import Register
 from mulki_plugins.registry.static import read_docstring
 from mulki_plugins.types import Count, Fraction, Positive, Weight
 
