@@ -26,6 +26,7 @@ from mulki_plugins.report.folder import prepare_folder
 from mulki_plugins.report.progress import ProgressLogger
 from mulki_plugins.report.result import Result
 from mulki_plugins.training import kept_weights
+from mulki_plugins.training.build import build_seeded
 from mulki_plugins.training.checkpoint import (
     FOLDER,
     STATE,
@@ -38,7 +39,7 @@ from mulki_plugins.training.checkpoint import (
 )
 from mulki_plugins.training.kept_weights import link_or_copy
 from mulki_plugins.training.provenance import differences, identity
-from mulki_plugins.training.run import Run, build_seeded
+from mulki_plugins.training.run import Run
 
 _AGAIN = "learn all tasks in a new run, with `mulki run`"
 
