@@ -101,7 +101,7 @@ def clear_cache(folder: Path, unused_for: float = 0.0) -> list[CacheFile]:
 def make_room(folder: Path, needed: int, limit: int, own: dict[Path, Layout]) -> str:
     """Remove the files that were used longest ago until a new one fits; returns why it cannot, or an empty text.
 
-    It fits within the limit and the free space of the disk, of which a part stays free. Files of this run (`own`) and of
+    It fits within the limit and the free space of the disk, part of which stays free. Files of this run (`own`) and of
     other running ones stay. Nothing is removed in vain.
     """
     if needed > limit:
