@@ -163,13 +163,11 @@ def _remove(folder: Path) -> None:
 
 
 def _say(cleaning: Cleaning, dry_run: bool) -> None:
+    from mulki_plugins.streams.cache_folder import format_size
+
     done = "would be freed" if dry_run else "freed"
-    click.echo(f"{printable(cleaning.folder)}: {_size(cleaning.freed)} {done}")
+    click.echo(f"{printable(cleaning.folder)}: {format_size(cleaning.freed)} {done}")
     for folder in cleaning.removed:
         click.echo(f"  {'would remove' if dry_run else 'removed'} {printable(folder)}")
     if cleaning.kept:
-        click.echo(f"  kept for `mulki extend`: {_size(cleaning.kept)}; --all removes that too")
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
+        click.echo(f"  kept for `mulki extend`: {format_size(cleaning.kept)}; --all removes that too")
