@@ -27,8 +27,6 @@ import click
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("seconds", "started", "device")
-OTHER_TAGS = ("cost/", "recipe/", "_hparams_/")
-"""What event files hold of times and of the folder's name."""
 """Keys of result.json that differ from run to run."""
 OF_A_RUN = 8
 """The most kills of one run."""
@@ -94,14 +92,13 @@ def _last(folder: Path) -> Path:
 
 
 def points(folder: Path) -> Iterator[tuple[str, int, bytes]]:
-    """Every point of the TensorBoard curves, in the order in which they were written, without what each run takes."""
+    """Every point of the TensorBoard curves but those of time and memory, in the order in which they were written."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
 
     for file in sorted(folder.glob("events.out.tfevents.*"), key=lambda path: _order(path.name)):
         for event in EventFileLoader(str(file)).Load():
             for value in event.summary.value:
-                picture = value.metadata.plugin_data.plugin_name == "images"
-                if not picture and not value.tag.startswith(OTHER_TAGS):
+                if value.metadata.plugin_data.plugin_name == "scalars" and not value.tag.startswith("cost/"):
                     yield value.tag, event.step, value.SerializeToString()
 
 
