@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,23 +24,56 @@ except ImportError:  # Windows
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends without an error.
+def in_place_of(path: Path, *, if_absent: bool = False) -> Iterator[Path]:
+    """A temporary path, for a file that takes the place of `path` when the block ends without an error.
 
-    It is written under a temporary name, synced, then renamed: a reader sees the old file or the new one, never a part.
+    It is synced, then renamed: a reader sees the old file or the new one, never a part. if_absent: a file that another
+    process puts there in the meantime stays.
     """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(descriptor)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp lets only the owner read
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
+        os.chmod(name, 0o666 & ~umask())  # mkstemp lets only the owner read
+        yield Path(name)
+        sync(Path(name))
+        if not (if_absent and _link_if_absent(name, path)):
+            os.replace(name, path)
+    finally:
+        with suppress(OSError):  # also if both are names of one file: replacing one by the other does nothing
+            os.unlink(name)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of `path` when the block ends without an error, see `in_place_of`."""
+    with in_place_of(path) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """The same file under a second name, or a synced copy where the file system has no hard links.
+
+    MulkiError if the source is a symbolic link: it may lead anywhere.
+    """
+    if source.is_symlink():
+        raise MulkiError(f"{source}: is a link, and nothing is read from outside the run's folder")
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        sync(target)
+
+
+def sync(path: Path) -> None:
+    """Put a file, or the entries of a folder, on the disk."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a folder on Windows
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -53,10 +87,22 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permissions that new files of this process lack."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _link_if_absent(source: str, target: Path) -> bool:
+    """Whether there is a file at the target now: another one, or this one under a second name."""
+    try:
+        os.link(source, target)  # fails if the file exists, which a rename does not
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        return False
+    return True
 
 
 # locks
@@ -94,16 +140,19 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def is_locked(folder: Path) -> bool | None:
-    """Whether a process is writing the run in a folder; None if the system cannot tell."""
+def is_locked(path: Path, *, even_shared: bool = False) -> bool | None:
+    """Whether a process has locked a folder or a file; None if the system cannot tell.
+
+    even_shared: a lock that several processes may hold counts too.
+    """
     if fcntl is None:
         return None
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if even_shared else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         return False
     except BlockingIOError:
         return True

@@ -38,25 +38,24 @@ class Range:
     below: float | None = None
 
     def __contains__(self, value: float) -> bool:
-        return (
-            (self.least is None or value >= self.least)
-            and (self.most is None or value <= self.most)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-        )
+        return all(holds(value, bound) for holds, _, _, bound in self._bounds)
 
     def __str__(self) -> str:
-        bounds = {"at least": self.least, "at most": self.most, "above": self.above, "below": self.below}
-        return " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
+        return " and ".join(f"{words} {bound:g}" for _, words, _, bound in self._bounds)
 
     @property
     def schema(self) -> Schema:
         """The bounds as keywords of JSON Schema."""
-        bounds = {
-            "minimum": self.least, "maximum": self.most,
-            "exclusiveMinimum": self.above, "exclusiveMaximum": self.below,
-        }  # fmt: skip
-        return {keyword: bound for keyword, bound in bounds.items() if bound is not None}
+        return {keyword: bound for _, _, keyword, bound in self._bounds}
+
+    @property
+    def _bounds(self) -> list[tuple[Callable[[float, float], bool], str, str, float]]:
+        """For each bound: how it compares, its words, its keyword of JSON Schema, and itself."""
+        bounds = (
+            (operator.ge, "at least", "minimum", self.least), (operator.le, "at most", "maximum", self.most),
+            (operator.gt, "above", "exclusiveMinimum", self.above), (operator.lt, "below", "exclusiveMaximum", self.below),
+        )  # fmt: skip
+        return [(holds, words, keyword, bound) for holds, words, keyword, bound in bounds if bound is not None]
 
 
 BelowOne = Annotated[float, Range(least=0, below=1)]
@@ -154,8 +153,7 @@ def _fixed_tuple(value: Any, type_: Any) -> Any:
     if len(value) != len(arms):
         raise OptionError(f"expected a list of {len(arms)} values, got {len(value)}")
     if len(set(arms)) == 1:
-        elements: Any = types.GenericAlias(list, arms[:1])
-        return tuple(CONVERTER.structure(value, elements))
+        return tuple(_convert(value, types.GenericAlias(list, arms[:1])))
     return tuple(CONVERTER.structure(item, arm) for item, arm in zip(value, arms, strict=True))
 
 
@@ -231,8 +229,7 @@ _KINDS = (
         schema=lambda t, of_class: {
             "type": "array",
             "prefixItems": [json_schema(arm, of_class) for arm in get_args(t)],
-            "minItems": len(get_args(t)),
-            "maxItems": len(get_args(t)),
+            **dict.fromkeys(("minItems", "maxItems"), len(get_args(t))),
         },
         convert=_fixed_tuple,
     ),
@@ -286,7 +283,6 @@ for _type in (bool, int, float, str, types.NoneType):  # cattrs' own hooks for t
 def collect_mistakes(error: BaseException, path: Location = ()) -> Iterator[OptionError]:
     """Every mistake in an error that a conversion raised, located from where it began (`path`)."""
     if isinstance(error, (cattrs.ClassValidationError, cattrs.IterableValidationError)):
-        located: list[tuple[Exception, Any]]
         located, rest = error.group_exceptions()
         for inner, note in located:
             where: Location = (*path, note.name if hasattr(note, "name") else note.index)
@@ -314,17 +310,13 @@ def read_hints(function: Callable[..., Any]) -> dict[str, Any]:
     An annotation may name a class that is imported under `TYPE_CHECKING` only, or use the syntax of a later Python.
     """
     function = inspect.unwrap(function)
-    hints: dict[str, Any] = {}
-    try:
+    hints, annotations = dict[str, Any](), dict[str, Any]()
+    with contextlib.suppress(Exception):  # Python 3.14 evaluates them only here
         annotations = getattr(function, "__annotations__", {})
-    except Exception:  # Python 3.14 evaluates them only here
-        annotations = {}
     for name, annotation in annotations.items():
         holder = types.SimpleNamespace(__annotations__={name: annotation})
-        try:
+        with contextlib.suppress(Exception):  # third-party annotations may raise anything
             hints.update(get_type_hints(holder, getattr(function, "__globals__", {}), include_extras=True))
-        except Exception:  # third-party annotations may raise anything
-            continue
     return hints
 
 

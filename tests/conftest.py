@@ -15,8 +15,9 @@ from avalanche.training.supervised import Naive
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mulki_plugins.models import ClipClassifier, LoadedClip
-from mulki_plugins.registry.catalog import Catalog, Provenance, Register
+from mulki_plugins.registry.catalog import Catalog, Provenance
 from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.registry.register import Register
 from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, Teachers
 from mulki_plugins.streams import TaskStream, as_benchmark
 from mulki_plugins.testing.small import SIZE, SmallTokenizer, small_clip, small_model, small_task

@@ -16,8 +16,9 @@ from mulki_plugins.cli import main
 from mulki_plugins.errors import Mistakes, MulkiError
 from mulki_plugins.models import ClipClassifier
 from mulki_plugins.recipe.resolve import Changes, resolve
-from mulki_plugins.registry.catalog import Catalog, Provenance, Register
+from mulki_plugins.registry.catalog import Catalog, Provenance
 from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.registry.register import Register
 from mulki_plugins.stages import Connecting
 from mulki_plugins.training.resume import resume_experiment
 from mulki_plugins.training.run import run_experiment

@@ -14,8 +14,9 @@ from torch import nn
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.resolve import Changes, resolve
-from mulki_plugins.registry.catalog import Catalog, Provenance, Register
+from mulki_plugins.registry.catalog import Catalog, Provenance
 from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.registry.register import Register
 from mulki_plugins.streams import ArrayImages, Task, TaskStream
 from mulki_plugins.streams.folders.stream import folders
 from mulki_plugins.training import provenance

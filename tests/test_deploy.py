@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from mulki_plugins.cli import main
 from mulki_plugins.deploy import features, onnx_files
 from mulki_plugins.deploy.model import DeployedClip
-from mulki_plugins.deploy.score import wilson
 from mulki_plugins.registry import builtin
 from tests.conftest import small_world
 from tests.environments import ROOT
@@ -269,21 +268,6 @@ def test_another_stream_is_asked_with_its_own_classes_or_matched_by_name(world, 
         found = json.loads(done.stdout)
         assert {task["task"]: task["images"] for task in found["tasks"]} == {"first": 8, "second": 4}
         assert "second: yellow: no class has this name" in done.stderr
-
-
-@pytest.mark.parametrize(("right", "count"), [(0, 1), (1, 1), (7, 10), (320, 320), (199, 960)])
-def test_wilson_against_the_roots_of_its_equation(right, count):
-    z = 1.959963984540054
-    p = right / count
-    roots = np.sort(
-        np.roots([1 + z * z / count, -(2 * p + z * z / count), p * p]).real
-    )  # (p - x)^2 = z^2 x (1 - x) / n
-    assert wilson(right, count) == pytest.approx(tuple(roots), abs=1e-12)
-
-
-def test_wilson_needs_observations():
-    with pytest.raises(ValueError, match="count above 0"):
-        wilson(0, 0)
 
 
 # --- predict ------------------------------------------------------------------------------------------------------------

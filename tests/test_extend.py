@@ -14,8 +14,9 @@ from PIL import Image
 from mulki_plugins.cli import main
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.resolve import Changes, resolve
-from mulki_plugins.registry.catalog import Catalog, Provenance, Register
+from mulki_plugins.registry.catalog import Catalog, Provenance
 from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.registry.register import Register
 from mulki_plugins.report.result import FILE, read_result
 from mulki_plugins.streams import TaskStream
 from mulki_plugins.testing.small import small_task

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.registry.catalog import Catalog, Provenance, Register
+from mulki_plugins.registry.catalog import Catalog, Provenance
+from mulki_plugins.registry.register import Register
 
 MODULE = '''
 raise RuntimeError("imported")

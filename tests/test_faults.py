@@ -16,8 +16,9 @@ from avalanche.training.plugins import SupervisedPlugin
 
 from mulki_plugins.errors import MulkiError, UnexpectedError
 from mulki_plugins.recipe.resolve import Changes, resolve
-from mulki_plugins.registry.catalog import Catalog, Provenance, Register
+from mulki_plugins.registry.catalog import Catalog, Provenance
 from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.registry.register import Register
 from mulki_plugins.report import progress
 from mulki_plugins.report.predictions import read_predictions
 from mulki_plugins.report.result import read_result

@@ -293,7 +293,7 @@ class Diary(Plain):
         self.losses = []
 
     def after_training_iteration(self, strategy, **kwargs):
-        self.losses.append(float(strategy.loss))
+        self.losses.append(float(strategy.loss.detach()))
 
 
 class KeepsTasks(Plain):

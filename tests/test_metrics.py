@@ -1,12 +1,13 @@
 """The metrics against published tables, a plain loop, and what must hold for any matrix."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mulki_plugins.metrics import average, forgetting, last, transfer
+from mulki_plugins.metrics import average, forgetting, last, transfer, wilson_interval
 
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "published_matrices.json").read_text())["matrices"]
 METRICS = {"transfer": transfer, "average": average, "last": last, "forgetting": forgetting}
@@ -84,3 +85,19 @@ def test_a_metric_needs_only_its_own_part_of_the_matrix():
             average(matrix)
     with pytest.raises(ValueError, match="task 4 after task 1"):
         transfer(matrix)
+
+
+@pytest.mark.parametrize(("right", "images"), [(0, 10), (7, 10), (10, 10), (231, 320), (1, 1), (0, 1), (199, 960)])
+def test_wilson_solves_its_equation(right, images):
+    """Each bound p satisfies |p̂ − p| = z √(p (1 − p) / n)."""
+    low, high = wilson_interval(right, images)
+    share, z = right / images, 1.959963984540054
+    for bound in (low / 100, high / 100):
+        assert abs(share - bound) == pytest.approx(z * math.sqrt(bound * (1 - bound) / images), abs=1e-9)
+    assert 0 <= low <= 100 * share <= high <= 100
+
+
+@pytest.mark.parametrize(("right", "images"), [(0, 0), (2, 1), (-1, 5)])
+def test_wilson_needs_images(right, images):
+    with pytest.raises(ValueError, match="at least 1 image"):
+        wilson_interval(right, images)

@@ -1,5 +1,6 @@
 """Recipes: layers and their origins, --set, --with, --without, and that what is shown is a recipe again."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,8 @@ RECIPES, STRATEGIES = sorted((ROOT / "recipes").glob("*.yaml")), sorted((ROOT / 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
 def test_every_shipped_recipe_is_valid_and_opens_with_how_to_run_it(path):
     resolve(str(path))
-    first = path.read_text().splitlines()[:8]
-    assert first[0].startswith("# ")
-    assert any(f"mulki run recipes/{path.name}" in line for line in first)
+    opening = list(itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines()))
+    assert any(f"mulki run recipes/{path.name}" in line for line in opening)
 
 
 @pytest.mark.parametrize("path", STRATEGIES, ids=lambda p: p.name)
@@ -245,6 +245,11 @@ def test_a_strategy_is_checked_whole(tmp_path):
         assert place in text, (place, text)
     path.write_text("name: x\ndefaults:\n  train: {epochs: 2}\n  evaluate: {classes: seen}\n")
     assert check_strategy(find("strategies", str(path))).name == "x"
+    path.write_text("name: x\ndefaults: {model: {train: adapters}}\n")
+    check_strategy(find("strategies", str(path)))  # the recipe may add the adapters
+    path.write_text("name: x\ndefaults: {model: {adapters: [lorra]}}\n")
+    with pytest.raises(Mistakes, match=r"\$.defaults.model.adapters\[0\]: no adapter is named 'lorra'"):
+        check_strategy(find("strategies", str(path)))
     path.write_text("name: x\ndefaults: {train: {iterations: 5, epochs: 5}}\n")
     with pytest.raises(Mistakes, match="both iterations and epochs"):
         check_strategy(find("strategies", str(path)))

@@ -10,7 +10,8 @@ import pytest
 from mulki_plugins import hookimpl
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.registry import discovery
-from mulki_plugins.registry.catalog import Catalog, Part, Provenance, Register, signature_of
+from mulki_plugins.registry.catalog import Catalog, Part, Provenance, signature_of
+from mulki_plugins.registry.register import Register
 from mulki_plugins.registry.static import REQUIRED, UNKNOWN, inspect_signature
 from mulki_plugins.types import Weight
 

@@ -1,5 +1,6 @@
 """Result files, tables, pictures and comparisons."""
 
+import errno
 import fcntl
 import json
 import os
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 
 from mulki_plugins.cli import main
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.files import is_locked, locked, write_bytes, write_text
+from mulki_plugins.files import in_place_of, is_locked, link_or_copy, locked, umask, write_bytes, write_text
 from mulki_plugins.recipe.resolve import resolve
 from mulki_plugins.report.compare import comparison_data, groups
 from mulki_plugins.report.folder import prepare_folder, run_folder
@@ -162,6 +163,44 @@ def test_looking_whether_a_run_is_going_on_stops_none_from_beginning(tmp_path):
     with locked(tmp_path):
         assert is_locked(tmp_path)
     assert is_locked(tmp_path) is False
+
+
+def test_a_shared_lock_counts_where_asked(tmp_path):
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    assert (is_locked(tmp_path), is_locked(tmp_path, even_shared=True)) == (False, True)
+    os.close(descriptor)
+    assert is_locked(tmp_path, even_shared=True) is False
+
+
+def test_a_file_gets_a_second_name_or_takes_a_place(tmp_path, monkeypatch):
+    first, second, third = (tmp_path / name for name in "abc")
+    first.write_text("one")
+    link_or_copy(first, second)
+    assert second.samefile(first)
+    for _ in range(2):  # the second time both are names of one file
+        with in_place_of(third) as temporary:
+            temporary.unlink()
+            link_or_copy(first, temporary)
+    assert third.samefile(first)
+    with in_place_of(third, if_absent=True) as temporary:
+        temporary.write_text("late")
+    assert third.read_text() == "one"
+    (tmp_path / "link").symlink_to(first)
+    with pytest.raises(MulkiError, match="is a link"):
+        link_or_copy(tmp_path / "link", tmp_path / "d")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "link"]
+
+    def refuse(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)  # as on a file system without hard links
+    link_or_copy(first, tmp_path / "d")
+    with in_place_of(tmp_path / "e", if_absent=True) as temporary:
+        temporary.write_text("new")
+    assert not (tmp_path / "d").samefile(first)
+    assert [(tmp_path / name).read_text() for name in "de"] == ["one", "new"]
+    assert (tmp_path / "e").stat().st_mode & 0o777 == 0o666 & ~umask()
 
 
 def test_what_cannot_be_compared_is_said():

@@ -16,7 +16,6 @@ from mulki_plugins.report.significance import (
     resample_metrics,
     seeds_interval,
     seeds_test,
-    wilson_interval,
 )
 
 TASKS, IMAGES = 4, 300
@@ -42,16 +41,6 @@ def t_tail(t, freedom):
     """The two-sided p-value, by numerical integration of Student's density."""
     x = np.linspace(0, abs(t), 200_001)
     return 1 - 2 * np.trapezoid(t_density(x, freedom), x)
-
-
-@pytest.mark.parametrize(("right", "total"), [(0, 10), (7, 10), (10, 10), (231, 320), (1, 1)])
-def test_wilson_solves_its_equation(right, total):
-    """Each bound p satisfies |p̂ − p| = z √(p (1 − p) / n)."""
-    low, high = wilson_interval(right, total)
-    share, z = right / total, 1.959963984540054
-    for bound in (low / 100, high / 100):
-        assert abs(share - bound) == pytest.approx(z * math.sqrt(bound * (1 - bound) / total), abs=1e-9)
-    assert low <= 100 * share <= high
 
 
 def test_many_matrices_give_the_metrics_of_each():

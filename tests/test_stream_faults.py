@@ -9,8 +9,9 @@ from PIL import Image
 
 from mulki_plugins.errors import Mistakes, MulkiError
 from mulki_plugins.recipe.resolve import Changes, resolve
-from mulki_plugins.registry.catalog import Catalog, Provenance, Register
+from mulki_plugins.registry.catalog import Catalog, Provenance
 from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.registry.register import Register
 from mulki_plugins.streams import ArrayImages, Task, TaskStream
 from mulki_plugins.streams.benchmark import ReadableImages
 from mulki_plugins.streams.check import check_stream

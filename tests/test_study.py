@@ -12,8 +12,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from mulki_plugins.registry.catalog import Catalog, Provenance, Register
+from mulki_plugins.registry.catalog import Catalog, Provenance
 from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.registry.register import Register
 from mulki_plugins.streams import TaskStream
 from mulki_plugins.streams.mini.stream import ORDERS
 from tests.conftest import small_stream

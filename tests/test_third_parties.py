@@ -43,7 +43,8 @@ def run(tmp_path, *settings, with_plugins=(), strategy="finetune"):
 
 
 def register_small(stream, model):
-    from mulki_plugins.registry.catalog import Catalog, Provenance, Register
+    from mulki_plugins.registry.catalog import Catalog, Provenance
+    from mulki_plugins.registry.register import Register
 
     mine = Catalog()
     register = Register(mine, Provenance(distribution="mulki", version=""))

@@ -54,7 +54,8 @@ def alternate(count: int) -> tuple[list[float], list[float]]:
     """Seconds of steps of the second task: the run's own, and those by hand that follow each of them."""
     from mulki_plugins.recipe.resolve import Changes, resolve
     from mulki_plugins.report.progress import ProgressLogger
-    from mulki_plugins.training.run import Run, build_seeded
+    from mulki_plugins.training.build import build_seeded
+    from mulki_plugins.training.run import Run
 
     settings = (f"stream.tasks=[{', '.join(TASKS)}]", f"train.iterations={count}", "train.checkpoint.every=null")
     settings += (f"train.per_task={{{TASKS[0]}: {{iterations: 2}}}}",)

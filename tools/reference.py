@@ -25,7 +25,8 @@ from mulki_plugins.cli import main as mulki
 from mulki_plugins.recipe.json_schema import recipe_schema, strategy_schema
 from mulki_plugins.registry import builtin, hookspecs
 from mulki_plugins.registry.builtin import open_clip_part
-from mulki_plugins.registry.catalog import Catalog, Part, Register, signature_of
+from mulki_plugins.registry.catalog import Catalog, Part, signature_of
+from mulki_plugins.registry.register import Register
 from mulki_plugins.registry.static import REQUIRED, UNKNOWN
 from mulki_plugins.testing import PLUGIN_CHECKS, STREAM_CHECKS
 from mulki_plugins.types import describe

@@ -1,4 +1,4 @@
-"""Adapters: weights added to a model, beside which its own may stay frozen."""
+"""Adapters: weights added to a model, whose own weights may stay frozen."""
 
 from mulki_plugins.adapters.lora import LoRA
 from mulki_plugins.adapters.null_space import NullSpace

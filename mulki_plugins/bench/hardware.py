@@ -1,4 +1,4 @@
-"""What a step asks of the machine, and the most that the machine gives: operations, launches, waits, matrix products."""
+"""The work of a step (operations, launches, waits), and how fast the machine multiplies matrices at best."""
 
 from __future__ import annotations
 

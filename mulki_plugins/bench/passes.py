@@ -1,4 +1,4 @@
-"""Cuts passes over a task's images short, such as those for prototypes, and reckons what the rest of them would take."""
+"""Cuts passes over a task's images short, such as those for prototypes, and estimates how long the rest would take."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from attrs import define, field, frozen
 
 from mulki_plugins.bench.hardware import Counter
 from mulki_plugins.bench.stopwatch import PARTS, Part, Stopwatch
+from mulki_plugins.training.strategy import ContinualTemplate
 
 
 @frozen(kw_only=True)
@@ -47,7 +48,7 @@ class StepObserver:
     in which operations and launches are counted.
     """
 
-    strategy: Any
+    strategy: ContinualTemplate
     watch: Stopwatch
     wait: Callable[[], None]
     warmup: int

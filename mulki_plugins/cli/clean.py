@@ -14,6 +14,7 @@ from attrs import asdict, field, frozen
 from mulki_plugins.characters import printable
 from mulki_plugins.cli.common import echo_json, echo_note, report_errors
 from mulki_plugins.errors import Mistakes, MulkiError
+from mulki_plugins.streams.cache_folder import format_size
 
 if TYPE_CHECKING:
     from mulki_plugins.report.result import Result
@@ -63,7 +64,7 @@ def clean(folders: tuple[Path, ...], everything: bool, force: bool, dry_run: boo
     if as_json:
         echo_json({"runs": [asdict(cleaning) for cleaning in cleanings], "freed": freed, "dry_run": dry_run})
     elif len(cleanings) > 1:
-        click.echo(f"{len(cleanings)} runs: {_size(freed)} {'would be freed' if dry_run else 'freed'}")
+        click.echo(f"{len(cleanings)} runs: {format_size(freed)} {'would be freed' if dry_run else 'freed'}")
 
 
 def _choose(folders: Sequence[Path], force: bool) -> list[Result]:
@@ -164,12 +165,8 @@ def _remove(folder: Path) -> None:
 
 def _say(cleaning: Cleaning, dry_run: bool) -> None:
     done = "would be freed" if dry_run else "freed"
-    click.echo(f"{printable(cleaning.folder)}: {_size(cleaning.freed)} {done}")
+    click.echo(f"{printable(cleaning.folder)}: {format_size(cleaning.freed)} {done}")
     for folder in cleaning.removed:
         click.echo(f"  {'would remove' if dry_run else 'removed'} {printable(folder)}")
     if cleaning.kept:
-        click.echo(f"  kept for `mulki extend`: {_size(cleaning.kept)}; --all removes that too")
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
+        click.echo(f"  kept for `mulki extend`: {format_size(cleaning.kept)}; --all removes that too")

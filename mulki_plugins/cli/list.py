@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -143,7 +144,7 @@ def _yaml_entries(kind: str) -> list[dict[str, Any]]:
     return entries
 
 
-def _strategy_facts(strategy: Any) -> dict[str, bool]:
+def _strategy_facts(strategy: Mapping[str, Any]) -> dict[str, bool]:
     """Whether a strategy's base or plugins keep images of earlier tasks or need reference data."""
     stack = strategy.get("plugins")
     names = [next(iter(e), "") if isinstance(e, dict) else e for e in (stack if isinstance(stack, list) else ())]

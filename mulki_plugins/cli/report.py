@@ -36,14 +36,15 @@ def report(
     The page is one file without any address outside it: send it, print it, read it on a phone. DIR is a run's folder,
     or any folder above several runs, such as `runs` or `runs/mtil`.
     """
-    from mulki_plugins.report.page.experiment import experiments
-    from mulki_plugins.report.page.paper import latex_tables, table_rows, write_csv
-    from mulki_plugins.report.page.render import render_page
     from mulki_plugins.report.page.save import check_targets, save
     from mulki_plugins.report.result import find_results
 
     targets = check_targets({"--out": out, "--latex": latex, "--csv": csv_file})
-    runs, errors = find_results(folders)
+    runs, errors = find_results(folders)  # before what takes seconds to import
+    from mulki_plugins.report.page.experiment import experiments
+    from mulki_plugins.report.page.paper import latex_tables, table_rows, write_csv
+    from mulki_plugins.report.page.render import render_page
+
     for line in errors:
         echo_note(f"warning: left out: {line}")
     echo_note(f"comparing {len(runs)} run{'' if len(runs) == 1 else 's'}")

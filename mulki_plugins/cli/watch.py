@@ -1,4 +1,4 @@
-"""`--watch`: prints a command's output again whenever it changes, with what the runs in progress last said."""
+"""`--watch`: prints a command's output again whenever it changes, with the latest line of each run in progress."""
 
 from __future__ import annotations
 

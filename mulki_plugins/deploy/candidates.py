@@ -55,7 +55,7 @@ def tasks_in(source: Source, classes: str) -> list[int] | None:
     if parts and all(part in every for part in parts):
         return [every.index(part) for part in dict.fromkeys(parts)]
     if len(parts) < 2:
-        hint = f"{did_you_mean(classes, ['seen', 'all', *every])}; other class names stand in a list: cat,dog"
+        hint = f"{did_you_mean(classes, ['seen', 'all', *every])}; to choose among other classes, list them: cat,dog"
         raise MulkiError(f"--classes: no task is named {format_value(classes)}", hint)
     return None
 

@@ -21,8 +21,6 @@ from mulki_plugins.streams.images import FileImages, open_picture
 from mulki_plugins.streams.names import class_key
 from mulki_plugins.streams.task import LabelledImages, Task, TaskStream
 
-SCOPES = ("task", "seen", "all")
-
 
 @frozen(eq=False)
 class Question:

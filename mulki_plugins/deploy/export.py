@@ -27,7 +27,7 @@ from mulki_plugins.deploy.model import MERGES, DeployedClip, load_export, load_t
 from mulki_plugins.deploy.onnx_files import IMAGE, TEXT, require_onnx, write_onnx
 from mulki_plugins.deploy.source import CONFIG, MODEL, RECIPE, Source, is_export
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.files import write_text
+from mulki_plugins.files import sync, umask, write_text
 from mulki_plugins.models.load import LoadedClip
 from mulki_plugins.report.classes import FILE as CLASSES
 from mulki_plugins.report.classes import write_classes
@@ -187,12 +187,11 @@ def _different(what: str) -> MulkiError:
 
 def _put_in_place(part: Path, target: Path) -> None:
     """Give the finished folder its name. An earlier export moves aside first and goes when the new one is in place."""
-    mask = _umask()
+    mask = umask()
     os.chmod(part, 0o777 & ~mask)
     for path in part.iterdir():
         os.chmod(path, 0o666 & ~mask)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(path)
     if not target.exists():
         part.rename(target)
         return
@@ -206,9 +205,3 @@ def _put_in_place(part: Path, target: Path) -> None:
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

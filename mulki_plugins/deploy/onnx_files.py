@@ -23,7 +23,7 @@ TOLERANCE = 1e-4
 """Largest difference between a feature of the ONNX file and the model's, both of unit norm."""
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _LARGE = 1_500_000_000
-"""Bytes of weights: more do not fit in one file of ONNX, whose limit is 2 GB, and lie beside it."""
+"""Bytes of weights that fit into an ONNX file, whose limit is 2 GB; more go into a second file."""
 
 
 def require_onnx() -> None:

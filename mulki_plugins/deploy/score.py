@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,10 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from mulki_plugins.deploy.candidates import Candidates
 from mulki_plugins.deploy.model import DeployedClip
 from mulki_plugins.errors import UnreadableImage
+from mulki_plugins.metrics import wilson_interval
 from mulki_plugins.streams.task import LabelledImages
-
-Z95 = 1.959963984540054
-"""The 97.5 % quantile of the normal distribution."""
 
 
 @frozen
@@ -38,21 +35,7 @@ class Score:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % confidence interval of the accuracy, in percent."""
-        low, high = wilson(self.right, self.images)
-        return 100 * low, 100 * high
-
-
-def wilson(right: int, count: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion, within [0, 1]; ValueError without observations.
-
-    (p + z²/2n ± z·√(p(1 − p)/n + z²/4n²)) / (1 + z²/n) with p = right/n. Wilson, 1927, JASA 22(158).
-    """
-    if not 0 <= right <= count or not count:
-        raise ValueError(f"expected 0 <= right <= count and a count above 0, got {right} and {count}")
-    p, square = right / count, z * z / count
-    centre = (p + square / 2) / (1 + square)
-    half = z * math.sqrt(p * (1 - p) / count + square / (4 * count)) / (1 + square)
-    return (0.0 if right == 0 else centre - half), (1.0 if right == count else centre + half)
+        return wilson_interval(self.right, self.images)
 
 
 def score(

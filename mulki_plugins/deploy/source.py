@@ -135,7 +135,7 @@ def _run(folder: Path, checkpoint: Path | None) -> Source:
     weights: Path | None = None
     learned, notices, complete = every, [], True
     if checkpoint is not None:
-        weights, learned, complete = _of_checkpoint(checkpoint, recipe, every)
+        weights, learned, complete = _of_checkpoint(checkpoint, every)
         if not complete:
             notices.append(_progress(f"{checkpoint}: the checkpoint", result, learned))
     elif done and recipe.strategy.base != "none":
@@ -183,9 +183,7 @@ def _latest(folder: Path, result: Result) -> tuple[Path, tuple[int, ...]]:
     return path / WEIGHTS, learned or tuple(range(count))
 
 
-def _of_checkpoint(
-    checkpoint: Path, recipe: Recipe, every: tuple[int, ...]
-) -> tuple[Path | None, tuple[int, ...], bool]:
+def _of_checkpoint(checkpoint: Path, every: tuple[int, ...]) -> tuple[Path | None, tuple[int, ...], bool]:
     """A checkpoint's weights, the tasks learned by then, and whether these are all."""
     count, steps, learned = _read_manifest(checkpoint)
     learned = tuple(i for i in learned or range(count) if i in every)

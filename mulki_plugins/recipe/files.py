@@ -12,8 +12,9 @@ from attrs import frozen
 
 from mulki_plugins.characters import simplify
 from mulki_plugins.errors import Mistakes, OptionError, did_you_mean, format_value
-from mulki_plugins.recipe.check import check_name, check_plugins, check_recipe
+from mulki_plugins.recipe.check import check_name, check_recipe
 from mulki_plugins.recipe.layers import overlay, write_out_plugins
+from mulki_plugins.recipe.parts import check_plugins
 from mulki_plugins.recipe.schema import StrategyFile
 from mulki_plugins.recipe.yaml import Tree, locate, read_yaml, sort_by_line
 from mulki_plugins.registry.catalog import Provenance
@@ -26,6 +27,8 @@ MAX_FILES = 10_000
 """How many files of a folder are searched for a similar name."""
 DEFAULTABLE = ("train", "evaluate", "model")
 """The parts of a recipe for which a strategy may bring defaults."""
+_OF_MODEL = ("train", "adapters")
+"""The options of the model that are a strategy's to set."""
 
 
 @frozen
@@ -195,8 +198,7 @@ def _convert_strategy(tree: Tree, file: YamlFile) -> tuple[StrategyFile | None, 
             wrong.append(OptionError(f"expected a mapping, got {format_value(value)}", ("defaults", key)))
         elif key == "model":
             message = "a strategy may only set `train`, what learns, and `adapters`; the recipe chooses the model"
-            own = ("train", "adapters")
-            wrong += [OptionError(message, ("defaults", key, option)) for option in value if option not in own]
+            wrong += [OptionError(message, ("defaults", key, option)) for option in value if option not in _OF_MODEL]
     return strategy, wrong
 
 
@@ -225,11 +227,11 @@ def _same_text(one: Path, other: Path) -> bool:
 def _check_defaults(defaults: dict[str, Any]) -> list[OptionError]:
     """What is wrong with defaults when they lie under the smallest possible recipe."""
     smallest = {
-        "name": "any", "stream": {"name": "mtil-mini"}, "model": {"name": "mulki-tiny"},
+        "name": "any", "stream": {"name": "mtil-mini"}, "model": {"name": "mulki-tiny", "adapters": ["lora"]},
         "strategy": {"name": "any", "plugins": []}, "train": {"iterations": 10**9, "optimizer": {"lr": 1.0}},
     }  # fmt: skip
-    towers = {"train": defaults["model"]["train"]} if "train" in defaults.get("model", {}) else {}
-    _, wrong = check_recipe(overlay(Tree(smallest), Tree({**defaults, "model": towers})).value)
+    model = {key: value for key, value in defaults.get("model", {}).items() if key in _OF_MODEL}
+    _, wrong = check_recipe(overlay(Tree(smallest), Tree({**defaults, "model": model})).value)
     return [error.below(("defaults",)) for error in wrong]
 
 

@@ -12,8 +12,8 @@ from typing import Any, get_type_hints
 from attrs import NOTHING, Factory, fields
 
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.recipe.check import TRAIN
 from mulki_plugins.recipe.files import DEFAULTABLE, list_registered
+from mulki_plugins.recipe.parts import TRAIN
 from mulki_plugins.recipe.schema import Choice, Entry, Recipe, Strategy, StrategyFile, is_yaml_value
 from mulki_plugins.registry.builtin import open_clip_part
 from mulki_plugins.registry.catalog import Kind, Part, signature_of

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mulki_plugins.registry.callbacks import UNFIT
-from mulki_plugins.registry.catalog import OURS, Part, Provenance, Register
+from mulki_plugins.registry.catalog import OURS, Part, Provenance
 from mulki_plugins.registry.hookspecs import hookimpl
+from mulki_plugins.registry.register import Register
 from mulki_plugins.registry.static import read_docstring
 from mulki_plugins.types import Count, Fraction, Positive, Weight
 
@@ -202,13 +203,17 @@ def _register_commands(register: Register) -> None:
     for name, summary in (
         ("run", "train and evaluate a recipe"),
         ("resume", "continue a run that was stopped or killed"),
+        ("extend", "teach the model of a finished run further tasks"),
         ("data", "check for a recipe's data sets and download missing ones"),
         ("validate", "check a recipe or a strategy"),
         ("show", "print a recipe as it will run"),
         ("results", "show the tables of finished runs"),
+        ("report", "write a page that compares runs"),
         ("export", "write a trained model as a folder for open_clip"),
         ("predict", "classify images with a trained model"),
         ("evaluate", "measure a trained model on test images, without training"),
+        ("clean", "free the disk of what finished runs no longer need"),
+        ("cache", "list the files of the cache"),
         ("plugins", "list the packages that add parts, and their state"),
         ("doctor", "check that everything works"),
         ("bench", "measure a recipe's speed and predict the time of a run"),

@@ -35,9 +35,10 @@ from attrs import frozen
 from mulki_plugins import __version__
 from mulki_plugins.errors import MulkiError, did_you_mean
 from mulki_plugins.registry import builtin, hookspecs
-from mulki_plugins.registry.catalog import Catalog, Package, Provenance, Register
+from mulki_plugins.registry.catalog import Catalog, Package, Provenance
 from mulki_plugins.registry.guard import cause_of, try_call
 from mulki_plugins.registry.hookspecs import PROJECT, Event, Run
+from mulki_plugins.registry.register import Register
 
 VARIABLE = "MULKI_PLUGINS"
 SLOW = 1.0

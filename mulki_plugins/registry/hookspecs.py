@@ -14,7 +14,7 @@ import pluggy
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from mulki_plugins.registry.catalog import Register
+    from mulki_plugins.registry.register import Register
 
 PROJECT = "mulki"
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sized
+from typing import Any, Protocol
 
 import click
 from avalanche.logging import BaseLogger
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
 from mulki_plugins.recipe.budget import evaluations, trainings
@@ -21,6 +21,32 @@ from mulki_plugins.report.time_left import TimeLeft, in_words
 
 MINUTE = 60.0
 """Seconds without a line after which a pipe gets one."""
+
+
+class WatchedExperience(Protocol):
+    """A task of the stream."""
+
+    task_name: str
+
+
+class WatchedClock(Protocol):
+    """Avalanche's counters."""
+
+    train_exp_iterations: int
+    train_exp_counter: int
+
+
+class Watched(Protocol):
+    """What the progress shows of a strategy."""
+
+    clock: WatchedClock
+    experience: WatchedExperience
+    budgets: int
+    steps: int
+    between_batches: Callable[[], None]
+
+    @property
+    def mb_y(self) -> Sized: ...
 
 
 class ProgressLogger(BaseLogger):
@@ -47,7 +73,7 @@ class ProgressLogger(BaseLogger):
         """Whether a terminal can show a bar."""
         self._test_images = 0
         self._bar: Progress | None = None
-        self._row: Any = None
+        self._row = TaskID(0)
         self._average: dict[str, float] = {}
         self._training = ""
         """The label of the task in training."""
@@ -117,7 +143,7 @@ class ProgressLogger(BaseLogger):
         self.left.steps = [training.steps for training in plan]
         self.left.evaluations = evaluations(recipe, self.tasks)
 
-    def follow(self, strategy: Any) -> None:
+    def follow(self, strategy: Watched) -> None:
         """Hear of the batches outside of training too."""
         between = strategy.between_batches
 
@@ -167,7 +193,7 @@ class ProgressLogger(BaseLogger):
 
     # Avalanche's callbacks
 
-    def before_training_exp(self, strategy: Any, metric_values: Any) -> None:
+    def before_training_exp(self, strategy: Watched, metric_values: Any) -> None:
         self._average, self._start, self._steps = {}, self.clock(), 0
         self._training = self._label(strategy)
         self.doing(f"{self._training}: training")
@@ -179,7 +205,7 @@ class ProgressLogger(BaseLogger):
             old = self._average.get(name)
             self._average[name] = float(value) if old is None else 0.95 * old + 0.05 * float(value)
 
-    def after_training_iteration(self, strategy: Any, metric_values: Any) -> None:
+    def after_training_iteration(self, strategy: Watched, metric_values: Any) -> None:
         done = strategy.clock.train_exp_iterations + 1
         self.left.step_ends(done)
         if not self._steps and self.left.preparation is not None:
@@ -187,25 +213,25 @@ class ProgressLogger(BaseLogger):
         self._steps = done
         self._show(done, strategy.steps, self._state())
 
-    def after_training_exp(self, strategy: Any, metric_values: Any) -> None:
+    def after_training_exp(self, strategy: Watched, metric_values: Any) -> None:
         label = self._label(strategy)
         self._draw()  # the last step, also of a task that is over in no time
         self.left.training_ends()
         self.say(f"{label}: {strategy.steps} steps in {self.clock() - self._start:.0f} s, {self._state()}")
 
-    def before_eval(self, strategy: Any, metric_values: Any) -> None:
+    def before_eval(self, strategy: Watched, metric_values: Any) -> None:
         self._seen, self._eval_start = 0, self.clock()
         if not self.left.done:  # else a plugin evaluates in the middle of a task
             self.left.evaluation_begins()
         self.doing(f"{self._training}: evaluating" if self._training else "evaluating the pre-trained model")
 
-    def after_eval_iteration(self, strategy: Any, metric_values: Any) -> None:
+    def after_eval_iteration(self, strategy: Watched, metric_values: Any) -> None:
         self._seen += len(strategy.mb_y)
         if self._test_images:
             self.left.batch_ends(min(1.0, self._seen / self._test_images))
         self._show(self._seen, self._test_images, strategy.experience.task_name)
 
-    def after_eval(self, strategy: Any, metric_values: Any) -> None:
+    def after_eval(self, strategy: Watched, metric_values: Any) -> None:
         if not self.left.done:
             self.left.evaluation_ends()
         self.detail(f"    evaluated {self._seen} images in {self.clock() - self._eval_start:.1f} s")
@@ -228,7 +254,7 @@ class ProgressLogger(BaseLogger):
                 with contextlib.suppress(Exception):
                     bar.stop()
 
-    def _label(self, strategy: Any) -> str:
+    def _label(self, strategy: Watched) -> str:
         if strategy.budgets > 1:  # joint training: one experience for all tasks
             return f"[1-{self.tasks}/{self.tasks}] all tasks"
         return f"[{strategy.clock.train_exp_counter + 1}/{self.tasks}] {strategy.experience.task_name}"

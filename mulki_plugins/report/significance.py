@@ -6,7 +6,6 @@ that strategies are compared on the same images. Seeds are drawn too where there
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -45,16 +44,6 @@ class Test:
     def reversed(self) -> Test:
         """The same test with the two strategies exchanged."""
         return Test(-self.difference, -self.high, -self.low, self.p, self.method)
-
-
-# one proportion
-
-
-@functools.lru_cache(maxsize=4096)
-def wilson_interval(right: int, total: int) -> tuple[float, float]:
-    """Wilson's score interval of an accuracy, in percent. ValueError unless 0 ≤ right ≤ total and total ≥ 1."""
-    interval = stats.binomtest(right, total).proportion_ci(CONFIDENCE, method="wilson")
-    return 100 * float(interval.low), 100 * float(interval.high)
 
 
 # resampled metrics

@@ -23,7 +23,7 @@ class TimeLeft:
     preparation: float | None = None
     """Seconds from a training's beginning to the end of its first step."""
     evaluation: float | None = None
-    """Seconds of an evaluation: of the last one, or reckoned from the part that is done."""
+    """Seconds of an evaluation: of the last one, or estimated from the part that is done."""
     training: int = 0
     """The position of the current training, or of the next one between two."""
     done: int = 0

@@ -1,4 +1,4 @@
-"""A contact sheet of images that were classified wrong, each above its class, what was predicted, and how surely."""
+"""A contact sheet of images that were classified wrong, each above its class, the predicted class and the confidence."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from attrs import frozen
 
 from mulki_plugins.characters import printable
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.files import cache_folder
+from mulki_plugins.files import cache_folder, is_locked
 from mulki_plugins.streams import pixel_file
 from mulki_plugins.streams.pixel_file import SUFFIX, Layout
 
@@ -101,7 +101,7 @@ def clear_cache(folder: Path, unused_for: float = 0.0) -> list[CacheFile]:
 def make_room(folder: Path, needed: int, limit: int, own: dict[Path, Layout]) -> str:
     """Remove the files that were used longest ago until a new one fits; returns why it cannot, or an empty text.
 
-    It fits within the limit and the free space of the disk, of which a part stays free. Files of this run (`own`) and of
+    It fits within the limit and the free space of the disk, part of which stays free. Files of this run (`own`) and of
     other running ones stay. Nothing is removed in vain.
     """
     if needed > limit:
@@ -123,7 +123,7 @@ def make_room(folder: Path, needed: int, limit: int, own: dict[Path, Layout]) ->
     for _, path, size in sorted(others):
         if excess <= 0:
             break
-        if not _in_use(path):
+        if not is_locked(path, even_shared=True):
             removable.append(path)
             excess -= size
     if excess > 0:
@@ -148,25 +148,6 @@ def format_size(size: float) -> str:
 def kept_free(total: int) -> int:
     """Bytes that the cache leaves free of a disk of this size: a twentieth, at most 10 GiB."""
     return min(10 * 2**30, total // 20)
-
-
-def _in_use(path: Path) -> bool:
-    """Whether a running process uses the file."""
-    if fcntl is None:
-        return False
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks
-        return False
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

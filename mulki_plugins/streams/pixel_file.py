@@ -14,13 +14,14 @@ import json
 import mmap
 import os
 import struct
-import tempfile
 import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from attrs import field, frozen
+
+from mulki_plugins.files import in_place_of
 
 SUFFIX = ".pixels"
 _MAGIC = b"MulKI pixels 1\n"
@@ -99,20 +100,9 @@ def count_stored(path: Path, layout: Layout) -> int:
 
 def create(path: Path, layout: Layout) -> None:
     """Make a file without rows, unless another process has just made it. OSError if that fails."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(layout.header())
-            file.write(bytes(layout.count * _ENTRY.size))
-        try:
-            os.link(temporary, path)  # fails if the file exists, which a rename does not
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without hard links
-            os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            os.unlink(temporary)
+    with in_place_of(path, if_absent=True) as temporary, temporary.open("wb") as file:
+        file.write(layout.header())
+        file.write(bytes(layout.count * _ENTRY.size))
 
 
 class PixelFile:

@@ -21,6 +21,7 @@ from mulki_plugins.testing.process import preserved_state
 from mulki_plugins.testing.small import LARGEST, SIZE, WIDTH
 from mulki_plugins.testing.subject import Fault, author_classes
 from mulki_plugins.testing.trial import BATCH, Setup
+from mulki_plugins.training.strategy import ContinualTemplate
 
 STEPS = 9
 MEASURED = (2, 5, 8)
@@ -48,7 +49,7 @@ def growth(lab: Laboratory) -> None:
         within: list[Size] = []
         hooks: list[int] = []
 
-        def measure_within(strategy: Any) -> None:
+        def measure_within(strategy: ContinualTemplate) -> None:
             if trial.task == 3 and trial.steps_in_task in MEASURED:
                 within.append(measure(holdings))
             if trial.steps_in_task == 3:
@@ -97,7 +98,7 @@ class _RetainedImages:
         self.holdings = holdings
         self.given = {id(each): each for each in held_images(holdings, SIZE)}
         """Images from the plugin's creation, such as reference images."""
-        self.ended: list[Any] = []
+        self.ended: list[object] = []
         self.retained = False
 
     def task_ended(self) -> None:
@@ -134,16 +135,16 @@ class Holdings:
     and the model, of which only new attributes count.
     """
 
-    plugin: Any
+    plugin: object
     modules: set[str]
-    beside: list[Any]
-    hosts: list[tuple[Any, set[str]]]
+    beside: list[object]
+    hosts: list[tuple[object, set[str]]]
 
     @classmethod
-    def of(cls, plugin: Any, modules: set[str], beside: Iterable[Any], hosts: Iterable[Any]) -> Holdings:
+    def of(cls, plugin: object, modules: set[str], beside: Iterable[object], hosts: Iterable[object]) -> Holdings:
         return cls(plugin, modules, [*beside, *hosts], [(host, set(vars(host))) for host in hosts])
 
-    def roots(self) -> list[Any]:
+    def roots(self) -> list[object]:
         classes = [_names_of(kind) for kind in author_classes(self.plugin, self.modules)]
         modules = [_names_of(sys.modules[name]) for name in self.modules]
         hosted = [{n: v for n, v in vars(host).items() if n not in known} for host, known in self.hosts]
@@ -152,7 +153,7 @@ class Holdings:
     def objects(self) -> Iterator[Any]:
         """Every object that the plugin holds, once."""
         seen = {id(each) for each in self.beside}
-        kept: list[Any] = []  # keeps ids unique
+        kept: list[object] = []  # keeps ids unique
         waiting = self.roots()
         while waiting:
             each = waiting.pop()
@@ -200,9 +201,9 @@ def measure(holdings: Holdings) -> Size:
     return Size(data, items, len(nodes))
 
 
-def held_images(holdings: Holdings, size: int) -> list[Any]:
+def held_images(holdings: Holdings, size: int) -> list[object]:
     """Tensors, arrays and PIL images that a plugin holds and that look like RGB images of this size."""
-    images: list[Any] = []
+    images: list[object] = []
     for each in holdings.objects():
         if isinstance(each, (Tensor, np.ndarray)):
             shape = tuple(each.shape)
@@ -215,7 +216,7 @@ def held_images(holdings: Holdings, size: int) -> list[Any]:
     return images
 
 
-def _names_of(owner: Any) -> dict[str, Any]:
+def _names_of(owner: object) -> dict[str, Any]:
     """The attributes of a class or module without Python's own."""
     return {name: value for name, value in vars(owner).items() if not (name.startswith("__") and name.endswith("__"))}
 

@@ -15,7 +15,7 @@ from mulki_plugins.errors import MulkiError
 from mulki_plugins.registry.guard import cause_of
 from mulki_plugins.testing.laboratory import TASKS, Laboratory
 from mulki_plugins.testing.process import preserved_state
-from mulki_plugins.testing.subject import Fault
+from mulki_plugins.testing.subject import Fault, Stack
 from mulki_plugins.testing.training_checks import same_logits
 from mulki_plugins.testing.trial import Setup, Trial, same_weights
 from mulki_plugins.training.checkpoint import Checkpoint, Moment, write_checkpoint
@@ -30,6 +30,7 @@ from mulki_plugins.training.contents import (
     weights_of,
 )
 from mulki_plugins.training.snapshot import storable
+from mulki_plugins.training.strategy import ContinualTemplate
 
 WITHIN = 2
 """The step of task 2 at which a second checkpoint is written."""
@@ -74,7 +75,7 @@ def resume(lab: Laboratory) -> None:
                 raise _lost(stack, changed, "the state after task 2", "before")
 
 
-def _write(folder: Path, trial: Trial, stack: Any, steps: int) -> Checkpoint:
+def _write(folder: Path, trial: Trial, stack: Stack, steps: int) -> Checkpoint:
     for plugin in stack.plugins:
         _check_state(plugin)
     strategy, named = trial.strategy, _named(stack)
@@ -89,7 +90,7 @@ def _write(folder: Path, trial: Trial, stack: Any, steps: int) -> Checkpoint:
     )
 
 
-def _restore(stack: Any, end: Checkpoint, checkpoint: Checkpoint) -> Trial:
+def _restore(stack: Stack, end: Checkpoint, checkpoint: Checkpoint) -> Trial:
     """A new trial at the checkpoint's step, restored like a run."""
     trial, named, state = Setup().trial(stack.plugins), _named(stack), end.state()
     strategy = trial.strategy
@@ -105,7 +106,7 @@ def _restore(stack: Any, end: Checkpoint, checkpoint: Checkpoint) -> Trial:
     return trial
 
 
-def _restore_weights(strategy: Any, end: Checkpoint, state: Any) -> None:
+def _restore_weights(strategy: ContinualTemplate, end: Checkpoint, state: dict[str, Any]) -> None:
     try:
         restore_weights(strategy, end, state)
     except (MulkiError, RuntimeError) as error:
@@ -117,7 +118,7 @@ def _restore_weights(strategy: Any, end: Checkpoint, state: Any) -> None:
         raise Fault(f"a resume loses the weight {missing[0]}, which the plugin adds", ADD_AGAIN)
 
 
-def _state_of(plugin: Any) -> Any:
+def _state_of(plugin: object) -> bytes | None:
     """A plugin's state in a comparable form."""
     if not hasattr(plugin, "state_dict"):
         return None
@@ -126,11 +127,11 @@ def _state_of(plugin: Any) -> Any:
     return file.getvalue()
 
 
-def _named(stack: Any) -> list[StackEntry]:
+def _named(stack: Stack) -> list[StackEntry]:
     return [StackEntry(type(plugin).__name__, plugin) for plugin in stack.plugins]
 
 
-def _lost(stack: Any, changed: Sequence[str], what: str, where: str) -> Fault:
+def _lost(stack: Stack, changed: Sequence[str], what: str, where: str) -> Fault:
     has = hasattr(stack.subject, "state_dict")
     kept = f" (it keeps {', '.join(changed)} between tasks)" if changed else ""
     return Fault(
@@ -141,7 +142,7 @@ def _lost(stack: Any, changed: Sequence[str], what: str, where: str) -> Fault:
     )
 
 
-def _check_state(plugin: Any) -> None:
+def _check_state(plugin: object) -> None:
     """Fault if a checkpoint cannot hold a plugin's state."""
     if not hasattr(plugin, "state_dict"):
         return
@@ -159,7 +160,7 @@ def _check_state(plugin: Any) -> None:
         raise Fault(f"the state of {name} cannot be written to a checkpoint: {error}", fix) from error
 
 
-def _call(plugin: Any, method: str, *arguments: Any) -> Any:
+def _call(plugin: object, method: str, *arguments: Any) -> Any:
     try:
         return getattr(plugin, method)(*arguments)
     except Exception as error:
@@ -167,7 +168,7 @@ def _call(plugin: Any, method: str, *arguments: Any) -> Any:
         raise Fault(what, "MulKI calls it on a new plugin, and after each task") from error
 
 
-def _changed(new: Any, used: Any, factory: Callable[..., Any]) -> list[str]:
+def _changed(new: object, used: object, factory: Callable[..., Any]) -> list[str]:
     """Names of attributes that differ from a new plugin's, without its options."""
     names, options = [], inspect.signature(factory).parameters
     for name, value in vars(used).items():

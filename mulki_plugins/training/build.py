@@ -28,6 +28,8 @@ from mulki_plugins.streams.benchmark import Reference, as_benchmark, as_referenc
 from mulki_plugins.streams.cache import IN_MEMORY, PixelCache
 from mulki_plugins.streams.check import check_stream
 from mulki_plugins.streams.task import TaskStream
+from mulki_plugins.training.explain import blame_part
+from mulki_plugins.training.rng import seed_everything
 
 MOST_WORKERS = 32
 """Workers that `auto` chooses at most: each takes memory, and one GPU trains on what fewer deliver."""
@@ -52,6 +54,19 @@ class Built:
 
 Thin = Callable[[TaskStream, ClipClassifier, int], TaskStream]
 """(stream, model on its device, size of its images) -> the stream with fewer images."""
+
+
+def build_seeded(recipe: Recipe, seed: int) -> Built:
+    """Build a recipe after seeding. MulkiError that names the part whose code failed."""
+    seed_everything(seed)
+    try:
+        return build(recipe)
+    except MulkiError:
+        raise
+    except BaseException as error:
+        if (blame := blame_part(error, recipe)) is None:
+            raise
+        raise MulkiError(blame) from error
 
 
 def build(recipe: Recipe, *, stream: TaskStream | None = None, thin: Thin | None = None) -> Built:

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mulki_plugins.errors import MulkiError, describe_error
-from mulki_plugins.files import write_text
+from mulki_plugins.files import sync, write_text
 from mulki_plugins.models.weights import WEIGHTS
 from mulki_plugins.training.checksums import Checksummed, checksum_of, digest
 from mulki_plugins.training.snapshot import put_back
@@ -153,11 +153,11 @@ def new_folder(parent: Path, name: str) -> Iterator[Path]:
     try:
         part.mkdir()
         yield part
-        _sync(part)
+        sync(part)
         if (parent / name).exists():  # the same moment of an earlier attempt
             shutil.rmtree(parent / name)
         part.rename(parent / name)
-        _sync(parent)
+        sync(parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -295,8 +295,7 @@ def _write_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[
     except SafetensorError as error:  # it hides the system's own error
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else error from error
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    sync(path)
     return digest(ready, ready.__getitem__)
 
 
@@ -305,18 +304,6 @@ def _folders(run: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else ():
         if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
             yield path
-
-
-def _sync(folder: Path) -> None:
-    """Put a folder's entries on the disk, if the system can do that."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _signed(manifest: dict[str, Any]) -> str:

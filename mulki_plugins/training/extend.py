@@ -15,7 +15,7 @@ from typing import Any
 from attrs import evolve
 
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.files import locked, write_text
+from mulki_plugins.files import link_or_copy, locked, write_text
 from mulki_plugins.models.weights import WEIGHTS
 from mulki_plugins.recipe.emit import dump_yaml
 from mulki_plugins.recipe.resolve import Resolution
@@ -26,6 +26,7 @@ from mulki_plugins.report.folder import prepare_folder
 from mulki_plugins.report.progress import ProgressLogger
 from mulki_plugins.report.result import Result
 from mulki_plugins.training import kept_weights
+from mulki_plugins.training.build import build_seeded
 from mulki_plugins.training.checkpoint import (
     FOLDER,
     STATE,
@@ -36,9 +37,8 @@ from mulki_plugins.training.checkpoint import (
     read_checkpoint,
     write_manifest,
 )
-from mulki_plugins.training.kept_weights import link_or_copy
 from mulki_plugins.training.provenance import differences, identity
-from mulki_plugins.training.run import Run, build_seeded
+from mulki_plugins.training.run import Run
 
 _AGAIN = "learn all tasks in a new run, with `mulki run`"
 

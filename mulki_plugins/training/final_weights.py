@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -13,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mulki_plugins.errors import MulkiError
+from mulki_plugins.files import in_place_of, link_or_copy
 from mulki_plugins.models.weights import WEIGHTS
 from mulki_plugins.training.checkpoint import Checkpoint, Damaged, checkpoints
 from mulki_plugins.training.checksums import digest
@@ -28,15 +26,9 @@ def write_final_weights(run: Path, tasks: int, weights: Mapping[str, Tensor], me
     if (end := find_end(run, tasks)) is not None:
         _link(end.path / WEIGHTS, run / FILE)
         return
-    temporary = run / f".{FILE}.part"
-    try:
-        ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+    ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+    with in_place_of(run / FILE) as temporary:
         save_file(ready, temporary, metadata={"format": "pt", **metadata})
-        _rename(temporary, run / FILE)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def find_end(run: Path, tasks: int) -> Checkpoint | None:
@@ -72,20 +64,6 @@ def _is_whole(path: Path, end: Checkpoint | None) -> bool:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where the file system has no hard links."""
-    temporary = target.with_name(f".{target.name}.part")
-    with suppress(FileNotFoundError):
+    with in_place_of(target) as temporary:
         temporary.unlink()
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    _rename(temporary, target)
-
-
-def _rename(temporary: Path, target: Path) -> None:
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
-    with suppress(FileNotFoundError):
-        temporary.unlink()  # two names of one file: replacing one by the other does nothing
+        link_or_copy(source, temporary)

@@ -6,14 +6,13 @@ hard link to that of the checkpoint of the task's end, and takes room of its own
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
 
+from mulki_plugins.files import link_or_copy
 from mulki_plugins.models.weights import WEIGHTS
 from mulki_plugins.training.checkpoint import (
     STATE,
@@ -47,15 +46,3 @@ def kept_weights(run: Path) -> dict[int, Checkpoint]:
                 weights = read_checkpoint(path)
                 kept[weights.moment.tasks] = weights
     return kept
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """The same file under a second name, or a synced copy where the file system has no hard links."""
-    if source.is_symlink():
-        raise Damaged(f"{source}: is a link, and nothing is read from outside a checkpoint")
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-        with target.open("rb") as file:
-            os.fsync(file.fileno())

@@ -15,9 +15,10 @@ from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.report.folder import refuse_links
 from mulki_plugins.report.progress import ProgressLogger
 from mulki_plugins.report.result import FILE, Result, read_result
+from mulki_plugins.training.build import build_seeded
 from mulki_plugins.training.checkpoint import checkpoints, latest_checkpoint
 from mulki_plugins.training.provenance import differences, identity
-from mulki_plugins.training.run import Run, build_seeded, start
+from mulki_plugins.training.run import Run, start
 
 
 def resume_experiment(

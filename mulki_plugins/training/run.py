@@ -27,11 +27,11 @@ from mulki_plugins.report.progress import ProgressLogger
 from mulki_plugins.report.result import Result, as_plain_data
 from mulki_plugins.report.run_log import RunLog
 from mulki_plugins.training.accuracy import AccuracyRecorder, compute_metrics
-from mulki_plugins.training.build import Built, build
+from mulki_plugins.training.build import Built, build_seeded
 from mulki_plugins.training.checkpoint import Checkpoint
 from mulki_plugins.training.contents import StackEntry, weights_of
 from mulki_plugins.training.earlier_rows import restore
-from mulki_plugins.training.explain import blame_part, explain, quiet_writers, undisturbed
+from mulki_plugins.training.explain import explain, quiet_writers, undisturbed
 from mulki_plugins.training.final_weights import write_final_weights
 from mulki_plugins.training.logbook import GuardedLogger, LastTerms
 from mulki_plugins.training.provenance import (
@@ -67,19 +67,6 @@ def start(recipe: Recipe, seed: int, folder: Path, progress: ProgressLogger) -> 
         progress.say(f"{folder}: moved an earlier run to {aside}")
     with locked(folder):
         return Run(recipe, built, folder, seed, progress).execute()
-
-
-def build_seeded(recipe: Recipe, seed: int) -> Built:
-    """Build a recipe after seeding. MulkiError that names the part whose code failed."""
-    seed_everything(seed)
-    try:
-        return build(recipe)
-    except MulkiError:
-        raise
-    except BaseException as error:
-        if (blame := blame_part(error, recipe)) is None:
-            raise
-        raise MulkiError(blame) from error
 
 
 class Run:

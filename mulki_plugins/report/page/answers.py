@@ -12,9 +12,10 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from mulki_plugins.errors import MulkiError
+from mulki_plugins.metrics import wilson_interval
 from mulki_plugins.report.predictions import read_predictions
 from mulki_plugins.report.result import Result
-from mulki_plugins.report.significance import Rights, wilson_interval
+from mulki_plugins.report.significance import Rights
 
 _COUNTS = re.compile(r"\d+ \+ (\d+) images")
 

@@ -1,0 +1,173 @@
+"""What is wrong with the parts that a recipe names: unknown names, their options, and the order of the stack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from mulki_plugins.errors import MAX_REPORTED, Location, MulkiError, OptionError, did_you_mean, format_value
+from mulki_plugins.recipe.schema import is_yaml_value
+from mulki_plugins.registry.builtin import open_clip_models, open_clip_part
+from mulki_plugins.registry.callbacks import callback_mistakes
+from mulki_plugins.registry.catalog import Kind, Part, signature_of
+from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.registry.static import REQUIRED, UNKNOWN
+from mulki_plugins.types import collect_mistakes, convert
+
+TRAIN = ("all", "image", "text", "adapters", "none")
+"""What of a model learns: both towers, one of them, only what adapters add, or nothing."""
+
+
+def check_part(kind: Kind, value: dict[str, Any], path: Location) -> tuple[dict[str, Any], list[OptionError]]:
+    """A stream or model by name, with its options filled in; a model may also be an architecture of open_clip."""
+    name = value["name"]
+    options = {key: option for key, option in value.items() if key != "name"}
+    part: Part | None = catalog().parts.get((kind, name))
+    if kind == "model":
+        towers, adapters = options.pop("train", "all"), options.pop("adapters", [])
+        part = part or (open_clip_part(name) if name in open_clip_models() else None)
+    if part is None:
+        if reason := catalog().refused.get((kind, name)):
+            message = f"the {kind} {name!r} cannot be used: {reason}"
+        else:
+            known = [p.name for p in catalog().of_kind(kind)] + (open_clip_models() if kind == "model" else [])
+            message = f"no {kind} is named {name!r} ({did_you_mean(name, known)}); `mulki list {kind}s` shows all"
+        return value, [OptionError(message, (*path, "name"))]
+    result, wrong = check_options(part, options, path)
+    if kind == "model":
+        filled, problems = _check_adapters(adapters, (*path, "adapters"))
+        result = {"train": towers, **({"adapters": filled} if filled else {}), **result}
+        wrong += problems
+        if not isinstance(towers, str) or towers not in TRAIN:
+            expected = " or ".join(map(repr, TRAIN))
+            wrong.append(OptionError(f"expected {expected}, got {format_value(towers)}", (*path, "train")))
+        elif towers == "adapters" and not adapters:
+            message = "the model has no adapters; add some, such as model.adapters=[lora]"
+            wrong.append(OptionError(message, (*path, "train")))
+    return {"name": name, **result}, wrong
+
+
+def _check_adapters(value: Any, path: Location) -> tuple[list[dict[str, Any]], list[OptionError]]:
+    """A model's adapters, each as {name: options} with all options filled in, and everything that is wrong with them."""
+    if not isinstance(value, list):
+        return [], [OptionError(f"expected a list of adapters, such as [lora], got {format_value(value)}", path)]
+    filled: list[dict[str, Any]] = []
+    wrong: list[OptionError] = []
+    for i, item in enumerate(value):
+        [(name, options)] = item.items() if isinstance(item, dict) and len(item) == 1 else [(item, None)]
+        if not isinstance(name, str) or not isinstance(options or {}, dict):
+            message = f"expected an adapter as `name` or `name: {{options}}`, got {format_value(item)}"
+            wrong.append(OptionError(message, (*path, i)))
+            continue
+        here = (*path, i, name) if isinstance(item, dict) else (*path, i)
+        try:
+            part = catalog().find("adapter", name)
+        except MulkiError as error:
+            wrong.append(OptionError(error.message, here))
+            continue
+        result, problems = check_options(part, options or {}, here)
+        filled.append({name: result})
+        wrong += problems
+    return filled, wrong
+
+
+def check_options(part: Part, options: dict[str, Any], path: Location) -> tuple[dict[str, Any], list[OptionError]]:
+    """The options of a part, converted and with defaults filled in, and everything that is wrong with them."""
+    try:
+        signature = signature_of(part)
+    except MulkiError as error:
+        return options, [OptionError(f"the {part.kind} of {part.provenance}: {error.lines()[0]}", path)]
+    wrong: list[OptionError] = []
+    result: dict[str, Any] = {}
+    for name, option in signature.options.items():
+        if name in part.defaults:
+            result[name] = part.defaults[name]
+        elif option.default not in (REQUIRED, UNKNOWN) and is_yaml_value(option.default):
+            result[name] = option.default
+        elif option.default is REQUIRED and name not in options:
+            wrong.append(OptionError("missing; it has no default", (*path, name)))
+    for name, value in options.items():
+        if name in signature.options:
+            try:
+                converted = convert(value, signature.options[name].kind)
+                result[name] = list(converted) if isinstance(converted, tuple) else converted
+            except Exception as error:
+                wrong += collect_mistakes(error, (*path, name))
+            continue
+        result[name] = value
+        if not signature.open:
+            hint = did_you_mean(name, signature.options)
+            message = f"unknown option ({hint})" if hint else f"unknown option; this {part.kind} has none"
+            wrong.append(OptionError(message, (*path, name)))
+    if not wrong:
+        try:
+            wrong += [error.below(path) for error in part.problems(result)]
+        except MulkiError as error:
+            wrong.append(OptionError(error.lines()[0], path))
+    return result, wrong
+
+
+def check_names(kind: Kind, names: list[Any], path: Location) -> Iterator[OptionError]:
+    texts = [(i, name) for i, name in enumerate(names) if isinstance(name, str)]
+    for i, name in texts[:MAX_REPORTED]:
+        try:
+            catalog().find(kind, name)
+        except MulkiError as error:
+            yield OptionError(error.message, (*path, i))
+    for i, name in repeated(texts):
+        yield OptionError(f"{name!r} is named twice", (*path, i))
+
+
+def check_plugins(plugins: list[Any], path: Location) -> tuple[list[Any], list[OptionError]]:
+    """A stack as plain data with all options filled in, and everything that is wrong with it."""
+    wrong: list[OptionError] = []
+    stack, names = [], []
+    for i, entry in enumerate(plugins):
+        if not (isinstance(entry, dict) and len(entry) == 1 and isinstance(next(iter(entry.values())), dict)):
+            names.append("")
+            continue  # reported by the schema
+        [(name, options)] = entry.items()
+        names.append(name)
+        here = (*path, i, name)
+        try:
+            part = catalog().find("plugin", name)
+        except MulkiError as error:
+            wrong.append(OptionError(error.message, here))
+            continue
+        result, problems = check_options(part, options, here)
+        stack.append({name: result})
+        wrong += problems
+        wrong += [OptionError(f"the plugin of {part.provenance}: {text}", here) for text in callback_mistakes(part)]
+    return stack, [*wrong, *_check_order(names, path)]
+
+
+def _check_order(names: list[str], path: Location) -> Iterator[OptionError]:
+    """What keeps these plugins, in this order, from working together. Unknown names are reported elsewhere."""
+    first = {name: i for i, name in reversed(list(enumerate(names)))}
+    for i, name in repeated(enumerate(names)):
+        if name:
+            yield OptionError("is in the stack twice", (*path, i, name))
+    for name, i in sorted(first.items(), key=lambda item: item[1]):
+        here, part = (*path, i, name), catalog().parts.get(("plugin", name))
+        if part is None:
+            continue
+        for other in part.requires:
+            if other not in first:
+                yield OptionError(f"needs the plugin {other!r}; add `- {other}` before it", here)
+        for other in dict.fromkeys((*part.requires, *part.after)):
+            if first.get(other, -1) > i:
+                yield OptionError(f"must come after {other!r}", here)
+        for other in part.conflicts:
+            if other in first:
+                yield OptionError(f"does not work together with {other!r}", here)
+
+
+def repeated(items: Iterable[tuple[int, Any]]) -> list[tuple[int, Any]]:
+    """The numbered items whose value occurred before."""
+    seen: set[str] = set()
+    again = []
+    for i, item in items:
+        if repr(item) in seen:
+            again.append((i, item))
+        seen.add(repr(item))
+    return again
