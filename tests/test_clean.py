@@ -93,15 +93,15 @@ def test_what_goes_and_what_stays(run):
     assert done.exit_code == 0, done.output
     data = json.loads(done.stdout)
     assert data["runs"][0]["removed"] == ["checkpoints/task-02-second"]
-    assert data["freed"] == room - space(run) > 10_000
+    assert data["freed"] == room - space(run) > 1000, "the weights stay, in weights/"
     gone = {name for name in before if name.startswith("checkpoints/task-02-second/")}
     assert files(run) == {name: content for name, content in before.items() if name not in gone}
 
 
 def test_all_takes_what_only_extend_needs(run):
-    (run / "weights" / "task-01-first").mkdir(parents=True)
-    (run / "weights" / "task-01-first" / "weights.safetensors").write_bytes(b"x" * 1000)
-    assert json.loads(clean(run, "--json").stdout)["runs"][0]["kept"] > 1000
+    weights = (run / "weights" / "task-01-first" / "weights.safetensors").stat().st_size
+    for _ in range(2):  # also when the checkpoints that share these weights have gone
+        assert json.loads(clean(run, "--json").stdout)["runs"][0]["kept"] > 2 * weights
     assert (run / "weights" / "task-01-first").is_dir()
     before, room = files(run), space(run)
     done = clean(run, "--all")
