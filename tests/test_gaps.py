@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from mulki_plugins.cli import main
 from mulki_plugins.recipe.resolve import Changes, resolve
+from mulki_plugins.report.layout import Table, render
 from mulki_plugins.training.run import run_experiment
 from tests.conftest import small_world
 
@@ -89,7 +90,7 @@ def test_runs_of_other_folders_are_named_by_their_tasks(runs, tmp_path, monkeypa
             (copied / "result.json").write_text(json.dumps(data))
             recipe = {
                 "name": "mtil", "stream": {"name": "folders", "tasks": tasks}, "model": {"name": "mulki-tiny"},
-                "strategy": "finetune", "train": {"iterations": 2, "batch_size": 2 + len(tasks)},
+                "strategy": "finetune", "train": {"iterations": 2, "batch_size": 2 + len(tasks), "optimizer": {"lr": 0.1}},
             }  # fmt: skip
             (copied / "recipe.yaml").write_text(json.dumps(recipe))
     text = mulki("results", tmp_path / "runs").stdout
@@ -97,3 +98,15 @@ def test_runs_of_other_folders_are_named_by_their_tasks(runs, tmp_path, monkeypa
     assert "finetune tasks=first,second,third,fourth batch_size=6 " in text
     assert "finetune tasks=first,...,fifth batch_size=7 " in text
     assert "images=" not in text
+
+
+def test_a_terminal_is_not_steered_by_names_and_long_ones_are_cut():
+    table = Table(title="\u202etitle", head=["class", "\u2067" + "x" * 300], rows=[["\u202ered", 1.0]], foot=["\u202e"])
+    text = render([table], "text", 80)
+    assert not set(text) & set("\u202e\u2067")
+    assert max(map(len, text.splitlines())) <= 90
+    assert "x" * 300 in render([table], "csv", 80)
+
+
+def test_one_task_is_not_tasks(runs):
+    assert "which learned 1 task\n" in mulki("results", runs[1]).stdout
