@@ -436,7 +436,7 @@ def test_weights_after_each_task_stay_when_their_checkpoint_goes(tmp_path, monke
 
         monkeypatch.setattr(os, "link", none)
     end = write(tmp_path, 1)
-    kept_weights.keep_weights(tmp_path, end, {"more": torch.ones(1)})
+    kept_weights.keep_weights(tmp_path, end, {"model": {"more": torch.ones(1)}})
     file = tmp_path / "weights" / "task-1-0" / "weights.safetensors"
     assert file.samefile(end.path / "weights.safetensors") == links
     newest = write(tmp_path, 2)

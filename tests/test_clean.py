@@ -99,7 +99,9 @@ def test_what_goes_and_what_stays(run):
 
 
 def test_all_takes_what_only_extend_needs(run):
-    assert json.loads(clean(run, "--json").stdout)["runs"][0]["kept"] > 1000
+    weights = (run / "weights" / "task-01-first" / "weights.safetensors").stat().st_size
+    for _ in range(2):  # also when the checkpoints that share these weights have gone
+        assert json.loads(clean(run, "--json").stdout)["runs"][0]["kept"] > 2 * weights
     assert (run / "weights" / "task-01-first").is_dir()
     before, room = files(run), space(run)
     done = clean(run, "--all")

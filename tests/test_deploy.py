@@ -234,6 +234,8 @@ def test_evaluate_on_the_user_s_folder(world, runs, tmp_path):
     assert found["all"]["images"] == 9
     assert "grean: no class has this name (did you mean 'green'?)" in done.stderr
     assert "broken.jpg" in done.stderr
+    deeper = mulki("evaluate", runs["task"], "--data", tmp_path, status=2)
+    assert f"the class folders lie deeper; type --data {tmp_path / 'own'}" in deeper.stderr
     right = 0
     for folder, name in (("Crane", "crane"), ("blue", "blue"), ("003.red", "red")):
         lines = mulki("predict", runs["task"], tmp_path / "own" / folder / "[0-9].png", "--top", 1, "--json").stdout

@@ -349,7 +349,11 @@ def test_the_command_on_folders(tmp_path, monkeypatch):
     assert "no such folder" in mulki("extend", two, "--task", "data/nothing", ok=False).stderr
     pictures(tmp_path / "elsewhere" / "pets", ("x", "y"), 9)
     done = mulki("extend", two, "--task", "elsewhere/pets", ok=False)
-    assert done.stderr.startswith("error: --task: $.stream.tasks[2]")
+    assert "--task elsewhere/pets: the task 'pets' is there already" in done.stderr
+    typed = done.stderr.partition("of its own: --task ")[2].strip().strip("'")
+    assert typed == "{name: pets-3, images: elsewhere/pets}"
+    mulki("extend", two, "--task", typed, "--out", "pets")
+    assert result(tmp_path / "pets")["tasks"] == ["pets", "fruit", "pets-3"]
     assert "--tasks: the run's stream is made of folders" in mulki("extend", two, "--tasks", "x", ok=False).stderr
     (tmp_path / "data" / "pets" / "cat" / "0.png").unlink()
     assert (

@@ -822,3 +822,9 @@ def test_folders_whose_names_cannot_name_a_task(tmp_path, monkeypatch):
     mulki("validate", "own.yaml")
     tasks = json.loads(mulki("show", "own.yaml", "--json").stdout)["recipe"]["stream"]["tasks"]
     assert [task["name"] for task in tasks] == ["a-b", "x" * 100, "bell-", "$1_$5"]
+
+
+def test_a_name_with_a_line_end_is_refused_as_a_name(tmp_path):
+    root = fill(tmp_path / "a", ["c1", "tea"])
+    with pytest.raises(Mistakes, match=r"the name of the class folder 'c1' must be one line .*, got 'new\\nline'"):
+        folders(tasks=[{"name": "a", "images": str(root), "class_names": {"c1": "new\nline"}}])

@@ -131,9 +131,14 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert kept.file(1, 3) == "test image 3"
 
 
-def test_a_row_that_was_not_kept_ends_them(tmp_path):
+def test_a_row_that_was_not_kept_has_no_answers_and_the_last_one_ends_them(tmp_path):
     written(tmp_path)
     (tmp_path / "predictions" / "row-01.npz").unlink()
+    kept = read_predictions(tmp_path)
+    assert kept.rows == ["zero-shot", "x", "y"]
+    assert not kept.counted(1, 0).any()
+    assert kept.counted(2, 0).any()
+    (tmp_path / "predictions" / "row-02.npz").unlink()
     assert read_predictions(tmp_path).rows == ["zero-shot"]
     (tmp_path / "predictions" / "row-00.npz").unlink()
     assert read_predictions(tmp_path) is None

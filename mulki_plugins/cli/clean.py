@@ -111,10 +111,10 @@ def _clean(result: Result, *, everything: bool, dry_run: bool) -> Cleaning:
         removed = [folder for folder in folders if folder not in kept]
         if removed and not dry_run and complete and result.base != "none":
             secure_final_weights(run, len(result.tasks))
-        final = [end.path / "weights.safetensors"] if end else []  # they stay, as model.safetensors
-        cleaning = Cleaning(
-            folder=str(run), removed=removed, freed=_bytes(run, removed, final), kept=_bytes(run, kept, final)
-        )
+        # they stay, as model.safetensors, which an older run does not have yet
+        final = [end.path / "weights.safetensors"] if end and not (run / "model.safetensors").is_file() else []
+        freed = _bytes(run, removed, final)
+        cleaning = Cleaning(folder=str(run), removed=removed, freed=freed, kept=_bytes(run, folders, final) - freed)
         if not dry_run:
             for folder in removed:
                 _remove(run / folder)

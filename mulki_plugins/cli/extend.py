@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,9 @@ def _settings(
         if name != "folders":
             hint = "name its tasks with --tasks, or declare a longer stream with --stream"
             raise MulkiError(f"--task: the run's stream is {name!r}, which is not made of folders", hint)
-        entries = [*options["tasks"], *map(_entry, folders)]
+        entries = list(options["tasks"])
+        for text in folders:
+            entries.append(_entry(text, {str(entry["name"]) for entry in entries if isinstance(entry, dict)}))
         return {f"stream.tasks={dump_inline(entries)}": "--task"}
     settings = {f"stream={stream}": "--stream"} if stream else {}
     if tasks:
@@ -127,8 +130,9 @@ def _settings(
     return settings
 
 
-def _entry(text: str) -> Any:
-    """A recipe's entry for a folder, or the entry itself."""
+def _entry(text: str, taken: set[str]) -> Any:
+    """A recipe's entry for a folder, or the entry itself. MulkiError if a folder has the name of a task."""
+    from mulki_plugins.recipe.emit import dump_inline
     from mulki_plugins.recipe.layers import parse_setting
     from mulki_plugins.recipe.yaml import Origin
     from mulki_plugins.streams.folders.draft import draft_options
@@ -139,6 +143,11 @@ def _entry(text: str) -> Any:
         entry, notices = draft_options(text)
     except MulkiError as error:
         raise Mistakes([f"--task: {line}" for line in error.lines()]) from None
+    if entry["name"] in taken:
+        places = {key: entry[key] for key in ("images", "train", "test") if key in entry}
+        named = shlex.quote(dump_inline({"name": f"{entry['name']}-{len(taken) + 1}", **places}))
+        hint = f"if it is another one, give it a name of its own: --task {named}"
+        raise MulkiError(f"--task {text}: the task {entry['name']!r} is there already", hint)
     for notice in notices:
         echo_note(notice)
     return entry

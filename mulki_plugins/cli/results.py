@@ -99,7 +99,11 @@ def results(
         from mulki_plugins.report.by_class import class_data, find_task
 
         echo_json(
-            {"runs": [class_data(run, kept, find_task(kept, by_class), worst) for run, kept in _with_predictions(runs)]}
+            {
+                "runs": [
+                    class_data(run, kept, find_task(kept, by_class), worst) for run, kept in _with_task(runs, by_class)
+                ]
+            }
         )
     elif by_class is not None or confusion is not None:
         _print(_class_tables(runs, by_class, confusion, worst), form)
@@ -169,13 +173,27 @@ def _with_predictions(runs: Sequence[Result]) -> list[tuple[Result, Predictions]
     return found
 
 
+def _with_task(runs: Sequence[Result], task: str) -> list[tuple[Result, Predictions]]:
+    """The runs with predictions for a task of this name; the others are named. MulkiError if no run has it."""
+    from mulki_plugins.report.by_class import find_task
+
+    found = _with_predictions(runs)
+    if not any(task in kept.tasks for _, kept in found):
+        find_task(max((kept for _, kept in found), key=lambda kept: len(kept.tasks)), task)
+    for run, kept in found:
+        if task not in kept.tasks:
+            echo_note(f"note: left out: {run.folder}: it has no task {task}")
+    return [(run, kept) for run, kept in found if task in kept.tasks]
+
+
 def _class_tables(runs: Sequence[Result], by_class: str | None, confusion: str | None, worst: int) -> list[Table]:
     from mulki_plugins.report.by_class import class_tables, confusion_table, find_task
     from mulki_plugins.report.tables import heading
 
     tables: list[Table] = []
-    for run, kept in _with_predictions(runs):
-        task = find_task(kept, by_class if by_class is not None else confusion or "")
+    name = by_class if by_class is not None else confusion or ""
+    for run, kept in _with_task(runs, name):
+        task = find_task(kept, name)
         title = printable(f"{heading(run)}: {kept.tasks[task]}, after {kept.rows[-1]}")
         if by_class is not None:
             tables += class_tables(run, kept, task, worst, title)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -153,7 +154,7 @@ def _matrix(result: Result) -> Iterator[str]:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
+    return "" if value is None or math.isnan(value) else f"{value:.1f}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:

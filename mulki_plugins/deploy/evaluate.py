@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -137,7 +138,7 @@ def plan_folder(source: Source, model: DeployedClip, root: str, scope: str) -> P
         else:
             matched[tasks[0]][folder] = places
     if not matched:
-        hint = plan.unknown[0] if plan.unknown else "the folders must be named as the classes are"
+        hint = _deeper(root, folders, whole) or plan.unknown[0]
         raise MulkiError(f"{root}: none of its {len(folders)} folders has the name of a class", hint)
     for task, places_of in matched.items():
         candidates, answers = whole, list(places_of.values())
@@ -164,6 +165,16 @@ def list_class_folders(root: str) -> list[str]:
         what = "images lie in it, but no folder" if holds_images(root) else "there is no folder in it"
         raise MulkiError(f"--data {root}: {what}", "it needs a folder of images for each class, named as the class")
     return folders
+
+
+def _deeper(root: str, folders: Sequence[str], candidates: Candidates) -> str:
+    """What to type if the class folders lie one level deeper; empty if they do not."""
+    for folder in folders:
+        below = os.path.join(root, folder)
+        names = class_folders(os.path.expanduser(below))
+        if any(candidates.named(name) for name in (*names, *readable_names(names))):
+            return f"the class folders lie deeper; type --data {shlex.quote(below)}"
+    return ""
 
 
 def _images_of(root: str, folders: Sequence[str]) -> FileImages | None:

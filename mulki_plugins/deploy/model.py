@@ -17,6 +17,7 @@ from attrs import frozen
 from PIL import Image
 from torch import Tensor, nn
 
+from mulki_plugins.deploy.adapted import merged_file
 from mulki_plugins.deploy.skip_init import SkipInitialisation
 from mulki_plugins.deploy.source import CONFIG, Source
 from mulki_plugins.errors import MulkiError, describe_error
@@ -25,7 +26,7 @@ from mulki_plugins.models.load import LoadedClip, load_clip
 from mulki_plugins.models.tensors import load_state, read_state
 from mulki_plugins.models.text import Prompts, sentences
 from mulki_plugins.models.tiny import mulki_tiny
-from mulki_plugins.models.weights import weight_file
+from mulki_plugins.models.weights import WEIGHTS, weight_file
 from mulki_plugins.registry.discovery import catalog
 
 MERGES = "merges.txt.gz"
@@ -117,21 +118,35 @@ def load_model(source: Source, device: torch.device) -> DeployedClip:
 
 
 def load_trained(source: Source) -> LoadedClip:
-    """The model of a run with its trained weights. MulkiError if a plugin has added weights, which no other code knows."""
+    """The model of a run with its trained weights, adapters merged into them.
+
+    MulkiError if a plugin has added weights, which no other code knows, or if an adapter cannot be merged.
+    """
     assert source.recipe is not None
     name, options = source.recipe.model.name, dict(source.recipe.model.options)
     options.pop("train", None)
+    entries = options.pop("adapters", [])
     if source.weights is None:
         return _load_untrained(source, name, options)
-    _refuse_added_weights(source.weights)
+    state = _read_state(source.weights)
+    _refuse_added_weights(source.weights, state)
+    if entries and source.weights.name == WEIGHTS:  # a checkpoint has weights and adapters apart
+        ours = name == TINY or ("model", name) not in catalog().parts
+        clip = load_clip(name, **({"pretrained": "random"} if ours else options)).clip
+        with merged_file(source, clip, entries, state) as weights:
+            return _load_weights(name, options, weights)
+    return _load_weights(name, options, source.weights)
+
+
+def _load_weights(name: str, options: dict[str, Any], weights: Path) -> LoadedClip:
     if name == TINY:
         with SkipInitialisation():
-            return mulki_tiny(pretrained=str(source.weights))
+            return mulki_tiny(pretrained=str(weights))
     if ("model", name) not in catalog().parts:  # an architecture of open_clip: the file says what it was trained with
         with SkipInitialisation():
-            return load_clip(name, **options | {"pretrained": str(source.weights)})
+            return load_clip(name, **options | {"pretrained": str(weights)})
     loaded = load_clip(name, **options)
-    load_state(loaded.clip, read_state(weight_file(str(source.weights))), source.weights, name)
+    load_state(loaded.clip, read_state(weight_file(str(weights))), weights, name)
     return loaded
 
 
@@ -143,16 +158,20 @@ def _load_untrained(source: Source, name: str, options: dict[str, Any]) -> Loade
     return mulki_tiny(**options) if name == TINY else load_clip(name, **options)
 
 
-def _refuse_added_weights(weights: Path) -> None:
-    """MulkiError if the checkpoint keeps weights outside the model: they belong to a plugin."""
+def _read_state(weights: Path) -> dict[str, Any]:
+    """What a checkpoint keeps beside these weights; nothing if they are not in a checkpoint."""
     state = weights.parent / "state.pt"
     if not state.is_file():
-        return
+        return {}
     try:
-        kept = torch.load(state, map_location="cpu", weights_only=True, mmap=True).get("model", {})
+        return dict(torch.load(state, map_location="cpu", weights_only=True, mmap=True))
     except Exception as error:  # torch.load raises errors of many kinds
         raise MulkiError(f"{state}: the checkpoint is damaged: {describe_error(error)}") from error
-    if kept:
+
+
+def _refuse_added_weights(weights: Path, state: dict[str, Any]) -> None:
+    """MulkiError if the checkpoint keeps weights outside the model: they belong to a plugin."""
+    if kept := state.get("model"):
         first = next(iter(kept))
         what = f"{weights.parent}: a plugin has added weights to the model ({first!r}), which open_clip does not know"
         raise MulkiError(what, "only models of open_clip's own architectures can be used outside of a run")

@@ -10,7 +10,7 @@ from attrs import frozen
 
 from mulki_plugins.characters import printable
 from mulki_plugins.errors import MulkiError, describe_error
-from mulki_plugins.models.weights import WEIGHTS
+from mulki_plugins.models.weights import FINAL, WEIGHTS
 from mulki_plugins.recipe.schema import Recipe, as_recipe
 from mulki_plugins.recipe.yaml import read_yaml
 from mulki_plugins.report.classes import FILE as CLASSES
@@ -24,8 +24,6 @@ CONFIG = "open_clip_config.json"
 """open_clip's description of a model, in an exported folder."""
 MODEL = "open_clip_model.safetensors"
 """The weights in an exported folder, under the name that open_clip looks for first."""
-FINAL = "model.safetensors"
-"""A finished run's weights, if it keeps them outside its checkpoints."""
 _MANIFEST = "manifest.json"
 _NAMED = 5
 """Runs that are named at most if the user must choose one."""
@@ -185,7 +183,7 @@ def _latest(folder: Path, result: Result) -> tuple[Path, tuple[int, ...]]:
 
 def _of_checkpoint(checkpoint: Path, every: tuple[int, ...]) -> tuple[Path | None, tuple[int, ...], bool]:
     """A checkpoint's weights, the tasks learned by then, and whether these are all."""
-    count, steps, learned = _read_manifest(checkpoint)
+    count, steps, learned = read_manifest(checkpoint)
     learned = tuple(i for i in learned or range(count) if i in every)
     if not learned:
         hint = "name a checkpoint of a later moment, or the run's folder"
@@ -203,7 +201,7 @@ def _checkpoints(folder: Path) -> list[tuple[int, tuple[int, ...], Path]]:
         if path.name.startswith(".") or not (path / WEIGHTS).is_file():
             continue
         try:
-            count, steps, learned = _read_manifest(path)
+            count, steps, learned = read_manifest(path)
         except MulkiError:
             continue
         if not steps:
@@ -211,7 +209,7 @@ def _checkpoints(folder: Path) -> list[tuple[int, tuple[int, ...], Path]]:
     return found
 
 
-def _read_manifest(checkpoint: Path) -> tuple[int, int, tuple[int, ...]]:
+def read_manifest(checkpoint: Path) -> tuple[int, int, tuple[int, ...]]:
     """The number of tasks learned, of steps into the next task, and the indices of the tasks learned."""
     path = checkpoint / _MANIFEST
     try:

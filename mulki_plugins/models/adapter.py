@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from mulki_plugins.errors import MulkiError
@@ -69,6 +69,17 @@ def apply_adapters(clip: nn.Module, adapters: Iterable[Adapter]) -> set[str]:
                 "add weights beside a layer, or with torch.nn.utils.parametrize; do not replace the layer",
             )
     return before
+
+
+def merge_adapters(clip: nn.Module, adapters: Sequence[Adapter], own: set[str]) -> dict[str, Tensor]:
+    """Merge the adapters of a model; returns its own weights and buffers, by open_clip's names.
+
+    own: the names of these, as `apply_adapters` returned them. MulkiError if an adapter cannot be merged.
+    """
+    for adapter in reversed(adapters):
+        adapter.merge(clip)
+    weights = {plain_name(name): value for name, value in clip.state_dict().items()}
+    return {name: value for name, value in weights.items() if name in own}
 
 
 def is_parametrized(clip: nn.Module) -> bool:

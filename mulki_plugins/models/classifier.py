@@ -15,7 +15,7 @@ from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from mulki_plugins.models.adapter import Adapter, apply_adapters, is_parametrized, plain_name
+from mulki_plugins.models.adapter import Adapter, apply_adapters, is_parametrized, merge_adapters, plain_name
 from mulki_plugins.models.text import HasPrompts, Union, as_prompts, union_of
 from mulki_plugins.models.text_tower import encode_sentences
 from mulki_plugins.models.tokens import Tokens
@@ -133,10 +133,7 @@ class ClipClassifier(MultiTaskModule):
     def merged_weights(self) -> dict[str, Tensor]:
         """The weights and buffers by open_clip's names, with the adapters merged. MulkiError if one cannot be."""
         copied = copy.deepcopy(self)
-        for adapter in reversed(copied.adapters):
-            adapter.merge(copied.clip)
-        weights = {plain_name(name): value for name, value in copied.clip.state_dict().items()}
-        return {name: value for name, value in weights.items() if name in self._own}
+        return merge_adapters(copied.clip, copied.adapters, self._own)
 
     @property
     def scale(self) -> Tensor:

@@ -25,6 +25,8 @@ Kind = Literal["safetensors", "torch", "torchscript", "numpy"]
 
 WEIGHTS = "weights.safetensors"
 """The file of weights in a checkpoint."""
+FINAL = "model.safetensors"
+"""A finished run's weights, beside its checkpoints. Adapters are merged into them."""
 KEY = "mulki"
 """Our entry in a safetensors file's metadata."""
 CLIP_MEAN: Numbers = (0.48145466, 0.4578275, 0.40821073)
@@ -136,9 +138,10 @@ def weight_file(text: str) -> WeightFile:
 
 
 def _in_folder(folder: Path) -> Path:
-    """The latest weights of a run, or those of a checkpoint."""
-    if (folder / WEIGHTS).is_file():
-        return folder / WEIGHTS
+    """The final weights of a run, or its latest ones, or those of a checkpoint."""
+    for name in (WEIGHTS, FINAL):
+        if (folder / name).is_file():
+            return folder / name
     for parent in (folder / "checkpoints", folder):
         if checkpoints := [(when, path) for path in _subfolders(parent) if (when := _progress(path))]:
             return max(checkpoints)[1] / WEIGHTS

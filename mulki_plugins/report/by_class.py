@@ -136,7 +136,7 @@ def class_tables(result: Result, predictions: Predictions, task: int, worst: int
             for image in images
         ]  # fmt: skip
         head = ["image", "class", "predicted", "confidence"]
-        tables.append(Table(title=f"{title}: worst images", head=head, rows=lines, labels=3))
+        tables.append(Table(title=f"{title}: worst images", head=head, rows=lines, labels=3, longest=None))
     return tables
 
 

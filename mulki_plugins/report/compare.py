@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from mulki_plugins.report.result import Result, as_plain_data
 SHOWN = 4
 """Settings shown in a group's name."""
 
+TASKS = "stream.tasks"
+"""The setting in which runs of different tasks differ; named by the tasks, whatever it says about each."""
 ORDER = "stream.order"
 """The setting for which the summary has a column of its own."""
 
@@ -65,6 +68,8 @@ class Group:
         return mean_and_deviation([statistics.fmean(_by_task(metric, run.matrix)) for run in self.runs])
 
     def _lacks(self, metric: str) -> bool:
+        if metric == "transfer" and any(math.isnan(value) for run in self.runs for row in run.matrix for value in row):
+            return True  # an extended run whose earlier weights were not kept
         return (len(self.tasks) == 1 and metric == "transfer") or (
             self.runs[0].base == "joint" and metric not in ("last", "just_learned")
         )
@@ -149,8 +154,8 @@ def _by_task(metric: str, matrix: Sequence[Sequence[float]]) -> list[float]:
 
     if metric == "just_learned":
         return [row[i] for i, row in enumerate(matrix)]
-    if len(matrix) == 1:  # the metrics need two tasks
-        return list(matrix[0])
+    if len(matrix) == 1 or metric == "last":  # the metrics need two tasks
+        return list(matrix[-1])
     values: list[float] = getattr(metrics, f"{metric}_by_task")(matrix).tolist()
     return values
 
@@ -173,12 +178,20 @@ def _distinguish(compared: list[Group]) -> list[Group]:
         readable = [recipe for recipe in recipes if recipe is not None]
         paths = dict.fromkeys(path for recipe in readable for path in recipe)
         differing = [p for p in paths if any(recipe.get(p) != readable[0].get(p) for recipe in readable)]
+        others = len({tuple(compared[i].tasks) for i in indices}) > 1
+        inside = [path for path in differing if others and re.match(rf"{re.escape(TASKS)}(\[|$)", path)]
         for i, recipe in zip(indices, recipes, strict=True):
             if recipe is not None:
-                compared[i] = evolve(compared[i], settings={path: recipe.get(path) for path in differing})
+                settings = {path: recipe.get(path) for path in differing if path not in inside}
+                tasks = {TASKS: _in_short(compared[i].tasks)} if inside else {}
+                compared[i] = evolve(compared[i], settings=tasks | settings)
     if len({tuple(group.tasks) for group in compared}) > 1:
         return [evolve(group, order=_order_of(group.runs[0])) for group in compared]
     return compared
+
+
+def _in_short(tasks: Sequence[str]) -> str:
+    return ",".join(tasks if len(tasks) <= SHOWN else [tasks[0], "...", tasks[-1]])
 
 
 def _order_of(run: Result) -> str:
@@ -187,7 +200,8 @@ def _order_of(run: Result) -> str:
 
 
 def _named(value: MeanAndDeviation) -> dict[str, float | None]:
-    return {"mean": value[0], "std": value[1]}
+    mean, deviation = value
+    return {"mean": None if math.isnan(mean) else mean, "std": deviation}
 
 
 def comparison_data(results: Sequence[Result], sort: str | None = None) -> dict[str, Any]:

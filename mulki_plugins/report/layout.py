@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import shutil
 from collections.abc import Sequence
 from typing import Literal
 
 from attrs import evolve, field, frozen
 
-from mulki_plugins.characters import pad, printable, width
+from mulki_plugins.characters import legible, pad, printable, width
 
 Format = Literal["text", "latex", "csv", "md"]
 Cell = str | float | tuple[float, float | None] | None
@@ -40,6 +41,8 @@ class Table:
     """Between two columns on a terminal."""
     digits: int = 2
     """Decimals of a number, but in CSV, which has four."""
+    longest: int | None = 80
+    """Characters of a text on a terminal, which is cut after them; None for all."""
     foot: list[str] = field(factory=list)
     """Lines below the table; not part of CSV."""
 
@@ -52,7 +55,7 @@ def columns(
     align: `<` (left) or `>` (right) for each column. least: the least width of each column. The last entry of both applies
     to all further columns. Cells that could steer a terminal are made harmless.
     """
-    table = [[printable(str(cell)) for cell in row] for row in rows]
+    table = [[legible(str(cell), None) for cell in row] for row in rows]
     count = max(map(len, table), default=0)
     rights = [align[min(i, len(align) - 1)] == ">" for i in range(count)]
     widths = [
@@ -79,9 +82,9 @@ def render(tables: Sequence[Table], form: Format, most: int) -> str:
 
 def lines_of(table: Table, most: int) -> list[str]:
     """The table as lines for a terminal, broken into blocks of columns where it is wider than `most`."""
-    title = [printable(table.title)] if table.title else []
+    title = [legible(table.title, None)] if table.title else []
     lines = [line for block in _blocks(table, most) for line in ("", *_ruled(block))][1:]
-    return [*title, *lines, *map(printable, table.foot)]
+    return [*title, *lines, *(legible(line, None) for line in table.foot)]
 
 
 def _blocks(table: Table, most: int) -> list[Table]:
@@ -108,13 +111,20 @@ def _part(table: Table, start: int, stop: int) -> Table:
 def _ruled(table: Table) -> list[str]:
     """The head, a rule and the rows, as lines."""
     body = [[_text(cell, table.digits) for cell in row] for row in table.rows]
-    head, *lines = columns([table.head, *body], "<" * table.labels + ">", gap=table.gap)
+    cut = [[legible(cell, table.longest) for cell in row] for row in (table.head, *body)]
+    head, *lines = columns(cut, "<" * table.labels + ">", gap=table.gap)
     rule = "-" * max(map(width, (head, *lines)))
     return [head, rule, *lines]
 
 
+def _is_missing(cell: Cell) -> bool:
+    """Whether there is no number, such as an accuracy that an extended run could not measure."""
+    number = cell[0] if isinstance(cell, tuple) else cell
+    return number is None or (isinstance(number, float) and math.isnan(number))
+
+
 def _text(cell: Cell, digits: int) -> str:
-    if cell is None:
+    if cell is None or _is_missing(cell):
         return "-"
     if isinstance(cell, str):
         return cell
@@ -157,7 +167,7 @@ def _latex(table: Table) -> str:
 def _latex_cell(cell: Cell, digits: int) -> str:
     if isinstance(cell, str):
         return escape_latex(cell)
-    if cell is None:
+    if _is_missing(cell):
         return "--"
     return _text(cell, digits).replace(" ± ", r" $\pm$ ")
 
@@ -193,7 +203,7 @@ def _csv(tables: Sequence[Table]) -> str:
 
 def _csv_cell(value: str | float | None) -> str:
     """A text that a spreadsheet would compute gets an apostrophe."""
-    if value is None:
+    if value is None or _is_missing(value):
         return ""
     return escape_formula(value) if isinstance(value, str) else f"{value:.4f}"
 

@@ -171,8 +171,10 @@ def read_predictions(folder: Path) -> Predictions | None:
             labels.append(_indices(shared[f"labels-{task}"], len(classes), least=0))
             files.append(_paths(shared.get(f"files-{task}"), len(labels[-1])))
         answers: list[list[Answers]] = []
-        while len(answers) <= len(tasks) and (path := below / f"row-{len(answers):02d}.npz").is_file():
-            arrays = _read(path)
+        paths = [below / f"row-{row:02d}.npz" for row in range(len(tasks) + 1)]
+        kept = max((row for row, path in enumerate(paths) if path.is_file()), default=-1)
+        for path in paths[: kept + 1]:  # a run that extends another one may lack answers of earlier rows
+            arrays = _read(path) if path.is_file() else {}
             answers.append([_answers(arrays, task, labels[task], len(classes)) for task in range(len(tasks))])
     except (OSError, ValueError, TypeError, KeyError, EOFError, RecursionError, zipfile.BadZipFile) as error:
         hint = f"remove {below} to do without; result.json has all accuracies"
@@ -231,6 +233,8 @@ def _indices(array: NDArray[Any], classes: int, *, least: int) -> NDArray[np.int
 
 
 def _answers(arrays: Mapping[str, NDArray[Any]], task: int, labels: NDArray[np.int64], classes: int) -> Answers:
+    if f"predicted-{task}" not in arrays:
+        return Answers(predicted=np.full(labels.shape, UNREAD, np.int64), confidence=np.zeros(labels.shape, np.uint8))
     predicted, confidence = arrays[f"predicted-{task}"], arrays[f"confidence-{task}"]
     if not predicted.shape == confidence.shape == labels.shape or confidence.dtype != np.uint8:
         raise ValueError(f"expected answers to {len(labels)} images, got {predicted.shape} and {confidence.shape}")

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from attrs import evolve
 
@@ -39,9 +40,7 @@ def matrix_table(result: Result) -> str:
     if result.metrics:
         lines.append("   ".join(f"{printable(n).capitalize()} {_number(value)}" for n, value in result.metrics.items()))
     if result.parent:
-        lines.append(
-            f"extends {printable(str(result.parent.get('folder')))}, which learned {result.parent.get('tasks')} tasks"
-        )
+        lines.append(f"extends {printable(str(result.parent.get('folder')))}, which learned {_tasks(result.parent)}")
     if result.status != "complete":
         error = f"; {printable(result.error)}" if result.error else ""
         lines.append(f"{printable(result.status)}: {len(result.matrix)} of {len(names)} tasks finished{error}")
@@ -298,3 +297,7 @@ def _split_title(comparison: Comparison, split: str) -> str:
         return f"split {split}: not the runs', not comparable with them"
     marked = any(run.warnings for run in comparison.runs)
     return f"split {split}, the runs' own" + (" (but see the warnings for the rows marked with !)" if marked else "")
+
+
+def _tasks(parent: Mapping[str, Any]) -> str:
+    return f"{parent.get('tasks')} task{'s' * (parent.get('tasks') != 1)}"

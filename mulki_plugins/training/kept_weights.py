@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-
-from torch import Tensor
+from typing import Any
 
 from mulki_plugins.files import link_or_copy
 from mulki_plugins.models.weights import WEIGHTS
@@ -28,11 +27,12 @@ from mulki_plugins.training.checkpoint import (
 FOLDER = "weights"
 
 
-def keep_weights(run: Path, end: Checkpoint, buffers: Mapping[str, Tensor]) -> None:
-    """Keep the weights of a task's end. buffers: the model's weights outside of its CLIP."""
+def keep_weights(run: Path, end: Checkpoint, state: Mapping[str, Any]) -> None:
+    """Keep the weights of a task's end. state: the checkpoint's, of which the model's and the adapters' part is kept."""
+    model = {key: state[key] for key in ("model", "adapters") if key in state}
     with new_folder(run / FOLDER, end.path.name) as part:
         link_or_copy(end.path / WEIGHTS, part / WEIGHTS)
-        files = {WEIGHTS: end.files[WEIGHTS], STATE: write_state(part / STATE, {"model": dict(buffers)})}
+        files = {WEIGHTS: end.files[WEIGHTS], STATE: write_state(part / STATE, model)}
         write_manifest(part, end.moment, None, files, {"learned": end.run["learned"]})
 
 

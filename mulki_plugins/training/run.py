@@ -29,7 +29,7 @@ from mulki_plugins.report.run_log import RunLog
 from mulki_plugins.training.accuracy import AccuracyRecorder, compute_metrics
 from mulki_plugins.training.build import Built, build_seeded
 from mulki_plugins.training.checkpoint import Checkpoint
-from mulki_plugins.training.contents import StackEntry, weights_of
+from mulki_plugins.training.contents import StackEntry
 from mulki_plugins.training.earlier_rows import restore
 from mulki_plugins.training.explain import explain, quiet_writers, undisturbed
 from mulki_plugins.training.final_weights import write_final_weights
@@ -187,8 +187,7 @@ class Run:
             self.result.metrics = compute_metrics(self.recipe, self.result, self.warn)
         if self.recipe.strategy.base != "none":
             with self.only_warning("the final weights cannot be written"):
-                metadata = self.built.model.weights_metadata
-                write_final_weights(self.folder, len(self.result.tasks), weights_of(self.strategy), metadata)
+                write_final_weights(self.folder, len(self.result.tasks), self.strategy.model)
         self.records.write_end()
         self.result.write(self.folder)  # last, so that a run called complete has everything
 

@@ -186,7 +186,7 @@ class Checkpointing:
             metadata=metadata,
         )  # fmt: skip
         if self.keep_weights and base is None and snapshot.weights:
-            keep_weights(self.folder, written, snapshot.state["model"])
+            keep_weights(self.folder, written, snapshot.state)
         prune(self.folder, written, self.settings.keep)
 
     def _progress(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
@@ -71,7 +72,7 @@ class Strategy:
     def cell(self, row: int, task: int) -> list[float]:
         """The accuracies of all seeds on a task; row 0 is the zero-shot row."""
         rows = [run.zero_shot if row == 0 else run.matrix[row - 1] for run in self.group.runs]
-        return [accuracies[task] for accuracies in rows if accuracies]
+        return [accuracies[task] for accuracies in rows if accuracies and not math.isnan(accuracies[task])]
 
 
 @frozen(eq=False)
@@ -231,4 +232,4 @@ def _notes(members: Sequence[Group], tests: Mapping[str, list[Compared]]) -> Ite
 def mean_row(strategy: Strategy, row: int) -> list[float]:
     """The mean over all tasks for each seed; row 0 is the zero-shot row."""
     rows = [run.zero_shot if row == 0 else run.matrix[row - 1] for run in strategy.group.runs]
-    return [statistics.fmean(accuracies) for accuracies in rows if accuracies]
+    return [statistics.fmean(accuracies) for accuracies in rows if accuracies and not any(map(math.isnan, accuracies))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import shlex
 import statistics
 from collections.abc import Iterator, Sequence
@@ -49,8 +50,8 @@ class Matrix:
     title: str
     run: Result
     images: list[int | None]
-    rows: list[tuple[str, list[Cell], float]]
-    """The task learned before the row, its cells and their mean."""
+    rows: list[tuple[str, list[Cell | None], float | None]]
+    """The task learned before the row, its cells and their mean; None for what an extended run could not measure."""
 
 
 def matrix_of(run: Result, title: str) -> Matrix:
@@ -63,15 +64,15 @@ def matrix_of(run: Result, title: str) -> Matrix:
     for i, (name, accuracies) in enumerate(labelled):
         learned = i - bool(run.zero_shot)
         cells = [
-            _cell(a, n, z, _place(learned, j) if staircase else "")
+            None if math.isnan(a) else _cell(a, n, z, _place(learned, j) if staircase else "")
             for j, (a, n, z) in enumerate(zip(accuracies, images, before, strict=True))
         ]
-        rows.append((name, cells, statistics.fmean(accuracies)))
+        rows.append((name, cells, None if None in cells else statistics.fmean(accuracies)))
     return Matrix(title, run, images, rows)
 
 
 def _cell(accuracy: float, images: int | None, zero_shot: float | None, place: str) -> Cell:
-    change = None if zero_shot is None else accuracy - zero_shot
+    change = None if zero_shot is None or math.isnan(zero_shot) else accuracy - zero_shot
     shift = None if change is None else change_step(change)
     return Cell(accuracy, accuracy_interval(accuracy, images), change, level_step(accuracy), shift, place)
 

@@ -287,6 +287,9 @@ def name_classes(
     for folder, name in zip(folders, names, strict=True):
         if not name.strip():
             mistakes.append(OptionError(f"the name of the class folder {folder!r} is empty; {_advise([folder])}", path))
+        elif printable(name) != name and isinstance(given, dict) and name in given.values():
+            what = f"the name of the class folder {folder!r} must be one line without control characters, got {name!r}"
+            mistakes.append(OptionError(what, path))
         elif printable(name) != name:
             what = "is not valid text; rename it, or give the names of all classes as a list in class_names"
             mistakes.append(OptionError(f"the name of the class folder {folder!r} {what}", path))
