@@ -50,7 +50,7 @@ class Features:
         rows = {task: [row for row, label in enumerate(self.task_labels) if label == task] for task in self.text}
         sorted_rows = torch.tensor([row for each in rows.values() for row in each])
         on_device = sorted_rows.to(self.image.device, non_blocking=True)
-        return dict(zip(rows, on_device.split([len(each) for each in rows.values()]), strict=True))
+        return dict(zip(rows, torch.split(on_device, [len(each) for each in rows.values()]), strict=True))
 
 
 @frozen(eq=False)
