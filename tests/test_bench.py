@@ -257,7 +257,8 @@ def measured(settings=("train.iterations=10", "train.checkpoint.every=4"), strat
         )
 
     def evaluation(seconds):
-        return Evaluation(read={"a": 10, "b": 10, "c": 10}, seconds=seconds, loading=1.0, encoding=1.0,
+        return Evaluation(read={"a": 10, "b": 10, "c": 10}, sentences=dict.fromkeys(IMAGES, 7), seconds=seconds,
+                          loading=1.0, encoding=1.0,
                           rates={"a": 0.1, "b": 0.1, "c": 0.2})  # fmt: skip
 
     return Measured(
@@ -293,9 +294,12 @@ def test_the_prediction_of_a_run_that_trains_nothing():
 
 
 def test_tasks_that_were_not_evaluated_are_reckoned():
-    part = Evaluation(read={"a": 10, "b": 10}, seconds=9.0, loading=1.0, encoding=1.0, rates={"a": 0.1, "b": 0.3})
+    part = Evaluation(
+        read={"a": 10, "b": 10}, sentences={"a": 7, "b": 3}, seconds=9.0, loading=1.0, encoding=1.0,
+        rates={"a": 0.1, "b": 0.3},
+    )  # fmt: skip
     seconds = whole_evaluation(part, measured())
-    assert seconds == pytest.approx(9 + 20 * 0.1 + 20 * 0.2 + 7 * 0.5)
+    assert seconds == pytest.approx(9 + 20 * 0.1 + 20 * 0.2 + 4 * 0.5 + 7 * 0.5)
 
 
 def test_a_machine_that_is_slow_at_sentences_evaluates_two_tasks(monkeypatch, stream, classifier):
@@ -304,6 +308,8 @@ def test_a_machine_that_is_slow_at_sentences_evaluates_two_tasks(monkeypatch, st
     monkeypatch.setattr(thin, "seconds_per_sentence", lambda model: thin.SECONDS)
     slow = thinned(stream, classifier, SIZE)
     assert [task.name for task in slow.tasks] == ["first", "second"]
+    assert [len(task.templates) for task in slow.tasks] == [1, 1]
+    assert [prompts.templates for prompts in classifier.prompts[:2]] == [task.templates for task in slow.tasks]
     assert thinned.whole is stream
     anything = Thinned(recipe("evaluate.classes=all"))
     assert len(anything(stream, classifier, SIZE).tasks) == 3

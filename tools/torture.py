@@ -92,13 +92,13 @@ def _last(folder: Path) -> Path:
 
 
 def points(folder: Path) -> Iterator[tuple[str, int, bytes]]:
-    """Every point of the TensorBoard curves, in the order in which they were written."""
+    """Every point of the TensorBoard curves but those of time and memory, in the order in which they were written."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
 
     for file in sorted(folder.glob("events.out.tfevents.*"), key=lambda path: _order(path.name)):
         for event in EventFileLoader(str(file)).Load():
             for value in event.summary.value:
-                if value.metadata.plugin_data.plugin_name != "images":
+                if value.metadata.plugin_data.plugin_name == "scalars" and not value.tag.startswith("cost/"):
                     yield value.tag, event.step, value.SerializeToString()
 
 

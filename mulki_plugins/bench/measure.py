@@ -60,6 +60,8 @@ class Evaluation:
 
     read: dict[str, int]
     """The number of images by task."""
+    sentences: dict[str, int]
+    """The number of sentences by task."""
     seconds: float
     loading: float
     encoding: float
@@ -251,6 +253,7 @@ class _Session:
         self.evaluations.append(
             Evaluation(
                 read=read,
+                sentences=sentences_of(self.built.stream),
                 seconds=seconds,
                 loading=parts["loading"],
                 encoding=parts["student"],

@@ -1,6 +1,6 @@
 """A stream with few test images and a recipe with few steps, which take seconds; chosen by how fast the model is here.
 
-Where the sentences of all classes alone would take long, only the first two tasks are evaluated.
+Where the sentences of all classes alone would take long, only the first two tasks are evaluated, with some of their templates.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from attrs import define, evolve, frozen
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.recipe.schema import Recipe, TaskBudget
 from mulki_plugins.streams.images import FileImages
-from mulki_plugins.streams.task import LabelledImages, TaskStream
+from mulki_plugins.streams.task import LabelledImages, Task, TaskStream
 from mulki_plugins.training.build import choose_workers
 from mulki_plugins.training.precision import autocast
 
@@ -24,7 +24,7 @@ SECONDS = 10.0
 """How long an evaluation of the thinned stream may take, roughly."""
 LEAST = 4
 """Images of a batch at least."""
-STEP = 12.0
+STEP = 8.0
 """How long a step of training may take, roughly; on a slow machine smaller batches are measured."""
 PASSES = 5
 """A step costs about as much as this many passes of its images: the student's, two for gradients, one for each teacher."""
@@ -78,10 +78,16 @@ class Thinned:
         tasks = stream.tasks
         if self.recipe.evaluate.classes != "all" and sum(sentences_of(stream).values()) * self.sentence > SECONDS:
             tasks = tasks[:2]
+            tasks = tuple(evolve(task, templates=self._affordable(task)) for task in tasks)
+            model.use_prompts((*tasks, *stream.tasks[2:]))
             tests = {task.name: tests[task.name] for task in tasks}
         workers = choose_workers(self.recipe.train.workers, stream, image_size)
         self.eval_batch_size, counts = sample_sizes(seconds, tests, self.recipe.evaluate.batch_size, workers)
         return evolve(stream, tasks=tuple(evolve(task, test=some(task.test, counts[task.name])) for task in tasks))
+
+    def _affordable(self, task: Task) -> tuple[str, ...]:
+        """The first templates of a task, so many that its classes take SECONDS / 5."""
+        return tuple(task.templates[: max(1, int(SECONDS / 5 / self.sentence / len(task.class_names)))])
 
 
 def with_own_cache(recipe: Recipe, folder: Path) -> Recipe:

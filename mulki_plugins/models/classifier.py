@@ -94,14 +94,13 @@ class ClipClassifier(MultiTaskModule):
             raise ValueError("tasks: expected at least one, got none")
         self.clip: Any = clip
         self.tokenizer = tokenizer
-        self.prompts = as_prompts(tasks)
+        self.use_prompts(tasks)
         self.features: Features | None = None
         self.templates: Templates | None = None
         self.weights_metadata: dict[str, str] = {}
         """The metadata to store with the weights: what they were trained with."""
         self.batch_labels: Sequence[int] | None = None
         """The task label of each sample of the batch, if the caller knows them; else the device is asked, which waits."""
-        self._tokens = Tokens(tokenizer, self.prompts)
         self._requests: dict[object, Request] = {}
         self._cache: dict[tuple[int, Templates, bool], tuple[tuple[int, ...], Tensor]] = {}
         self._unions: dict[tuple[int, ...], Union] = {}
@@ -112,6 +111,11 @@ class ClipClassifier(MultiTaskModule):
         self._prepared: list[int] = []
         if train == "none":
             clip.requires_grad_(False)
+
+    def use_prompts(self, tasks: HasPrompts | Sequence[HasPrompts]) -> None:
+        """Describe the classes by the names and templates of these tasks from here on."""
+        self.prompts = as_prompts(tasks)
+        self._tokens = Tokens(self.tokenizer, self.prompts)
 
     def before_task(self, task: int) -> None:
         """Let the adapters prepare for a task that is about to begin; only once for each task."""

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mulki_plugins.training.checkpoint import Checkpoint, Damaged
 from mulki_plugins.training.contents import CLIP
-from mulki_plugins.training.kept_weights import kept_weights
 from mulki_plugins.training.finite import overrides
+from mulki_plugins.training.kept_weights import kept_weights
 
 if TYPE_CHECKING:
     from mulki_plugins.training.run import Run
