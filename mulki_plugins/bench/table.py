@@ -134,7 +134,7 @@ def _heading(measured: Measured) -> Iterator[str]:
         compiled = ", without train.compile," if recipe.train.compile else ""
         yield (
             f"This machine is slow for this model. A step of {measured.batch_size} images was measured{compiled} and the time "
-            f"of {recipe.train.batch_size} reckoned from it."
+            f"of {recipe.train.batch_size} reckoned from it. The memory is that of {measured.batch_size}."
         )
 
 
