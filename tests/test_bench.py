@@ -8,19 +8,19 @@ import pytest
 import torch
 from attrs import evolve
 from click.testing import CliRunner
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from mulki_plugins.bench import passes as passes_module
 from mulki_plugins.bench import thin
 from mulki_plugins.bench.hardware import Counter, peak_product
-from mulki_plugins.bench.measure import Evaluation, Learned, Measured, _rates
+from mulki_plugins.bench.measure import Evaluation, Learned, Measured, _rates, measure
 from mulki_plugins.bench.passes import Pass, Passes
 from mulki_plugins.bench.predict import predict, whole_evaluation
 from mulki_plugins.bench.steps import StepObserver, Steps
 from mulki_plugins.bench.stopwatch import PARTS, Stopwatch
 from mulki_plugins.bench.synthetic import synthetic, without_weights
 from mulki_plugins.bench.table import as_text, duration
-from mulki_plugins.bench.thin import Thinned, sample_sizes, some
+from mulki_plugins.bench.thin import Thinned, affordable_batch, sample_sizes, shortened, some
 from mulki_plugins.cli import main
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.budget import evaluations, trainings
@@ -112,7 +112,7 @@ def test_a_watched_method_is_itself_again_afterwards():
 
 def read_all(loader, clock, seconds):
     read = 0
-    for (x,) in loader:
+    for [x] in loader:
         clock.advance(seconds)
         read += len(x)
     return read
@@ -146,6 +146,25 @@ def test_no_other_pass_is_cut_short(case):
         else:
             assert read_all(loader, clock, seconds) == 40
     assert [p.read for p in passes.take()] == ([40] if case == "short" else [])
+
+
+def test_a_pass_in_random_order_that_says_how_many_images_it_reads_is_cut_short():
+    clock = Clock()
+    passes = Passes(Stopwatch(clock=clock), clock)
+    data = TensorDataset(torch.zeros(95, 1))
+    with passes.watching():
+        assert read_all(DataLoader(data, 10, sampler=RandomSampler(data, num_samples=60)), clock, 2.0) == 20
+    assert [(each.images, each.read) for each in passes.take()] == [(60, 20)]
+
+
+def test_a_slow_machine_reads_a_few_images_of_each_batch():
+    clock = Clock()
+    passes = Passes(Stopwatch(clock=clock), clock, rows=4)
+    data = TensorDataset(torch.zeros(95, 1))
+    with passes.watching():
+        assert read_all(DataLoader(data, batch_size=10), clock, 2.0) == 8
+    [found] = passes.take()
+    assert (found.images, found.read, found.rate) == (95, 8, 0.5)
 
 
 # steps
@@ -238,7 +257,8 @@ def measured(settings=("train.iterations=10", "train.checkpoint.every=4"), strat
         )
 
     def evaluation(seconds):
-        return Evaluation(read={"a": 10, "b": 10, "c": 10}, seconds=seconds, loading=1.0, encoding=1.0,
+        return Evaluation(read={"a": 10, "b": 10, "c": 10}, sentences=dict.fromkeys(IMAGES, 7), seconds=seconds,
+                          loading=1.0, encoding=1.0,
                           rates={"a": 0.1, "b": 0.1, "c": 0.2})  # fmt: skip
 
     return Measured(
@@ -250,7 +270,7 @@ def measured(settings=("train.iterations=10", "train.checkpoint.every=4"), strat
         ],
         evaluations=[evaluation(9.0), evaluation(3.0), evaluation(5.0)],
         sentences=dict.fromkeys(IMAGES, 7), sentence_seconds=0.5,
-        eval_batch_size=8, checkpoint_mib=20.0, train_images=IMAGES, test_images={"a": 30, "b": 10, "c": 20},
+        batch_size=64, eval_batch_size=8, checkpoint_mib=20.0, train_images=IMAGES, test_images={"a": 30, "b": 10, "c": 20},
     )  # fmt: skip
 
 
@@ -274,9 +294,12 @@ def test_the_prediction_of_a_run_that_trains_nothing():
 
 
 def test_tasks_that_were_not_evaluated_are_reckoned():
-    part = Evaluation(read={"a": 10, "b": 10}, seconds=9.0, loading=1.0, encoding=1.0, rates={"a": 0.1, "b": 0.3})
+    part = Evaluation(
+        read={"a": 10, "b": 10}, sentences={"a": 7, "b": 3}, seconds=9.0, loading=1.0, encoding=1.0,
+        rates={"a": 0.1, "b": 0.3},
+    )  # fmt: skip
     seconds = whole_evaluation(part, measured())
-    assert seconds == pytest.approx(9 + 20 * 0.1 + 20 * 0.2 + 7 * 0.5)
+    assert seconds == pytest.approx(9 + 20 * 0.1 + 20 * 0.2 + 4 * 0.5 + 7 * 0.5)
 
 
 def test_a_machine_that_is_slow_at_sentences_evaluates_two_tasks(monkeypatch, stream, classifier):
@@ -285,6 +308,8 @@ def test_a_machine_that_is_slow_at_sentences_evaluates_two_tasks(monkeypatch, st
     monkeypatch.setattr(thin, "seconds_per_sentence", lambda model: thin.SECONDS)
     slow = thinned(stream, classifier, SIZE)
     assert [task.name for task in slow.tasks] == ["first", "second"]
+    assert [len(task.templates) for task in slow.tasks] == [1, 1]
+    assert [prompts.templates for prompts in classifier.prompts[:2]] == [task.templates for task in slow.tasks]
     assert thinned.whole is stream
     anything = Thinned(recipe("evaluate.classes=all"))
     assert len(anything(stream, classifier, SIZE).tasks) == 3
@@ -307,6 +332,41 @@ def test_an_evaluation_is_as_large_as_the_machine_is_fast():
     batch, counts = sample_sizes(0.0001, tests, 128, 12)
     assert batch == 128
     assert counts == {"a": 256, "b": 40 * 128}, "each of the workers fetches three batches before the pace shows"
+
+
+def test_a_step_is_as_large_as_the_machine_is_fast(monkeypatch, stream, classifier):
+    assert affordable_batch(0.001, 64) == 64
+    assert affordable_batch(thin.STEP / thin.PASSES / 20, 64) == 20
+    assert affordable_batch(100.0, 64) == thin.LEAST
+    assert affordable_batch(100.0, 2) == 2
+    monkeypatch.setattr(thin, "seconds_per_image", lambda model, size: 100.0)
+    whole = recipe("train.compile=true", "train.batch_size=16")
+    thinned = Thinned(whole)
+    thinned(stream, classifier, SIZE)
+    small = shortened(whole, 5, thinned)
+    assert (small.train.batch_size, small.train.compile) == (thin.LEAST, False)
+
+
+def test_steps_of_small_batches_tell_of_whole_ones():
+    parts = {**dict.fromkeys(PARTS, 0.0), "optimizer": 1.0, "backward": 2.0}
+    small = Steps(warmup=1, seconds=[4.0, 3.0, 5.0], parts=parts, span=1.0, flops=0, calls={})
+    whole = small.of_batches(8.0, fixed=1.0)
+    assert whole.median == pytest.approx(1.0 + 8 * 3.0)
+    assert whole.parts["optimizer"] == 1.0
+    assert whole.parts["backward"] == pytest.approx(2.0 * 25 / 4)
+    assert small.of_batches(1.0, fixed=1.0).seconds == small.seconds
+
+
+def test_bench_of_a_slow_machine_says_what_was_measured(monkeypatch):
+    monkeypatch.setattr(thin, "seconds_per_image", lambda model, size: 100.0)
+    small = recipe(
+        "stream={name: small}", "model={name: small-clip}", "device=cpu", "reference=null", "train.batch_size=16"
+    )
+    measured = measure(small, 0, steps=2, evaluate=False)
+    assert measured.batch_size == thin.LEAST
+    text = as_text(measured, predict(measured))
+    assert "A step of 4 images was measured and the time of 16 reckoned from it." in text
+    assert "batches of 16" in text
 
 
 def test_a_sample_is_spread_over_all_images():

@@ -150,6 +150,13 @@ def test_a_bundled_stream_has_no_pictures_in_its_later_evaluations(small_parts, 
     assert not own_cache.exists()
 
 
+def test_a_limit_of_nothing_turns_it_off_without_a_word(small_parts, photos, tmp_path, monkeypatch, own_cache, capsys):
+    monkeypatch.setenv("MULKI_CACHE_LIMIT", "0")
+    run_experiment(resolved(photos), 0, tmp_path)
+    assert not own_cache.exists()
+    assert "cached" not in capsys.readouterr().err
+
+
 def test_a_run_on_a_full_disk_warns_and_goes_on(small_parts, photos, tmp_path, monkeypatch, own_cache, capsys):
     expected = run_experiment(resolved(photos, "evaluate.cache=off"), 0, tmp_path / "off")
 

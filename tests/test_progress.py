@@ -188,6 +188,7 @@ def test_verbose_prints_how_long_each_part_took(monkeypatch):
     assert "    evaluated 640 images in 30.0 s" in text
     assert "    the first step ended after 2.0 s" in text
     assert "    [1/2] task0: preparing" in text
+    assert text.count("[1/2] task0: training") == 1
 
 
 def test_a_terminal_shows_one_line_with_the_time_left_of_the_run(monkeypatch):

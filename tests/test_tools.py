@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
+from torch.utils.tensorboard import SummaryWriter
 
 from tests.environments import ROOT
 
@@ -68,9 +69,24 @@ def test_the_benchmark_of_checkpoints(monkeypatch):
 
 
 def test_the_benchmark_of_a_step():
-    rows = bench("step", "--steps", "2", "--warmup", "1").splitlines()
+    done = CliRunner().invoke(importlib.import_module("bench").main, ["step", "--steps", "2", "--warmup", "1"])
+    assert "warning" not in done.stderr
+    rows = done.stdout.splitlines()
     assert [row.split()[0] for row in rows] == ["mulki", "by", "ratio"]
     assert 0.2 < float(rows[2].split()[1]) < 5
+
+
+def test_killed_runs_are_compared_by_what_does_not_depend_on_time_and_place(tmp_path):
+    points = importlib.import_module("torture").points
+    found = []
+    for seconds, loss in ((1.0, 0.5), (2.0, 0.5), (1.0, 0.6)):
+        with SummaryWriter(tmp_path / str(len(found))) as writer:
+            writer.add_text("recipe", f"it took {seconds} s", 0)
+            writer.add_scalar("cost/training_seconds", seconds, 1)
+            writer.add_scalar("train/loss/total", loss, 1)
+        found.append(list(points(tmp_path / str(len(found)))))
+    assert [tag for tag, *_ in found[0]] == ["train/loss/total"]
+    assert found[0] == found[1] != found[2]
 
 
 def test_the_benchmark_of_a_gpu_runs_small_and_is_refused_without_one(monkeypatch):

@@ -57,7 +57,12 @@ def alternate(count: int) -> tuple[list[float], list[float]]:
     from mulki_plugins.training.build import build_seeded
     from mulki_plugins.training.run import Run
 
-    settings = (f"stream.tasks=[{', '.join(TASKS)}]", f"train.iterations={count}", "train.checkpoint.every=null")
+    settings = (
+        f"stream.tasks=[{', '.join(TASKS)}]",
+        f"train.iterations={count}",
+        "train.checkpoint.every=null",
+        "evaluate.predictions=false",
+    )
     settings += (f"train.per_task={{{TASKS[0]}: {{iterations: 2}}}}",)
     recipe = resolve("mtil", Changes(settings=settings)).recipe
     built = build_seeded(recipe, 0)

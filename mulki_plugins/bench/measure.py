@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 from avalanche.training.plugins import EvaluationPlugin
 
 from mulki_plugins.bench.hardware import peak_product, waiter
 from mulki_plugins.bench.passes import Pass, Passes
-from mulki_plugins.bench.steps import StepObserver, Steps
+from mulki_plugins.bench.steps import FIXED, StepObserver, Steps
 from mulki_plugins.bench.stopwatch import Part, Stopwatch, replaced
-from mulki_plugins.bench.thin import Thinned, sentences_of, steady_after
+from mulki_plugins.bench.thin import Thinned, sentences_of, shortened, steady_after, with_own_cache
 from mulki_plugins.models.classifier import ClipClassifier
-from mulki_plugins.recipe.schema import Recipe, TaskBudget
+from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.report.progress import ProgressLogger
 from mulki_plugins.streams.task import TaskStream
 from mulki_plugins.training.batches import TaskBatches
@@ -60,6 +60,8 @@ class Evaluation:
 
     read: dict[str, int]
     """The number of images by task."""
+    sentences: dict[str, int]
+    """The number of sentences by task."""
     seconds: float
     loading: float
     encoding: float
@@ -87,6 +89,8 @@ class Measured:
     tasks: list[Learned]
     evaluations: list[Evaluation]
     """The first one is that of the zero-shot row."""
+    batch_size: int
+    """Of the steps that were measured: smaller than the recipe's on a slow machine."""
     eval_batch_size: int
     checkpoint_mib: float
     train_images: dict[str, int]
@@ -124,16 +128,18 @@ class _Session:
         say("building the stream, the model and the plugins")
         began = time.perf_counter()
         seed_everything(seed)
-        recipe = _with_own_cache(recipe, folder / "cache")
+        recipe = with_own_cache(recipe, folder / "cache")
         thinned = Thinned(recipe)
         self.built: Built = build(recipe, stream=stream, thin=thinned)
         self.build = time.perf_counter() - began
         self.stream, self.sentence_seconds = thinned.whole, thinned.sentence
-        self.recipe = _shortened(recipe, steps, thinned.eval_batch_size)
+        self.recipe = shortened(recipe, WARMUP + steps, thinned)
+        self.times = recipe.train.batch_size / self.recipe.train.batch_size
+        """How many times as large a batch is as those that are measured; 1 except on a slow machine."""
         self.device = self.built.device
         self.wait = waiter(self.device)
         self.watch = Stopwatch(self.wait)
-        self.passes = Passes(self.watch)
+        self.passes = Passes(self.watch, rows=self.recipe.train.batch_size if self.times > 1 else None)
         self.evaluations: list[Evaluation] = []
         self.checkpoint_seconds = 0.0
         self.last = 0
@@ -167,6 +173,7 @@ class _Session:
             build=self.build,
             tasks=learned,
             evaluations=self.evaluations,
+            batch_size=self.recipe.train.batch_size,
             eval_batch_size=self.recipe.evaluate.batch_size,
             checkpoint_mib=_largest(runs / FOLDER),
             train_images={task.name: len(task.train) for task in self.stream.tasks},
@@ -182,8 +189,9 @@ class _Session:
         self.say(f"training a few steps of {task.name}" + (", with both teachers" if i else ""))
         _reset_peak(self.device)
         observer = StepObserver(
-            strategy=strategy, watch=self.watch, wait=self.wait, warmup=WARMUP, steps=self.steps, limit=self.limit,
-            asynchronous=self.device.type != "cpu", count=self.count and i == self.last,
+            strategy=strategy, watch=self.watch, wait=self.wait, warmup=WARMUP if self.times == 1 else 1, steps=self.steps,
+            limit=self.limit,
+            asynchronous=self.device.type != "cpu", count=self.count and i == self.last and self.times == 1,
         )  # fmt: skip
         after_step, evaluated = strategy.after_step, len(self.evaluations)
         self.passes.take()
@@ -209,12 +217,17 @@ class _Session:
         return Learned(
             name=task.name,
             images=sum(len(each.train) for each in self.built.stream.tasks) if joint else len(task.train),
-            steps=steps,
+            steps=steps if self.times == 1 else self._of_whole_batches(steps, len(task.class_names)),
             overhead=max(0.0, seconds - elsewhere - steps.span - steps.mean),
             passes=passes,
             checkpoint=self.checkpoint_seconds,
             peak_memory_mib=peak_memory(self.device),
         )
+
+    def _of_whole_batches(self, steps: Steps, sentences: int) -> Steps:
+        """What steps of the recipe's batch size would take. The text tower and the optimizer take as long as before."""
+        texts = 3 * sentences * self.sentence_seconds  # with their gradients
+        return steps.of_batches(self.times, texts + sum(steps.parts[part] for part in FIXED))
 
     def evaluate(self, *experiences: Any) -> list[float]:
         """In the place of the run's own: it calls that and keeps the seconds of its parts."""
@@ -240,6 +253,7 @@ class _Session:
         self.evaluations.append(
             Evaluation(
                 read=read,
+                sentences=sentences_of(self.built.stream),
                 seconds=seconds,
                 loading=parts["loading"],
                 encoding=parts["student"],
@@ -293,27 +307,6 @@ class _Session:
             return timed
 
         return replaced(Checkpointing, name, around)
-
-
-def _with_own_cache(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with an empty cache of decoded images, which the first evaluation fills as in a first run."""
-    if getattr(recipe.evaluate, "cache", "off") == "off":
-        return recipe
-    changed: dict[str, Any] = {"cache": str(folder)}
-    return evolve(recipe, evaluate=evolve(recipe.evaluate, **changed))
-
-
-def _shortened(recipe: Recipe, steps: int, eval_batch_size: int) -> Recipe:
-    """The recipe with a task of few steps."""
-    enough = 3 * (WARMUP + steps) + 10  # the observer ends the task; the schedule only needs a length
-    train = evolve(
-        recipe.train,
-        iterations=enough,
-        epochs=None,
-        per_task={name: TaskBudget(lr=budget.lr) for name, budget in recipe.train.per_task.items()},
-        checkpoint=evolve(recipe.train.checkpoint, every=None),
-    )
-    return evolve(recipe, train=train, evaluate=evolve(recipe.evaluate, batch_size=eval_batch_size))
 
 
 def _rates(ends: list[tuple[int, float]], read: dict[str, int], batch_size: int, skip: int) -> dict[str, float]:

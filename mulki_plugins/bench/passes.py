@@ -39,11 +39,13 @@ class Pass:
 class Passes:
     """The passes so far. Within `watching`, every data loader but that of the training itself is observed.
 
-    A pass in random order takes as many batches as it needs, such as a sample of the images, and is never cut short.
+    A pass in random order takes as many batches as it needs and is never cut short, unless it says how many images it reads.
     """
 
     watch: Stopwatch
     clock: Callable[[], float] = time.perf_counter
+    rows: int | None = None
+    """The most images of a batch, on a machine for which a whole one is too much."""
     evaluating: bool = False
     """Whether an evaluation is on, which reads whole test sets."""
     found: list[Pass] = field(factory=list)
@@ -72,15 +74,17 @@ class Passes:
     def _read(self, loader: DataLoader[Any], batches: Iterator[Any]) -> Iterator[Any]:
         """The batches of a loader, fewer if they take too long."""
         timed = self.watch.watch_items(batches, "loading")
-        if self.evaluating or isinstance(loader.sampler, RandomSampler) or loader.batch_size is None:
+        endless = isinstance(loader.sampler, RandomSampler) and loader.sampler._num_samples is None
+        if self.evaluating or endless or loader.batch_size is None:
             yield from timed
             return
         images = len(loader.sampler) if isinstance(loader.sampler, Sized) else 0
+        size = min(loader.batch_size, self.rows or loader.batch_size)
         began, first, first_seconds = self.clock(), 0, 0.0
         read, seconds = 0, 0.0
         for batch in timed:
-            yield batch
-            read, seconds = min(read + loader.batch_size, images), self.clock() - began
+            yield batch if size == loader.batch_size else [each[:size] for each in batch]
+            read, seconds = min(read + size, images), self.clock() - began
             if not first:
                 first, first_seconds = read, seconds
             if seconds > ENOUGH and read < images:

@@ -61,14 +61,15 @@ def passes_for(learned: Learned, images: int) -> list[float]:
 
 
 def whole_evaluation(evaluation: Evaluation, measured: Measured) -> float:
-    """Seconds with every test image, and with the images and sentences of tasks that were not evaluated."""
+    """Seconds with every test image and sentence, also of tasks that were not evaluated."""
     usual = sum(evaluation.rates.values()) / len(evaluation.rates)
     seconds = evaluation.seconds
     for name, images in measured.test_images.items():
         if name in evaluation.read:
             seconds += (images - evaluation.read[name]) * evaluation.rates[name]
         else:
-            seconds += images * usual + measured.sentences[name] * measured.sentence_seconds
+            seconds += images * usual
+        seconds += (measured.sentences[name] - evaluation.sentences.get(name, 0)) * measured.sentence_seconds
     return seconds
 
 

@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from mulki_plugins.bench.hardware import Counter
 from mulki_plugins.bench.stopwatch import PARTS, Part, Stopwatch
 from mulki_plugins.training.strategy import ContinualTemplate
+
+FIXED: tuple[Part, ...] = ("optimizer", "logging", "checkpoint")
+"""Parts of a step that take the same time for a batch of any size."""
 
 
 @frozen(kw_only=True)
@@ -29,6 +32,13 @@ class Steps:
     """Floating-point operations of a step; 0 if not counted."""
     calls: dict[str, int]
     """Launches, waits and scalar reads of a step; empty if not counted."""
+
+    def of_batches(self, times: float, fixed: float) -> Steps:
+        """What steps with so many times as many images would take; `fixed` seconds of a step do not grow with the images."""
+        whole = self.median + (times - 1) * max(0.0, self.median - fixed)
+        factor = whole / self.median
+        parts = {part: seconds if part in FIXED else seconds * factor for part, seconds in self.parts.items()}
+        return evolve(self, seconds=[each * factor for each in self.seconds], parts=parts)
 
     @property
     def median(self) -> float:

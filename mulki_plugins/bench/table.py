@@ -58,6 +58,7 @@ def as_plain(measured: Measured, prediction: Prediction) -> dict[str, Any]:
         "threads": measured.threads,
         "precision": recipe.train.precision,
         "batch_size": recipe.train.batch_size,
+        "measured_batch_size": measured.batch_size,
         "notices": measured.notices,
         "peak_flops_per_second": measured.peak_flops,
         "build_seconds": measured.build,
@@ -129,6 +130,12 @@ def _heading(measured: Measured) -> Iterator[str]:
         f"batches of {recipe.train.batch_size}, {recipe.train.precision}; the largest matrix product measured here reaches "
         f"{measured.peak_flops / 1e12:.3g} TFLOP/s"
     )
+    if measured.batch_size < recipe.train.batch_size:
+        compiled = ", without train.compile," if recipe.train.compile else ""
+        yield (
+            f"This machine is slow for this model. A step of {measured.batch_size} images was measured{compiled} and the time "
+            f"of {recipe.train.batch_size} reckoned from it. The memory is that of {measured.batch_size}."
+        )
 
 
 def _steps(measured: Measured) -> Iterator[str]:

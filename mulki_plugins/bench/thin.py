@@ -1,11 +1,12 @@
-"""A stream with few test images, so that an evaluation takes seconds; chosen by how fast the model is on this machine.
+"""A stream with few test images and a recipe with few steps, which take seconds; chosen by how fast the model is here.
 
-Where the sentences of all classes alone would take long, only the first two tasks are evaluated.
+Where the sentences of all classes alone would take long, only the first two tasks are evaluated, with some of their templates.
 """
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,20 @@ import torch
 from attrs import define, evolve, frozen
 
 from mulki_plugins.models.classifier import ClipClassifier
-from mulki_plugins.recipe.schema import Recipe
+from mulki_plugins.recipe.schema import Recipe, TaskBudget
 from mulki_plugins.streams.images import FileImages
-from mulki_plugins.streams.task import LabelledImages, TaskStream
+from mulki_plugins.streams.task import LabelledImages, Task, TaskStream
 from mulki_plugins.training.build import choose_workers
+from mulki_plugins.training.precision import autocast
 
 SECONDS = 10.0
 """How long an evaluation of the thinned stream may take, roughly."""
 LEAST = 4
 """Images of a batch at least."""
+STEP = 8.0
+"""How long a step of training may take, roughly; on a slow machine smaller batches are measured."""
+PASSES = 5
+"""A step costs about as much as this many passes of its images: the student's, two for gradients, one for each teacher."""
 
 
 @frozen(eq=False)
@@ -50,6 +56,8 @@ class Thinned:
     recipe: Recipe
     eval_batch_size: int = 0
     """For the evaluations of the thinned stream: smaller than the recipe's on a slow machine."""
+    train_batch_size: int = 0
+    """For the steps: smaller than the recipe's on a slow machine."""
     sentence: float = 0.0
     """Seconds to encode a sentence."""
     _whole: TaskStream | None = None
@@ -63,20 +71,54 @@ class Thinned:
     def __call__(self, stream: TaskStream, model: ClipClassifier, image_size: int) -> TaskStream:
         self._whole = stream
         tests = {task.name: len(task.test) for task in stream.tasks}
-        seconds = seconds_per_image(model, image_size)
-        self.sentence = seconds_per_sentence(model)
+        with autocast(self.recipe.train.precision, model.scale.device):
+            seconds = seconds_per_image(model, image_size)
+            self.sentence = seconds_per_sentence(model)
+        self.train_batch_size = affordable_batch(seconds, self.recipe.train.batch_size)
         tasks = stream.tasks
         if self.recipe.evaluate.classes != "all" and sum(sentences_of(stream).values()) * self.sentence > SECONDS:
             tasks = tasks[:2]
+            tasks = tuple(evolve(task, templates=self._affordable(task)) for task in tasks)
+            model.use_prompts((*tasks, *stream.tasks[2:]))
             tests = {task.name: tests[task.name] for task in tasks}
         workers = choose_workers(self.recipe.train.workers, stream, image_size)
         self.eval_batch_size, counts = sample_sizes(seconds, tests, self.recipe.evaluate.batch_size, workers)
         return evolve(stream, tasks=tuple(evolve(task, test=some(task.test, counts[task.name])) for task in tasks))
 
+    def _affordable(self, task: Task) -> tuple[str, ...]:
+        """The first templates of a task, so many that its classes take SECONDS / 5."""
+        return tuple(task.templates[: max(1, int(SECONDS / 5 / self.sentence / len(task.class_names)))])
+
+
+def with_own_cache(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with an empty cache of decoded images, which the first evaluation fills as in a first run."""
+    if recipe.evaluate.cache == "off":
+        return recipe
+    return evolve(recipe, evaluate=evolve(recipe.evaluate, cache=str(folder)))
+
+
+def shortened(recipe: Recipe, steps: int, thinned: Thinned) -> Recipe:
+    """The recipe with a task of few steps, and on a slow machine with small batches and without a compiler."""
+    train = evolve(
+        recipe.train,
+        iterations=3 * steps + 10,  # the observer ends the task; the schedule only needs a length
+        epochs=None,
+        per_task={name: TaskBudget(lr=budget.lr) for name, budget in recipe.train.per_task.items()},
+        checkpoint=evolve(recipe.train.checkpoint, every=None),
+        batch_size=thinned.train_batch_size,
+        compile=recipe.train.compile and thinned.train_batch_size == recipe.train.batch_size,
+    )
+    return evolve(recipe, train=train, evaluate=evolve(recipe.evaluate, batch_size=thinned.eval_batch_size))
+
 
 def sentences_of(stream: TaskStream) -> dict[str, int]:
     """The number of sentences of each task that an evaluation encodes."""
     return {task.name: len(task.class_names) * len(task.templates) for task in stream.tasks}
+
+
+def affordable_batch(seconds: float, batch_size: int) -> int:
+    """The largest batch up to `batch_size` whose step takes about STEP, at that many seconds per image."""
+    return max(min(LEAST, batch_size), min(batch_size, int(STEP / max(PASSES * seconds, 1e-9))))
 
 
 def sample_sizes(seconds: float, tests: dict[str, int], batch_size: int, workers: int) -> tuple[int, dict[str, int]]:
@@ -112,7 +154,7 @@ def some(images: LabelledImages, count: int) -> LabelledImages:
 
 
 @torch.no_grad()
-def seconds_per_image(model: ClipClassifier, image_size: int, batch: int = 16) -> float:
+def seconds_per_image(model: ClipClassifier, image_size: int, batch: int = 8) -> float:
     """How long the model takes to encode an image, from a few batches."""
     device = model.scale.device
     x = torch.zeros(batch, 3, image_size, image_size, device=device)

@@ -37,8 +37,8 @@ class Features:
     """[B, d], unit norm."""
     text: dict[int, Tensor]
     """[C, d] for each task in the batch, unit norm."""
-    task_labels: Tensor
-    """[B]"""
+    task_labels: Sequence[int]
+    """[B], on the host."""
     scale: Tensor
     """The factor of the cosines, a scalar."""
     classes: dict[object, Tensor] = field(factory=dict)
@@ -46,11 +46,11 @@ class Features:
 
     @cached_property
     def rows(self) -> dict[int, Tensor]:
-        """The rows of each task's samples in the batch. Several tasks make the host wait for the device, once a step."""
-        if len(self.text) == 1:
-            [task] = self.text
-            return {task: torch.arange(len(self.image), device=self.image.device)}
-        return {task: (self.task_labels == task).nonzero()[:, 0] for task in self.text}
+        """The rows of each task's samples in the batch; the host sorts them, so that it need not ask the device."""
+        rows = {task: [row for row, label in enumerate(self.task_labels) if label == task] for task in self.text}
+        sorted_rows = torch.tensor([row for each in rows.values() for row in each])
+        on_device = sorted_rows.to(self.image.device, non_blocking=True)
+        return dict(zip(rows, torch.split(on_device, [len(each) for each in rows.values()]), strict=True))
 
 
 @frozen(eq=False)
@@ -94,14 +94,13 @@ class ClipClassifier(MultiTaskModule):
             raise ValueError("tasks: expected at least one, got none")
         self.clip: Any = clip
         self.tokenizer = tokenizer
-        self.prompts = as_prompts(tasks)
+        self.use_prompts(tasks)
         self.features: Features | None = None
         self.templates: Templates | None = None
         self.weights_metadata: dict[str, str] = {}
         """The metadata to store with the weights: what they were trained with."""
-        self.batch_tasks: tuple[int, ...] | None = None
-        """The distinct task ids of the batch, sorted, if the caller knows them; else the device is asked, which waits."""
-        self._tokens = Tokens(tokenizer, self.prompts)
+        self.batch_labels: Sequence[int] | None = None
+        """The task label of each sample of the batch, if the caller knows them; else the device is asked, which waits."""
         self._requests: dict[object, Request] = {}
         self._cache: dict[tuple[int, Templates, bool], tuple[tuple[int, ...], Tensor]] = {}
         self._unions: dict[tuple[int, ...], Union] = {}
@@ -112,6 +111,11 @@ class ClipClassifier(MultiTaskModule):
         self._prepared: list[int] = []
         if train == "none":
             clip.requires_grad_(False)
+
+    def use_prompts(self, tasks: HasPrompts | Sequence[HasPrompts]) -> None:
+        """Describe the classes by the names and templates of these tasks from here on."""
+        self.prompts = as_prompts(tasks)
+        self._tokens = Tokens(self.tokenizer, self.prompts)
 
     def before_task(self, task: int) -> None:
         """Let the adapters prepare for a task that is about to begin; only once for each task."""
@@ -151,14 +155,13 @@ class ClipClassifier(MultiTaskModule):
         z = self.encode_image(x)
         if task_labels is None and len(self.prompts) > 1:
             return {task: self.logits(z, self.text_features(task)) for task in range(len(self.prompts))}
-        task_labels = 0 if task_labels is None else task_labels
-        if isinstance(task_labels, int):
-            ids: tuple[int, ...] = (task_labels,)
-            task_labels = torch.full((len(x),), task_labels, device=x.device)
+        if isinstance(task_labels, Tensor):
+            labels = task_labels.tolist() if self.batch_labels is None else self.batch_labels
         else:
-            ids = self.batch_tasks or tuple(int(task) for task in torch.unique(task_labels).tolist())
+            labels = [task_labels or 0] * len(x)
+        ids = tuple(sorted(set(labels)))
         texts, requested = self._texts(ids)
-        features = Features(image=z, text=texts, task_labels=task_labels, scale=self.scale, classes=requested)
+        features = Features(image=z, text=texts, task_labels=labels, scale=self.scale, classes=requested)
         if self.training:
             self.features = features
         if len(ids) == 1:
@@ -324,7 +327,7 @@ class ClipClassifier(MultiTaskModule):
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without features, caches and requests: tensors with a graph cannot be copied, plugins must not be."""
-        return {**self.__dict__, "features": None, "_cache": {}, "_requests": {}, "batch_tasks": None}
+        return {**self.__dict__, "features": None, "_cache": {}, "_requests": {}, "batch_labels": None}
 
 
 def _unit(features: Tensor) -> Tensor:

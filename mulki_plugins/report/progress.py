@@ -114,7 +114,9 @@ class ProgressLogger(BaseLogger):
     def doing(self, what: str) -> None:
         """From now on the run does this, such as `evaluating the pre-trained model`."""
         self._doing, self._batches = what, 0
-        if self.verbosity > 0 and not self._is_terminal():
+        if (
+            self.verbosity > 0 and not self._is_terminal() and not what.endswith(": training")
+        ):  # which is said in any case
             self.say(f"    {what}")
         self._show(0, 0, "")
         self._draw()
@@ -196,9 +198,10 @@ class ProgressLogger(BaseLogger):
     def before_training_exp(self, strategy: Watched, metric_values: Any) -> None:
         self._average, self._start, self._steps = {}, self.clock(), 0
         self._training = self._label(strategy)
-        self.doing(f"{self._training}: training")
+        begins = f"{self._training}: training"
         if not self._is_terminal():
-            self.say(self._doing)
+            self.say(begins)
+        self.doing(begins)
 
     def log_single_metric(self, name: str, value: Any, x_plot: int) -> None:
         if name in ("train/loss/total", "train/accuracy"):

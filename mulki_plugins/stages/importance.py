@@ -130,9 +130,7 @@ def sensitivity(
     generator = torch.Generator().manual_seed(0)
     training, mean = model.training, RunningMean()
     model.eval()
-    for _, (x, _, labels) in zip(
-        range(batches), evaluation_batches(dataset, batch_size, generator=generator), strict=False
-    ):
+    for x, _, labels in evaluation_batches(dataset, batch_size, generator=generator, most=batches * batch_size):
         with torch.enable_grad():
             z = model.encode_image(x.to(model.scale.device))
             texts = [model.encode_text(int(task), all_templates=False) for task in torch.unique(labels)]

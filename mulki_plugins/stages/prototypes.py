@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from mulki_plugins.losses import class_sums
 from mulki_plugins.models.classifier import ClipClassifier
@@ -17,17 +17,18 @@ from mulki_plugins.stages.protocols import Dataset
 
 def evaluation_batches(
     dataset: Dataset, batch_size: int = 256, *, workers: int = 0, generator: torch.Generator | None = None,
-    pinned: bool = False,
+    most: int | None = None, pinned: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
     """Batches of an Avalanche data set through its evaluation transform: images [B, 3, H, W], classes [B], task labels [B].
 
-    In order, or shuffled if there is a generator. The task labels are 0 if the data set has none. pinned: in memory from
-    which a GPU can copy on its own.
+    In order, or shuffled if there is a generator, then at most `most` images. The task labels are 0 if the data set has none.
+    pinned: in memory from which a GPU can copy on its own.
     """
     images: Any = dataset.eval()  # Avalanche's data sets are not torch's by type
+    count = len(images) if most is None else min(most, len(images))
+    shuffled = None if generator is None else RandomSampler(images, num_samples=count, generator=generator)
     loader: DataLoader[Any] = DataLoader(
-        images, batch_size=batch_size, num_workers=workers, shuffle=generator is not None, generator=generator,
-        pin_memory=pinned,
+        images, batch_size=batch_size, num_workers=workers, sampler=shuffled, generator=generator, pin_memory=pinned
     )  # fmt: skip
     for batch in loader:
         x, y = batch[0], batch[1]

@@ -105,10 +105,11 @@ def build(recipe: Recipe, *, stream: TaskStream | None = None, thin: Thin | None
 
 
 def _make_cache(choice: str) -> PixelCache | None:
-    """The cache of `evaluate.cache`."""
+    """The cache of `evaluate.cache`; a limit of 0 turns it off without a word."""
     if choice == "off":
         return None
-    return PixelCache(None if choice == "auto" else Path(choice).expanduser())
+    cache = PixelCache(None if choice == "auto" else Path(choice).expanduser())
+    return cache if cache.limit else None
 
 
 def choose_workers(setting: int | Literal["auto"], stream: TaskStream, image_size: int) -> int:

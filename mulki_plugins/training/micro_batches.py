@@ -19,9 +19,9 @@ class Labels:
     tensor: Tensor | None = None
     numbers: Sequence[int] | None = None
 
-    def tasks_of(self, batch: Sequence[Tensor]) -> tuple[int, ...] | None:
-        """The distinct task ids, sorted; None if they are unknown, or if a plugin has put another batch in its place."""
-        return tuple(sorted(set(self.numbers))) if self.numbers is not None and batch[-1] is self.tensor else None
+    def of(self, batch: Sequence[Tensor]) -> Sequence[int] | None:
+        """The numbers; None if they are unknown, or if a plugin has put another batch in its place."""
+        return self.numbers if batch[-1] is self.tensor else None
 
 
 @frozen(eq=False)
@@ -51,7 +51,7 @@ class MicroBatches:
         if count == 1:
             yield MicroBatch(self.batch, self.labels, 1.0, last=True)
             return
-        known = self.labels.numbers if self.labels.tasks_of(self.batch) is not None else None
+        known = self.labels.of(self.batch)
         begin = 0
         for number, pieces in enumerate(zip(*(each.tensor_split(count) for each in self.batch), strict=True), 1):
             end = begin + len(pieces[0])

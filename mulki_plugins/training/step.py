@@ -131,11 +131,11 @@ class StepTemplate(ScopedEvaluation):
         with self.autocast():
             if (logits := self.scope_logits()) is not None:
                 return logits
-            self.model.batch_tasks = (self._labels if self._part is None else self._part.labels).tasks_of(self.mbatch)
+            self.model.batch_labels = (self._labels if self._part is None else self._part.labels).of(self.mbatch)
             try:
                 return super().forward()  # type: ignore[no-any-return]  # Avalanche has no type for it
             finally:
-                self.model.batch_tasks = None
+                self.model.batch_labels = None
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward in the recipe's precision, also for a plugin's own forwards."""
