@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import tempfile
@@ -33,8 +34,8 @@ def in_place_of(path: Path, *, if_absent: bool = False) -> Iterator[Path]:
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(descriptor)
     try:
-        os.chmod(name, 0o666 & ~umask())  # mkstemp lets only the owner read
         yield Path(name)
+        share(Path(name))
         sync(Path(name))
         if not (if_absent and _link_if_absent(name, path)):
             os.replace(name, path)
@@ -87,8 +88,14 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def share(path: Path) -> None:
+    """Give a file the permissions of an ordinary new one: mkstemp and safetensors let only the owner read."""
+    os.chmod(path, 0o666 & ~umask())
+
+
+@functools.cache
 def umask() -> int:
-    """The permissions that new files of this process lack."""
+    """The permissions that new files of this process lack. Read once: reading changes it for a moment, in all threads."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

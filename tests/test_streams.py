@@ -108,10 +108,13 @@ def test_the_cache_is_used_and_a_damaged_one_drawn_anew(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [b"", b"junk", b"PK\x03\x04"])
-def test_a_damaged_cache_is_drawn_anew(damage, stream):
+def test_a_damaged_cache_is_drawn_anew(damage, stream, tmp_path, monkeypatch):
     scans = declared_tasks()["scans"]
-    [path] = pictures.cache_folder().glob("mtil-mini-scans-test-*.npz")
-    whole = path.read_bytes()
+    [shared] = pictures.cache_folder().glob("mtil-mini-scans-test-*.npz")
+    whole = shared.read_bytes()
+    monkeypatch.setenv("MULKI_CACHE", str(tmp_path))
+    path = pictures.cache_folder() / shared.name
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(damage)
     drawn = pictures.cached("scans", scans, "test", [])
     assert path.read_bytes() == whole

@@ -8,6 +8,7 @@ tasks, and the smallest; and the share of the images that were read. The sample 
 
 from __future__ import annotations
 
+import click
 import torch
 
 from mulki_plugins.models import ClipClassifier, load_clip
@@ -18,6 +19,7 @@ from mulki_plugins.streams.mini.stream import mtil_mini
 SIZES = (1, 2, 5, 10, 20, 40)
 
 
+@click.command(help=(__doc__ or "").splitlines()[0])
 def main() -> None:
     loaded, stream = load_clip("mulki-tiny"), mtil_mini()
     benchmark = as_benchmark(stream, loaded.transform(train=True), loaded.transform(train=False))

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mulki_plugins.errors import MulkiError, describe_error
-from mulki_plugins.files import sync, write_text
+from mulki_plugins.files import share, sync, write_text
 from mulki_plugins.models.weights import WEIGHTS
 from mulki_plugins.training.checksums import Checksummed, checksum_of, digest
 from mulki_plugins.training.snapshot import put_back
@@ -295,6 +295,7 @@ def _write_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[
     except SafetensorError as error:  # it hides the system's own error
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else error from error
+    share(path)
     sync(path)
     return digest(ready, ready.__getitem__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,11 @@ from mulki_plugins.models.classifier import ClipClassifier
 
 _ROWS = 64
 """Sentences pass the text tower in multiples of this, so that few shapes are compiled."""
+
+
+def _first_sentence(error: Exception) -> str:
+    """What went wrong, without the advice for developers of the compiler that follows it."""
+    return re.split(r"\s*(?:Set TORCH|You can suppress|\.\s|\n)", describe_error(error), maxsplit=1)[0][:300]
 
 
 class CompiledTowers:
@@ -70,7 +76,7 @@ class CompiledTowers:
     def report(self, error: Exception) -> None:
         """Say once that the compiler failed."""
         if not self._reported:
-            self.say(f"train.compile: the compiler failed, the run goes on without it: {describe_error(error)[:300]}")
+            self.say(f"train.compile: the compiler failed, the run goes on without it: {_first_sentence(error)}")
         self._reported = True
 
     def _wrap(self, module: nn.Module, mode: str | None, *, rows: int) -> None:
