@@ -486,7 +486,8 @@ def test_bench_of_every_kind_of_strategy(strategy):
 
 def test_bench_without_data_draws_images_and_says_so(tmp_path):
     stream = f"stream={{name: mtil, root: {tmp_path / 'nowhere'}, tasks: [MNIST, EuroSAT]}}"
-    settings = (stream, "model=mulki-tiny", "device=cpu", "train.batch_size=4", "train.workers=0", "train.per_task={}")
+    settings = (stream, "model=mulki-tiny", "device=cpu", "train.batch_size=4", "train.workers=0", "train.per_task={}",
+                "train.compile=false", "train.precision=fp32")  # fmt: skip
     words = [word for setting in settings for word in ("--set", setting)]
     done = mulki("bench", "mtil-vitb16", "--strategy", "finetune", *words, "--steps", "2", "--json")
     assert "note: measured with drawn images" in done.stderr

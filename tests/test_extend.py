@@ -236,7 +236,8 @@ def test_without_the_weights_the_cells_are_empty_and_metrics_say_so(tmp_path, ca
     assert (more / "matrix.csv").read_text().splitlines()[2].endswith(",")
     summary = mulki("results", more, run(tmp_path, "two", "finetune", 2)).stdout.splitlines()
     numbers = r"\s+".join(f"{b['metrics'][name]:.2f}" for name in ("last", "forgetting"))
-    assert any(re.search(rf"{numbers}\s+-\s+-$", line) for line in summary), summary
+    assert any(re.search(rf"{numbers}(\s+-\s+-)?$", line) for line in summary), summary
+    assert any(re.search(r"\s-\s+-(\s|$)", line) for line in summary), "Transfer and Average have no value"
 
 
 def test_what_cannot_be_extended(tmp_path, monkeypatch, kill_at):

@@ -152,7 +152,7 @@ def test_the_weights_can_be_loaded_again(tmp_path):
     done = mulki(
         "run", "mtil", "--strategy", "zero-shot", *few, "--set", f"model.pretrained={folder}", "--out", tmp_path
     )
-    assert f"the weights are those of {weights}" in done.stderr
+    assert f"the weights are those of {folder / 'model.safetensors'}" in done.stderr
     assert result(folder_of(tmp_path, "zero-shot"))["zero_shot"] == result(folder)["matrix"][-1]
 
 

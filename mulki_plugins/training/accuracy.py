@@ -102,8 +102,7 @@ def compute_metrics(recipe: Recipe, result: Result, warn: Warn) -> dict[str, flo
         outcome = try_call(lambda part=part, matrix=matrix: _number(part.load()(matrix)))
         if outcome.printed:
             warn(f"the {part} printed: {outcome.printed}", None)
-        unmeasured = part.is_ours and any(math.isnan(value) for row in matrix for value in row)  # reported already
-        if outcome.error is not None and not unmeasured:
+        if outcome.error is not None:
             cause = cause_of(outcome.error, "" if part.is_ours else part.package)
             warn(f"the {part} failed and is left out of the result: {cause}", outcome.error)
         values[name] = outcome.value
