@@ -44,13 +44,13 @@ class Projection:
     @property
     def changes(self) -> list[Change]:
         """The changes that adapters have added to it."""
-        parametrizations: Sequence[nn.Module] = self.module.parametrizations[self.name]  # type: ignore[index,assignment]
+        parametrizations: Sequence[nn.Module] = self.module.parametrizations[self.name]  # type: ignore[index,assignment]  # a ModuleDict
         return [each for each in parametrizations if isinstance(each, Change)]
 
     @property
     def plain(self) -> nn.Parameter:
         """The model's own weight, without any change."""
-        return cast(nn.Parameter, self.module.parametrizations[self.name].original)  # type: ignore[index,union-attr]
+        return cast(nn.Parameter, self.module.parametrizations[self.name].original)  # type: ignore[index,union-attr]  # too
 
 
 def projections(clip: nn.Module, towers: Towers, targets: set[Target]) -> list[Projection]:

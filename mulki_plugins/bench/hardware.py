@@ -103,7 +103,7 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch h
     """Counts torch's operators, and those of them that read a number."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no annotations for it
         self.count = self.reads = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -155,7 +155,7 @@ class _Session:
         with self._observed():
             self.run.set_up({})
             nothing = [0.0] * len(self.built.stream.tasks)
-            self.run.evaluate = self.evaluate if evaluate else lambda *_: nothing  # type: ignore[method-assign,assignment]
+            self.run.evaluate = self.evaluate if evaluate else lambda *_: nothing  # type: ignore[method-assign,assignment]  # for this run
             if evaluate:
                 self.say("evaluating the pre-trained model")
             self.run.result.zero_shot = self.run.evaluate()

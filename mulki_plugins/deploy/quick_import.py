@@ -38,9 +38,9 @@ def import_open_clip() -> None:
 @contextmanager
 def _stand_ins() -> Iterator[None]:
     compiler, answers = types.ModuleType(_COMPILER), types.ModuleType(f"{_COMPILER}.utils")
-    answers.is_compile_supported = lambda device: False  # type: ignore[attr-defined]
-    compiler.disable = _unchanged  # type: ignore[attr-defined]
-    compiler.utils = answers  # type: ignore[attr-defined]
+    answers.is_compile_supported = lambda device: False  # type: ignore[attr-defined]  # a stand-in module
+    compiler.disable = _unchanged  # type: ignore[attr-defined]  # as above
+    compiler.utils = answers  # type: ignore[attr-defined]  # as above
     compiler.__path__ = []
     replaced: dict[str, Any] = {_COMPILER: compiler, f"{_COMPILER}.utils": answers}
     replaced |= {name: None for name in _UNUSED if name not in sys.modules}

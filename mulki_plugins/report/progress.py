@@ -116,7 +116,7 @@ class ProgressLogger(BaseLogger):
         self._doing, self._batches = what, 0
         if (
             self.verbosity > 0 and not self._is_terminal() and not what.endswith(": training")
-        ):  # which is said in any case
+        ):  # training is announced anyway
             self.say(f"    {what}")
         self._show(0, 0, "")
         self._draw()

@@ -59,7 +59,7 @@ def step_unless(optimizer: torch.optim.Optimizer, left_out: Tensor) -> None:
     try:
         optimizer.step()
     finally:
-        del optimizer.found_inf  # type: ignore[attr-defined]
+        del optimizer.found_inf  # type: ignore[attr-defined]  # set for this step, as GradScaler does
 
 
 def parameter_groups(weights: Sequence[torch.nn.Parameter], settings: Optimizer) -> list[dict[str, Any]]:
