@@ -99,7 +99,6 @@ def test_bases_see_what_they_say(tmp_path, monkeypatch):
         ("finetune", ["strategy.base=joint"], ["avalanche.replay"], "trains on the images of all tasks at once already"),
         ("finetune", ["strategy.base=cumulative"], ["icarl", "teachers"], "trains on the images of all tasks so far already"),
         ("finetune", ["strategy.base=joint"], ["avalanche.ewc"], "trains once on all of them"),
-        ("zero-shot", [], ["connecting"], "trains nothing"),
         ("zscl", ["reference=null"], [], "needs reference images; declare a stream of them"),
         ("snd", ["reference=null"], [], "such as `reference: mtil-mini-reference`"),
         ("joint", ["train.per_task={digits: {lr: 0.1}}"], [], "all tasks at once, in one budget"),

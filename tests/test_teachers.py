@@ -10,7 +10,8 @@ from avalanche.benchmarks.utils import concat_datasets
 from mulki_plugins.models import ClipClassifier
 from mulki_plugins.stages import Adding, Distinguishing, Eliciting, Recalling, Teachers
 from mulki_plugins.stages import teachers as teachers_module
-from mulki_plugins.stages.prototypes import sampled, visual_prototypes
+from mulki_plugins.stages.prototypes import visual_prototypes
+from mulki_plugins.stages.statistics import sampled
 from mulki_plugins.stages.teachers import Teacher
 from tests.conftest import Quiet, naive, same, small_clip, small_tokenizer, weights
 

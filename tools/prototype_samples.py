@@ -12,7 +12,8 @@ import click
 import torch
 
 from mulki_plugins.models import ClipClassifier, load_clip
-from mulki_plugins.stages.prototypes import sampled, visual_prototypes
+from mulki_plugins.stages.prototypes import visual_prototypes
+from mulki_plugins.stages.statistics import sampled
 from mulki_plugins.streams import as_benchmark
 from mulki_plugins.streams.mini.stream import mtil_mini
 

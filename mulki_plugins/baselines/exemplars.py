@@ -14,7 +14,7 @@ from mulki_plugins.errors import MulkiError
 from mulki_plugins.losses import herded
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.stages.protocols import Dataset, Strategy
-from mulki_plugins.stages.prototypes import evaluation_batches
+from mulki_plugins.stages.statistics import evaluation_batches
 
 Indices = list[list[int]]
 """[task label, index in the training set of that task's experience] of each image, in order."""

@@ -18,7 +18,19 @@ from mulki_plugins.registry.catalog import OURS, Package, Part, Provenance, sign
 from mulki_plugins.registry.discovery import catalog, unmet_requirements
 from mulki_plugins.report.tables import columns
 
-_ORDER = ["package", "recipe", "strategy", "plugin", "adapter", "stream", "model", "metric", "logger", "command"]
+_ORDER = [
+    "package",
+    "recipe",
+    "strategy",
+    "plugin",
+    "adapter",
+    "head",
+    "stream",
+    "model",
+    "metric",
+    "logger",
+    "command",
+]
 
 
 @click.command()
@@ -79,7 +91,7 @@ def _package_entry(package: Package) -> dict[str, Any]:
 
 def _part_entry(part: Part) -> dict[str, Any]:
     cause = ""
-    if part.provenance.distribution != OURS and part.kind in ("plugin", "stream", "model"):
+    if part.provenance.distribution != OURS and part.kind in ("plugin", "adapter", "head", "stream", "model"):
         try:
             signature_of(part)
             cause = "; ".join(callback_mistakes(part)) if part.kind == "plugin" else ""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from mulki_plugins.models.adapter import Adapter, apply_adapters, is_parametrized, merge_adapters, plain_name
+from mulki_plugins.models.head import Head, Headed, Scope, TextHead
 from mulki_plugins.models.text import HasPrompts, Union, as_prompts, union_of
 from mulki_plugins.models.text_tower import encode_sentences
 from mulki_plugins.models.tokens import Tokens
@@ -62,7 +63,7 @@ class Request:
     """[N], on the host: among the concatenated classes of the tasks."""
 
 
-class ClipClassifier(MultiTaskModule):
+class ClipClassifier(Headed, MultiTaskModule):
     """Classifies each sample among the classes of its task; keeps no state about the current task.
 
     `templates` selects the sentences of a class: the `first` template, for training, or the renormalised mean over `all`
@@ -78,6 +79,8 @@ class ClipClassifier(MultiTaskModule):
             several.
         train: What learns. The logit scale is always frozen.
         adapters: Weights to add inside the model; they are applied here.
+        head: What turns image features into logits; by default their cosines with the sentences. Its own parameters learn
+            whatever `train` says.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class ClipClassifier(MultiTaskModule):
         *,
         train: Learns = "all",
         adapters: Sequence[Adapter] = (),
+        head: Head | None = None,
     ) -> None:
         super().__init__()
         if not tasks:
@@ -111,6 +115,7 @@ class ClipClassifier(MultiTaskModule):
         self._prepared: list[int] = []
         if train == "none":
             clip.requires_grad_(False)
+        self.put_on(head or TextHead())
 
     def use_prompts(self, tasks: HasPrompts | Sequence[HasPrompts]) -> None:
         """Describe the classes by the names and templates of these tasks from here on."""
@@ -123,6 +128,7 @@ class ClipClassifier(MultiTaskModule):
             self._prepared.append(task)
             for adapter in self.adapters:
                 adapter.before_task(self.clip, task)
+            self.head.before_task(task, len(self.prompts[task].class_names))
             self.to(self.clip.logit_scale.device)
 
     def after_task(self, task: int) -> None:
@@ -154,7 +160,7 @@ class ClipClassifier(MultiTaskModule):
         """
         z = self.encode_image(x)
         if task_labels is None and len(self.prompts) > 1:
-            return {task: self.logits(z, self.text_features(task)) for task in range(len(self.prompts))}
+            return {task: self.answer(z, task, self.text_features(task)) for task in range(len(self.prompts))}
         if isinstance(task_labels, Tensor):
             labels = task_labels.tolist() if self.batch_labels is None else self.batch_labels
         else:
@@ -164,11 +170,13 @@ class ClipClassifier(MultiTaskModule):
         features = Features(image=z, text=texts, task_labels=labels, scale=self.scale, classes=requested)
         if self.training:
             self.features = features
+        else:
+            self.image_features = z.detach()
         if len(ids) == 1:
-            return self.logits(z, texts[ids[0]])
+            return self.answer(z, ids[0], texts[ids[0]])
         out = z.new_full((len(z), max(len(t) for t in texts.values())), MASKED)
         for task, rows in features.rows.items():
-            out[rows, : len(texts[task])] = self.logits(z[rows], texts[task])
+            out[rows, : len(texts[task])] = self.answer(z[rows], task, texts[task])
         return out
 
     def request(self, plugin: object, tasks: Sequence[int], indices: Tensor) -> None:
@@ -180,11 +188,6 @@ class ClipClassifier(MultiTaskModule):
         self._requests.pop(plugin, None)
         if len(indices):
             self._requests[plugin] = Request(tuple(tasks), indices)
-
-    def union_logits(self, x: Tensor, tasks: Sequence[int]) -> Tensor:
-        """Logits [B, C] over the C classes in the union of several tasks."""
-        texts = torch.cat([self.text_features(task) for task in tasks])
-        return self.logits(self.encode_image(x), texts[self.union(tasks).first])
 
     def union(self, tasks: Sequence[int]) -> Union:
         """The union of the classes of several tasks, in the order of the tasks.
@@ -292,8 +295,7 @@ class ClipClassifier(MultiTaskModule):
 
     def logits(self, z: Tensor, t: Tensor) -> Tensor:
         """Scaled cosines s·z·tᵀ: [B, d], [C, d] -> [B, C], at least in single precision."""
-        with torch.autocast(z.device.type, enabled=False):
-            return self.scale.to(z.dtype) * z @ t.T
+        return Scope(t, self.scale, {}).text_logits(z)
 
     def _text_learns(self) -> bool:
         """Whether a weight learns that text features may depend on."""
@@ -310,7 +312,7 @@ class ClipClassifier(MultiTaskModule):
                 if tensor is not None and _tower(name) == "text":
                     yield tensor
             for name, part in inside.named_children():
-                if part is not self.clip and not (inside is self.clip and name == "visual"):
+                if part not in (self.clip, self.head) and not (inside is self.clip and name == "visual"):
                     yield from part.parameters()
                     yield from part.buffers()
 
@@ -327,7 +329,14 @@ class ClipClassifier(MultiTaskModule):
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without features, caches and requests: tensors with a graph cannot be copied, plugins must not be."""
-        return {**self.__dict__, "features": None, "_cache": {}, "_requests": {}, "batch_labels": None}
+        return {
+            **self.__dict__,
+            "features": None,
+            "image_features": None,
+            "_cache": {},
+            "_requests": {},
+            "batch_labels": None,
+        }
 
 
 def _unit(features: Tensor) -> Tensor:

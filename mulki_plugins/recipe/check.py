@@ -61,7 +61,15 @@ def check_recipe(data: dict[str, Any]) -> tuple[Recipe | None, list[OptionError]
         return None, wrong
     whole = {**as_data(recipe), **filled}
     whole["strategy"]["plugins"] = stack
+    _write_out_base(whole)
     return as_recipe(whole), []
+
+
+def _write_out_base(whole: dict[str, Any]) -> None:
+    """The base `none` with plugins or a head: each task passes them in turn, and the model's weights stay as they are."""
+    if whole["strategy"]["base"] == "none" and (whole["strategy"]["plugins"] or "head" in whole["model"]):
+        whole["strategy"]["base"] = "naive"
+        whole["model"]["train"] = "none"
 
 
 def _list_at(data: dict[str, Any], path: Location) -> list[Any]:
@@ -177,8 +185,6 @@ def _check_base(data: dict[str, Any]) -> Iterator[OptionError]:
         part, path = catalog().parts.get(("plugin", name)), (*_STACK, i, name)
         if part is None:
             continue
-        if base == "none":
-            yield OptionError("the base 'none' trains nothing, so no plugin is ever called", path)
         if part.keeps_images and base in _ALL_IMAGES:
             yield OptionError(f"keeps images of earlier tasks, but the base {base!r} {_ALL_IMAGES[base]} already", path)
         if part.sequential and base == "joint":

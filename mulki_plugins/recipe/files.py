@@ -27,7 +27,7 @@ MAX_FILES = 10_000
 """How many files of a folder are searched for a similar name."""
 DEFAULTABLE = ("train", "evaluate", "model")
 """The parts of a recipe for which a strategy may bring defaults."""
-_OF_MODEL = ("train", "adapters")
+_OF_MODEL = ("train", "adapters", "head")
 """The options of the model that are a strategy's to set."""
 
 
@@ -197,7 +197,9 @@ def _convert_strategy(tree: Tree, file: YamlFile) -> tuple[StrategyFile | None, 
         elif not isinstance(value, dict):
             wrong.append(OptionError(f"expected a mapping, got {format_value(value)}", ("defaults", key)))
         elif key == "model":
-            message = "a strategy may only set `train`, what learns, and `adapters`; the recipe chooses the model"
+            message = (
+                "a strategy may only set `train`, what learns, `adapters` and `head`; the recipe chooses the model"
+            )
             wrong += [OptionError(message, ("defaults", key, option)) for option in value if option not in _OF_MODEL]
     return strategy, wrong
 

@@ -52,7 +52,7 @@ def strategy_schema(architectures: Iterable[str] | None) -> Schema:
     recipe = recipe_schema(architectures)
     schema = _of_class(StrategyFile)
     schema["properties"]["plugins"] = _stack()
-    own = {"train": _TOWERS, "adapters": _adapters()}
+    own = {"train": _TOWERS, "adapters": _adapters(), "head": _head()}
     towers = {"type": "object", "properties": own, "additionalProperties": False}
     defaults = {key: recipe["properties"][key] for key in DEFAULTABLE if key != "model"} | {"model": towers}
     schema["properties"]["defaults"] = {"type": "object", "properties": defaults, "additionalProperties": False}
@@ -137,7 +137,7 @@ def _model(architectures: Iterable[str] | None) -> Schema:
     other: Schema = (
         {"not": {"enum": ours}, "type": "string"} if architectures is None else {"enum": list(architectures)}
     )
-    towers = {"train": _TOWERS, "adapters": _adapters()}
+    towers = {"train": _TOWERS, "adapters": _adapters(), "head": _head()}
     return {"anyOf": [*_part("model", towers)["anyOf"], other, _with_name(other, _options(open_clip_part(""), towers))]}
 
 
@@ -151,8 +151,18 @@ def _adapters() -> Schema:
     return _list_of("adapter", {part.name: _options(part) for part in catalog().of_kind("adapter")})
 
 
+def _head() -> Schema:
+    """A head by its name alone or with its options."""
+    return _one_of("head", {part.name: _options(part) for part in catalog().of_kind("head")})
+
+
 def _list_of(kind: Kind, references: Mapping[str, Schema]) -> Schema:
     """A list of parts of a kind, each by its name alone or as {name: options}."""
+    return {"type": "array", "items": _one_of(kind, references)}
+
+
+def _one_of(kind: Kind, references: Mapping[str, Schema]) -> Schema:
+    """A part of a kind by its name alone or as {name: options}."""
     short = [part.name for part in catalog().of_kind(kind) if not _options(part).get("required")]
     with_options = {
         "type": "object",
@@ -164,7 +174,7 @@ def _list_of(kind: Kind, references: Mapping[str, Schema]) -> Schema:
         "maxProperties": 1,
         "additionalProperties": False,
     }
-    return {"type": "array", "items": {"anyOf": [{"enum": short}, with_options]}}
+    return {"anyOf": [{"enum": short}, with_options]}
 
 
 def _names(kind: Kind) -> Schema:

@@ -19,6 +19,10 @@ EXCLUSIVE: dict[Location, Location] = {
 """Mutually exclusive keys: setting one in a layer removes the other from the layers below."""
 
 
+HEAD: Location = ("model", "head")
+"""The one part that is chosen as `{name: {options}}`."""
+
+
 def overlay(lower: Tree, upper: Tree) -> Tree:
     """Both trees as one: mappings are merged, everything else is replaced by the upper layer's value."""
     result = Tree(copy.deepcopy(lower.value), dict(lower.origins))
@@ -28,7 +32,11 @@ def overlay(lower: Tree, upper: Tree) -> Tree:
 
 
 def _lay(into: Tree, upper: Tree, path: Location, value: Any) -> None:
-    if isinstance(value, dict) and isinstance(get(into.value, path), dict):
+    if (
+        isinstance(value, dict)
+        and isinstance(below := get(into.value, path), dict)
+        and not _another(path, value, below)
+    ):
         for key, item in value.items():
             _lay(into, upper, (*path, key), item)
         return
@@ -36,6 +44,11 @@ def _lay(into: Tree, upper: Tree, path: Location, value: Any) -> None:
     if other and get(upper.value, other) is None and get(into.value, other) is not None:
         remove(into, other)
     put(into, path, copy.deepcopy(value), upper.origin(path))
+
+
+def _another(path: Location, value: dict[str, Any], below: dict[str, Any]) -> bool:
+    """Whether the layers choose different heads: the upper one then replaces the lower one, with its options."""
+    return path == HEAD and value.keys() != below.keys()
 
 
 def get(value: Any, path: Location) -> Any:
@@ -98,7 +111,19 @@ def write_out_short_forms(tree: Tree) -> None:
             origin = tree.origin(path)
             put(tree, path, {}, origin)
             put(tree, (*path, "name"), name, origin)
+    write_out_head(tree)
     write_out_plugins(tree, ("strategy", "plugins"))
+
+
+def write_out_head(tree: Tree, path: Location = HEAD) -> None:
+    """Expand the short form of a head: `name` becomes `name: {}`."""
+    head = get(tree.value, path)
+    if isinstance(head, str):
+        origin = tree.origin(path)
+        put(tree, path, {}, origin)
+        put(tree, (*path, head), {}, origin)
+    elif isinstance(head, dict) and list(head.values()) == [None]:
+        head[next(iter(head))] = {}
 
 
 def write_out_plugins(tree: Tree, path: Location) -> None:

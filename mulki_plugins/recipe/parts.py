@@ -17,6 +17,9 @@ from mulki_plugins.types import collect_mistakes, convert
 TRAIN = ("all", "image", "text", "adapters", "none")
 """What of a model learns: both towers, one of them, only what adapters add, or nothing."""
 
+DEFAULT_HEAD = "text"
+"""The head of a model whose recipe names none."""
+
 
 def check_part(kind: Kind, value: dict[str, Any], path: Location) -> tuple[dict[str, Any], list[OptionError]]:
     """A stream or model by name, with its options filled in; a model may also be an architecture of open_clip."""
@@ -25,6 +28,7 @@ def check_part(kind: Kind, value: dict[str, Any], path: Location) -> tuple[dict[
     part: Part | None = catalog().parts.get((kind, name))
     if kind == "model":
         towers, adapters = options.pop("train", "all"), options.pop("adapters", [])
+        head = options.pop("head", None)
         part = part or (open_clip_part(name) if name in open_clip_models() else None)
     if part is None:
         if reason := catalog().refused.get((kind, name)):
@@ -36,8 +40,10 @@ def check_part(kind: Kind, value: dict[str, Any], path: Location) -> tuple[dict[
     result, wrong = check_options(part, options, path)
     if kind == "model":
         filled, problems = _check_adapters(adapters, (*path, "adapters"))
-        result = {"train": towers, **({"adapters": filled} if filled else {}), **result}
-        wrong += problems
+        chosen, more = _check_head(head, (*path, "head"))
+        own = {"train": towers, **({"adapters": filled} if filled else {}), **({"head": chosen} if chosen else {})}
+        result = {**own, **result}
+        wrong += problems + more
         if not isinstance(towers, str) or towers not in TRAIN:
             expected = " or ".join(map(repr, TRAIN))
             wrong.append(OptionError(f"expected {expected}, got {format_value(towers)}", (*path, "train")))
@@ -69,6 +75,22 @@ def _check_adapters(value: Any, path: Location) -> tuple[list[dict[str, Any]], l
         filled.append({name: result})
         wrong += problems
     return filled, wrong
+
+
+def _check_head(value: Any, path: Location) -> tuple[dict[str, Any], list[OptionError]]:
+    """A model's head as {name: options} with all options filled in, and everything that is wrong; {} for the default."""
+    if value is None:
+        return {}, []
+    [(name, options)] = value.items() if isinstance(value, dict) and len(value) == 1 else [(value, None)]
+    if not isinstance(name, str) or not isinstance(options or {}, dict):
+        return {}, [OptionError(f"expected a head as `name` or `name: {{options}}`, got {format_value(value)}", path)]
+    here = (*path, name) if isinstance(value, dict) else path
+    try:
+        part = catalog().find("head", name)
+    except MulkiError as error:
+        return {}, [OptionError(error.message, here)]
+    result, problems = check_options(part, options or {}, here)
+    return ({} if name == DEFAULT_HEAD else {name: result}), problems
 
 
 def check_options(part: Part, options: dict[str, Any], path: Location) -> tuple[dict[str, Any], list[OptionError]]:

@@ -6,6 +6,7 @@ Layers, each over the one before: the strategy's defaults, the recipe, the comma
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -269,11 +270,13 @@ def _drop_weights_of_another_model(draft: _Draft, model: Any) -> None:
 
 
 def _keep_default_towers(draft: _Draft) -> None:
-    """Apply the strategy's default of `model.train` also to a model from `--set model=...`."""
-    path, model = ("model", "train"), draft.tree.value.get("model")
-    towers = get(draft.defaults.value, path)
-    if towers is not None and isinstance(model, dict) and "train" not in model:
-        put(draft.tree, path, towers, draft.defaults.origin(path))
+    """Apply the strategy's defaults for the model also to one from `--set model=...`."""
+    model = draft.tree.value.get("model")
+    for key in ("train", "adapters", "head"):
+        path: Location = ("model", key)
+        default = get(draft.defaults.value, path)
+        if default is not None and isinstance(model, dict) and key not in model:
+            put(draft.tree, path, copy.deepcopy(default), draft.defaults.origin(path))
 
 
 def _list_short_warmups(recipe: Recipe) -> list[str]:

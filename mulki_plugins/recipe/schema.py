@@ -31,7 +31,8 @@ class Optimizer:
     """An optimizer of torch, created anew for each task."""
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: Positive
+    lr: Weight
+    """0: each step is made, and moves no weight."""
     weight_decay: Weight = 0.0
     betas: tuple[BelowOne, BelowOne] | None = None
     momentum: BelowOne | None = None
@@ -61,7 +62,7 @@ class Schedule:
 class TaskBudget:
     """Settings that differ for one task."""
 
-    lr: Positive | None = None
+    lr: Weight | None = None
     iterations: Count | None = None
     epochs: Count | None = None
 
@@ -119,7 +120,7 @@ class Evaluate:
 
 Base = Literal["naive", "cumulative", "joint", "none"]
 """What a task trains on: its own images (naive), those of all tasks so far (cumulative), those of all tasks at once (joint),
-or nothing (none)."""
+or nothing (none). With plugins or a head, `none` is short for `naive` with `model.train: none`."""
 
 
 @frozen(kw_only=True)

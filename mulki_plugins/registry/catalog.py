@@ -18,7 +18,7 @@ from mulki_plugins.registry.static import Signature, Target, read_signature
 if TYPE_CHECKING:
     pass
 
-Kind = Literal["plugin", "adapter", "stream", "model", "metric", "logger", "command"]
+Kind = Literal["plugin", "adapter", "head", "stream", "model", "metric", "logger", "command"]
 Files = Literal["recipes", "strategies"]
 
 OURS = "mulki"

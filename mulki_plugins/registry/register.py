@@ -103,6 +103,16 @@ class Register:
         """
         self._add("adapter", name, target, summary, options, source=source, check=check)
 
+    def head(
+        self, name: str, target: Target, *, summary: str | None = None, source: str | None = None,
+        options: Mapping[str, str] | None = None, check: Target | None = None,
+    ) -> None:  # fmt: skip
+        """A subclass of `mulki_plugins.heads.Head`, or a function that returns one: it turns image features into logits.
+
+        check: a function from the options to a list of `OptionError`, as for a stream; its module must not import torch.
+        """
+        self._add("head", name, target, summary, options, source=source, check=check)
+
     def metric(
         self, name: str, target: Target, *, summary: str | None = None, source: str = "", sequential: bool = True
     ) -> None:
@@ -158,7 +168,7 @@ class Register:
         if kind != "command":
             with contextlib.suppress(MulkiError):  # of a module that cannot be read: reported when the part is used
                 line, documented = read_docstring(target)
-                attributes = read_attributes(target, _FACTS) if kind in ("plugin", "adapter") else {}
+                attributes = read_attributes(target, _FACTS) if kind in ("plugin", "adapter", "head") else {}
         summary = line if summary is None else summary
         if not isinstance(summary, str) or not summary.strip() or "\n" in summary.strip():
             raise MulkiError(f"{what}: expected a summary of one line, or a docstring")

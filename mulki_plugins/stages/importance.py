@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.stages.protocols import Dataset, unwrapped
-from mulki_plugins.stages.prototypes import evaluation_batches
+from mulki_plugins.stages.statistics import evaluation_batches
 
 
 @define(eq=False)

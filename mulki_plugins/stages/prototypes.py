@@ -2,55 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler
 
 from mulki_plugins.losses import class_sums
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.stages.protocols import Dataset
-
-
-def evaluation_batches(
-    dataset: Dataset, batch_size: int = 256, *, workers: int = 0, generator: torch.Generator | None = None,
-    most: int | None = None, pinned: bool = False,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
-    """Batches of an Avalanche data set through its evaluation transform: images [B, 3, H, W], classes [B], task labels [B].
-
-    In order, or shuffled if there is a generator, then at most `most` images. The task labels are 0 if the data set has none.
-    pinned: in memory from which a GPU can copy on its own.
-    """
-    images: Any = dataset.eval()  # Avalanche's data sets are not torch's by type
-    count = len(images) if most is None else min(most, len(images))
-    shuffled = None if generator is None else RandomSampler(images, num_samples=count, generator=generator)
-    loader: DataLoader[Any] = DataLoader(
-        images, batch_size=batch_size, num_workers=workers, sampler=shuffled, generator=generator, pin_memory=pinned
-    )  # fmt: skip
-    for batch in loader:
-        x, y = batch[0], batch[1]
-        yield x, y, batch[-1] if len(batch) > 2 else torch.zeros_like(y)
-
-
-def sampled(dataset: Dataset, images_per_class: int) -> Dataset:
-    """At most that many images of each class of each task of an Avalanche data set, drawn with a fixed seed, in their order.
-
-    It reads the labels alone. The mean of n of a class's images of unit norm, which lie σ apart from their mean, is about
-    σ/√n away from it.
-    """
-    images: Any = dataset  # Avalanche's data sets have their labels as attributes
-    classes = torch.as_tensor(list(images.targets))
-    labels = getattr(images, "targets_task_labels", None)
-    tasks = torch.zeros_like(classes) if labels is None else torch.as_tensor(list(labels))
-    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
-    chosen = [
-        order[(classes[order] == c) & (tasks[order] == task)][:images_per_class]
-        for task, c in sorted(set(zip(tasks.tolist(), classes.tolist(), strict=True)))
-    ]
-    return dataset.subset(torch.cat(chosen).sort().values.tolist())
+from mulki_plugins.stages.statistics import Batch, encoded, sum_over
 
 
 @torch.no_grad()
@@ -65,25 +26,27 @@ def visual_prototypes(
     mean over all templates.
     """
     texts = [{task: model.text_features(task, "all").float() for task in tasks} for model in models]
-    sums = [{task: torch.zeros_like(t) for task, t in by_task.items()} for by_task in texts]
-    counts = {task: torch.zeros(len(t), dtype=torch.long) for task, t in texts[0].items()}
     device = texts[0][min(tasks)].device
-    for x, y, labels in evaluation_batches(dataset, batch_size, workers=num_workers, pinned=device.type == "cuda"):
-        mine = {task: (labels == task).nonzero()[:, 0] for task in tasks}  # on the host: no batch waits for the device
-        rows = {task: each.to(device, non_blocking=True) for task, each in mine.items()}
-        images, classes = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-        for model, by_task in zip(models, sums, strict=True):
-            z = model.encode_image(images.to(next(model.clip.visual.parameters()).dtype)).float()
-            for task, total in by_task.items():
-                total += class_sums(z[rows[task]], classes[rows[task]], len(total))
-        for task, count in counts.items():
-            count += torch.bincount(y[mine[task]], minlength=len(count))
-        if after_batch is not None:
-            after_batch()
-    return [
-        {
-            task: torch.where((counts[task] > 0).to(t.device)[:, None], F.normalize(total[task], dim=1), t)
-            for task, t in by_task.items()
+
+    def term(batch: Batch) -> dict[str, Tensor]:
+        rows = {
+            task: (batch.tasks == task).nonzero()[:, 0] for task in tasks
+        }  # on the host: no batch waits for the device
+        mine = {task: each.to(device, non_blocking=True) for task, each in rows.items()}
+        parts = {
+            f"count {task}": torch.bincount(batch.host_classes[rows[task]], minlength=len(t))
+            for task, t in texts[0].items()
         }
-        for by_task, total in zip(texts, sums, strict=True)
-    ]
+        for m, model in enumerate(models):
+            z = encoded(model, batch.images).float()
+            for task, t in texts[m].items():
+                parts[f"sum {m} {task}"] = class_sums(z[mine[task]], batch.classes[mine[task]], len(t))
+        return parts
+
+    totals = sum_over(dataset, term, device, batch_size=batch_size, workers=num_workers, after_batch=after_batch)
+
+    def prototypes(m: int, task: int, t: Tensor) -> Tensor:
+        present = (totals[f"count {task}"] > 0).to(t.device)[:, None]
+        return torch.where(present, F.normalize(totals[f"sum {m} {task}"], dim=1), t)
+
+    return [{task: prototypes(m, task, t) for task, t in by_task.items()} for m, by_task in enumerate(texts)]

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.stages.protocols import Strategy, classifier_of, tasks_of
-from mulki_plugins.stages.prototypes import sampled, visual_prototypes
+from mulki_plugins.stages.prototypes import visual_prototypes
+from mulki_plugins.stages.statistics import sampled
 from mulki_plugins.types import Count, checked
 
 if TYPE_CHECKING:

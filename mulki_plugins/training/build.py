@@ -17,6 +17,7 @@ from torch import Tensor
 from mulki_plugins.errors import MulkiError, describe_error, did_you_mean
 from mulki_plugins.models.adapter import Adapter
 from mulki_plugins.models.classifier import ClipClassifier
+from mulki_plugins.models.head import Head
 from mulki_plugins.models.load import load_clip
 from mulki_plugins.models.text import check_sentences, reader_of
 from mulki_plugins.recipe.schema import Choice, Recipe
@@ -79,9 +80,11 @@ def build(recipe: Recipe, *, stream: TaskStream | None = None, thin: Thin | None
     _check_tasks(recipe, stream)
     options = dict(recipe.model.options)
     train, entries = options.pop("train", "all"), options.pop("adapters", [])
+    heads = options.pop("head", {})
     loaded = load_clip(recipe.model.name, **options)
     adapters = [_make("adapter", name, chosen) for entry in entries for name, chosen in entry.items()]
-    model = ClipClassifier(loaded.clip, loaded.tokenizer, stream.tasks, train=train, adapters=adapters)
+    head = next((_make("head", name, chosen) for name, chosen in heads.items()), None)
+    model = ClipClassifier(loaded.clip, loaded.tokenizer, stream.tasks, train=train, adapters=adapters, head=head)
     model.weights_metadata = loaded.trained_with(recipe.model.name).metadata()
     across = recipe.evaluate.classes != "task"
     notices = [*loaded.notices, *check_sentences(stream.tasks, reader_of(loaded.tokenizer), across=across)]
@@ -182,7 +185,7 @@ def _make(kind: Any, name: str, options: dict[str, Any], **given: Any) -> Any:
     return made
 
 
-_CLASSES: dict[str, type] = {"stream": TaskStream, "plugin": BasePlugin, "adapter": Adapter}
+_CLASSES: dict[str, type] = {"stream": TaskStream, "plugin": BasePlugin, "adapter": Adapter, "head": Head}
 
 
 def _check_tasks(recipe: Recipe, stream: TaskStream) -> None:

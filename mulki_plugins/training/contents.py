@@ -109,6 +109,7 @@ def restore_weights(strategy: ContinualTemplate, checkpoint: Checkpoint, state: 
     weights = {CLIP + name: value for name, value in checkpoint.weights().items()} | state["model"]
     if not weights:
         return
+    strategy.model.make_room(weights)
     model = strategy.model.state_dict()
     if missing := [name for name in model if name not in weights]:
         raise MulkiError(f"{checkpoint.path}: holds no {missing[0]!r}", "it is of another model")

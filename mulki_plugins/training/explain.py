@@ -92,6 +92,8 @@ def blame_part(error: BaseException, recipe: Recipe, plugins: Sequence[StackEntr
     Names the part of the recipe nearest to the error: a plugin of `plugins` in a callback, or code of another package. None
     if the error passed through neither.
     """
+    if not isinstance(error, (Exception, SystemExit)):  # such as KeyboardInterrupt, which is nobody's fault
+        return None
     foreign = [part for part in parts_of(recipe) if not part.is_ours]
     nearest: tuple[Part | None, str] | None = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -132,6 +134,9 @@ def _keys_of(recipe: Recipe) -> Iterator[tuple[Kind, str]]:
     if recipe.reference is not None:
         yield "stream", recipe.reference.name
     yield "model", recipe.model.name
+    for entry in recipe.model.options.get("adapters", []):
+        yield from (("adapter", name) for name in entry)
+    yield from (("head", name) for name in recipe.model.options.get("head", {}))
     for entry in recipe.strategy.plugins:
         yield "plugin", entry.name
     for name in recipe.evaluate.metrics:

@@ -30,7 +30,7 @@ from mulki_plugins.training.build import Built
 from mulki_plugins.training.checksums import digest
 from mulki_plugins.training.explain import parts_of
 
-_CODE = ("losses.py", "baselines", "models", "stages", "streams", "training")
+_CODE = ("losses.py", "adapters", "baselines", "heads", "models", "stages", "streams", "training")
 """The code of this package that affects the numbers."""
 
 READ = 2**26
@@ -196,7 +196,7 @@ def _package_code() -> Iterator[Path]:
 
 def _third_party_code(recipe: Recipe) -> dict[str, str]:
     """The packages, versions and module hashes of the third-party parts that affect the numbers."""
-    parts = [catalog().find("plugin", entry.name) for entry in recipe.strategy.plugins]
+    parts = [part for part in parts_of(recipe) if part.kind in ("plugin", "adapter", "head")]
     for kind, choice in (("stream", recipe.stream), ("stream", recipe.reference), ("model", recipe.model)):
         if choice is not None and (kind, choice.name) in catalog().parts:
             parts.append(catalog().parts[kind, choice.name])  # type: ignore[index]  # mypy widens the kind to str

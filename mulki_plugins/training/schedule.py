@@ -18,7 +18,7 @@ def for_task(settings: Train, task: str | None) -> Train:
     budget = settings.per_task.get(task) if task else None
     if budget is None:
         return settings
-    lr = budget.lr or settings.optimizer.lr
+    lr = settings.optimizer.lr if budget.lr is None else budget.lr
     if budget.iterations or budget.epochs:
         settings = evolve(settings, iterations=budget.iterations, epochs=budget.epochs)
     return evolve(settings, optimizer=evolve(settings.optimizer, lr=lr))

@@ -71,6 +71,8 @@ class StepTemplate(ScopedEvaluation):
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
         self.steps = 0
         """The number of steps of the current task."""
+        self.idle = False
+        """Whether no weight learns in the current task: its steps then have neither a backward pass nor an update."""
         self.step = 1
         """The current step, from when its batch is fetched until its checkpoint is written."""
         self.after_step: Callable[[], None] = lambda: None
@@ -155,15 +157,18 @@ class StepTemplate(ScopedEvaluation):
     def _before_backward(self, **kwargs: Any) -> None:
         self.checks.note_loss("criterion")
         self._call("before_backward", **kwargs)
-        self.checks.check_gradient_flows()
+        if not self.idle:
+            self.checks.check_gradient_flows()
 
     def backward(self) -> None:
         """The gradients of the batch, or those of a part of it, times its share, on top of those of the parts before."""
         part, batches = self._part, self._batches
         if part is None or part.share == 1:
-            self.scaler.scale(self.loss).backward(retain_graph=self.retain_graph)
+            if not self.idle:
+                self.scaler.scale(self.loss).backward(retain_graph=self.retain_graph)
         else:
-            self.scaler.scale(part.share * self.loss).backward(retain_graph=self.retain_graph)
+            if not self.idle:
+                self.scaler.scale(part.share * self.loss).backward(retain_graph=self.retain_graph)
             batches.add(part, self.mb_output, self.loss)
             if not part.last:
                 return
@@ -171,6 +176,8 @@ class StepTemplate(ScopedEvaluation):
             self._part = None
         if self.towers:
             self.towers.step_ends()
+        if self.idle:
+            return
         self.scaler.unscale_(self.optimizer)  # here, so that plugins read the true gradients
         if self.settings.gradient_clip:  # on a GPU, torch computes the norm of all gradients at once
             torch.nn.utils.clip_grad_norm_(self.checks.weights().values(), self.settings.gradient_clip)
@@ -180,6 +187,8 @@ class StepTemplate(ScopedEvaluation):
 
     def optimizer_step(self) -> None:
         """Change the weights, unless the step is not finite: then it ends the run, at once or when the device is read."""
+        if self.idle:
+            return
         if self.journal.ahead == 1 or not self.checks.can_wait:
             self.check_loss()
             self.check_weights()

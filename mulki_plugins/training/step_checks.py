@@ -180,8 +180,11 @@ class StepChecks:
                 self._warn_once(f"{len(idle)} trainable weights get no gradient: {listed(idle)}")
 
     def step_ends(self) -> None:
-        """After a task's first step: MulkiError if no weight moved although there were gradients."""
+        """After a task's first step: MulkiError if no weight moved although there were gradients and a rate above 0."""
         if not self.first or not self._before:
+            return
+        if not any(group["lr"] for group in self.strategy.optimizer.param_groups):
+            self.first, self._before = False, {}
             return
         if self.strategy.scaler.is_enabled() and not bool(self._latest_gradient().isfinite()):
             return  # the scaler has skipped the step; the next one is checked

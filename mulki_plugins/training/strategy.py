@@ -13,7 +13,9 @@ import torch
 from avalanche.training.supervised import Cumulative, JointTraining
 
 from mulki_plugins.recipe.schema import Base
+from mulki_plugins.stages.protocols import learning_weights
 from mulki_plugins.stages.stage import Stage
+from mulki_plugins.stages.statistics import TaskImages
 from mulki_plugins.stages.teachers import Teachers
 from mulki_plugins.training.batches import TaskBatches
 from mulki_plugins.training.finite import overrides
@@ -24,6 +26,12 @@ from mulki_plugins.training.step import StepTemplate, calls
 _LOGGED_AT = ("before_training_exp", "after_training_iteration", "after_training_exp")
 """Events at which the loggers get the values published so far."""
 
+_IN_AN_EPOCH = tuple(
+    f"{when}_{event}"
+    for when in ("before", "after")
+    for event in ("training_epoch", "training_iteration", "forward", "backward", "update")
+)
+
 
 class ContinualTemplate(StepTemplate):
     """Trains by a recipe's `train` and evaluates by its `evaluate`; call `train` with one experience at a time.
@@ -31,7 +39,8 @@ class ContinualTemplate(StepTemplate):
     It overrides Avalanche's own in these: the optimizer (new for each task, of the weights that require gradients), the
     data loader (wrapped for an exact number of batches, after plugins may have replaced it), the learning rate, forward,
     criterion, backward and step (mixed precision, label smoothing, clipping), the prompt templates of the model (the first
-    one in training, all in evaluation), and the calls of plugins (their terms are logged, and checked by StepChecks).
+    one in training, all in evaluation), and the calls of plugins (their terms are logged, and checked by StepChecks). If no
+    weight requires a gradient, a step ends before its backward pass, and without a plugin that sees steps there are none.
     """
 
     dataloader: Any
@@ -83,9 +92,9 @@ class ContinualTemplate(StepTemplate):
             group["initial_lr"] = group["lr"]
         settings = self.task_settings
         self.train_epochs = settings.epochs or 1
-        self.dataloader = TaskBatches(
-            self.dataloader, self.budgets * settings.iterations if settings.iterations else None
-        )
+        self.idle = not learning_weights(self.model)
+        budget = self.budgets * settings.iterations if settings.iterations else None
+        self.dataloader = TaskBatches(self.dataloader, 0 if self.idle and not self._is_watched() else budget)
         self.steps = self.train_epochs * len(self.dataloader)
         unknown = settings.epochs or self.budgets > 1  # a number of iterations is known from the recipe, which says it
         if unknown and (notice := settings.schedule.shortened(self.steps)):
@@ -97,6 +106,10 @@ class ContinualTemplate(StepTemplate):
         if self.towers:
             teachers = [plugin for plugin in self.stack if isinstance(plugin, Teachers)]
             self.towers.compile(self.model, [each.model for plugin in teachers for each in plugin.active])
+
+    def _is_watched(self) -> bool:
+        """Whether a plugin of the stack has a callback within the epochs, so that it sees batches though nothing learns."""
+        return any(overrides(plugin, event) for plugin in self.stack for event in _IN_AN_EPOCH)
 
     def _beginning(self) -> list[int]:
         """The labels of the tasks that begin with this training."""
@@ -125,7 +138,20 @@ class ContinualTemplate(StepTemplate):
         self._call("after_training_exp", **kwargs)
         for task in self._beginning():
             self.model.after_task(task)
+        self._teach_head(int(kwargs.get("num_workers") or 0))
         self._latest_optimizer = self.optimizer
+
+    def _teach_head(self, workers: int) -> None:
+        """Let the head learn from each task's own images, through the model as the task leaves it."""
+        if not self.model.head.learns_from_images():
+            return
+        for experience in self._learned_now():
+            dataset, task = experience.dataset, int(experience.task_label)
+            self.model.head.after_task(task, TaskImages.of(self, dataset, task, self.model.head, workers=workers))
+
+    def _learned_now(self) -> list[Any]:
+        """The experiences whose tasks this training is about."""
+        return [self.experience]
 
     def _call(self, event: str, **kwargs: Any) -> None:
         """Call the plugins as Avalanche does, and log the terms of those that do not log them themselves."""
@@ -158,6 +184,9 @@ class JointTemplate(ContinualTemplate, JointTraining):
 
     def _beginning(self) -> list[int]:
         return sorted({int(task) for experience in self._experiences for task in experience.task_labels})
+
+    def _learned_now(self) -> list[Any]:
+        return list(self._experiences)
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         super()._after_training_exp(**kwargs)

@@ -1,0 +1,178 @@
+"""What a model asks of its head: logits from the features of images. The text head compares them with sentences."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+
+from mulki_plugins.models.text import Prompts, Union
+
+HEAD = "head."
+"""Prefix of a head's parameters and buffers among those of the model."""
+
+
+@frozen(eq=False)
+class Scope:
+    """The classes among which images are classified, the candidates: those of one task, of several, or any others."""
+
+    text: Tensor
+    """t [C, d], the unit-norm text features of the candidates."""
+    scale: Tensor
+    """The factor of the cosines, a scalar."""
+    places: Mapping[int, Sequence[int]]
+    """For each task in the scope, the place among the candidates of each of its classes. Two tasks share a candidate if the
+    model cannot tell their classes apart. Empty if the candidates belong to no task."""
+
+    def text_logits(self, z: Tensor) -> Tensor:
+        """The logits of zero-shot classification, s·z·tᵀ: [B, d] -> [B, C], at least in single precision."""
+        with torch.autocast(z.device.type, enabled=False):
+            return self.scale.to(z.dtype) * z @ self.text.to(z.dtype).T
+
+
+Term = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
+"""(z [B, d] of unit norm, y [B]) of one batch -> the tensors that are added up over all batches."""
+
+
+class TrainingImages(Protocol):
+    """The training images of one task through the frozen model, in the evaluation transform."""
+
+    @property
+    def classes(self) -> int:
+        """The number of classes of the task."""
+
+    @property
+    def text(self) -> Tensor:
+        """Unit-norm text features [C, d] of the task's classes, the mean over all templates."""
+
+    def sum(self, term: Term) -> dict[str, Tensor]:
+        """Σ over all images of what `term` returns for each batch; floating-point tensors in double precision."""
+
+
+class Head(nn.Module):
+    """Turns the features of images into logits over the classes of a scope. A subclass defines `forward`.
+
+    A head answers for each image by itself, whatever else is in the batch, and only of classes that it has learned: for
+    others `scope.text_logits(z)` is there. All that it keeps are parameters and buffers, so that checkpoints, the final
+    weights, `mulki predict` and `mulki evaluate` have them. A buffer may take another shape at any time; register it in
+    `__init__`, with None if there is nothing to keep yet. A parameter gets its shape in `__init__`, `begin` or `before_task`
+    and learns with the model, also if `model.train` is `none`, unless the head freezes it.
+    """
+
+    paper: ClassVar[str] = ""
+
+    def forward(self, z: Tensor, scope: Scope) -> Tensor:
+        """Logits [B, C] over the candidates of the scope, in their order. z: image features [B, d], unit norm."""
+        raise NotImplementedError
+
+    def begin(self, width: int) -> None:
+        """Draw or allocate what depends on d, the width of the features, once, when the model is built."""
+
+    def before_task(self, task: int, classes: int) -> None:
+        """Grow, or prepare, for a task that is about to begin. A resumed run calls it again for each task that had begun."""
+
+    def after_task(self, task: int, images: TrainingImages) -> None:
+        """Learn from a task's training images, at its end, after all plugins and adapters. Not called again by a resumed run."""
+
+    def learns_from_images(self) -> bool:
+        """Whether `after_task` is more than nothing."""
+        return type(self).after_task is not Head.after_task
+
+    def make_room(self, state: Mapping[str, Tensor]) -> None:
+        """Give the registered buffers the shapes of a kept state, by name, before that is loaded strictly."""
+        for path, module in self.named_modules():
+            for name, buffer in list(module._buffers.items()):
+                full = f"{path}.{name}" if path else name
+                kept = state.get(full)
+                if kept is not None and (buffer is None or buffer.shape != kept.shape or buffer.dtype != kept.dtype):
+                    module._buffers[name] = torch.empty_like(kept, device=self._device(kept))
+
+    def _device(self, kept: Tensor) -> torch.device:
+        """Where the head's other tensors lie."""
+        own: Any = next((t for t in (*self.parameters(), *self.buffers())), kept)
+        device: torch.device = own.device
+        return device
+
+
+class TextHead(Head):
+    """Compares images with the sentences of the classes.
+
+    The logits are s·z·tᵀ, as CLIP was trained.
+    Radford et al., 2021, arXiv 2103.00020.
+    """
+
+    paper = "arXiv 2103.00020"
+
+    def forward(self, z: Tensor, scope: Scope) -> Tensor:
+        return scope.text_logits(z)
+
+
+class Headed(nn.Module):
+    """The part of a classifier that classifies through its head."""
+
+    clip: Any
+    prompts: tuple[Prompts, ...]
+    tokenizer: Callable[[list[str]], Tensor]
+    head: Head
+    image_features: Tensor | None = None
+    """[B, d] of the batch of the last forward in evaluation mode: `classify` takes them, so nobody encodes it again."""
+    _fresh: tuple[Head]
+
+    @property
+    def scale(self) -> Tensor:
+        raise NotImplementedError
+
+    def text_features(self, task: int) -> Tensor:
+        raise NotImplementedError
+
+    def union(self, tasks: Sequence[int]) -> Union:
+        raise NotImplementedError
+
+    def encode_image(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def put_on(self, head: Head) -> None:
+        """Classify with this head, which has learned nothing yet, from here on."""
+        self.head = head
+        if type(head).begin is not Head.begin:
+            head.begin(self._width())
+        self._fresh = (copy.deepcopy(head),)
+
+    @torch.no_grad()
+    def _width(self) -> int:
+        tokens = self.tokenizer([""]).to(self.clip.logit_scale.device)
+        return int(self.clip.encode_text(tokens).shape[-1])
+
+    def answer(self, z: Tensor, task: int, t: Tensor) -> Tensor:
+        """The head's logits [B, C] over the classes of one task, whose text features are t [C, d]."""
+        logits: Tensor = self.head(z, Scope(t, self.scale, {task: range(len(t))}))
+        return logits
+
+    def classify(self, z: Tensor, tasks: Sequence[int]) -> Tensor:
+        """Logits [B, C] of encoded images, z [B, d], over the classes of one task, or over the union of those of several."""
+        union, texts = self.union(tasks), torch.cat([self.text_features(task) for task in tasks])
+        logits: Tensor = self.head(
+            z, Scope(texts[union.first], self.scale, dict(zip(tasks, union.places, strict=True)))
+        )
+        return logits
+
+    def union_logits(self, x: Tensor, tasks: Sequence[int]) -> Tensor:
+        """Logits [B, C] of images over the classes of one task, or over the union of those of several."""
+        z = self.encode_image(x)
+        if not self.training:
+            self.image_features = z.detach()
+        return self.classify(z, tasks)
+
+    def make_room(self, weights: Mapping[str, Tensor]) -> None:
+        """Give the head's buffers the shapes of kept weights, which are then loaded strictly."""
+        self.head.make_room({n.removeprefix(HEAD): w for n, w in weights.items() if n.startswith(HEAD)})
+
+    def restart_head(self, tasks: Sequence[int]) -> None:
+        """Put a head on that has learned nothing, ready for weights that were kept after these tasks."""
+        self.head = copy.deepcopy(self._fresh[0]).to(self.clip.logit_scale.device).train(self.training)
+        for task in tasks:
+            self.head.before_task(task, len(self.prompts[task].class_names))
