@@ -36,18 +36,19 @@ class Steps:
     def of_batches(self, times: float, fixed: float) -> Steps:
         """What steps with so many times as many images would take; `fixed` seconds of a step do not grow with the images."""
         whole = self.median + (times - 1) * max(0.0, self.median - fixed)
-        factor = whole / self.median
+        factor = whole / self.median if self.median else 1.0
         parts = {part: seconds if part in FIXED else seconds * factor for part, seconds in self.parts.items()}
         return evolve(self, seconds=[each * factor for each in self.seconds], parts=parts)
 
     @property
     def median(self) -> float:
-        return statistics.median(self.seconds)
+        """0 if nothing learns in steps."""
+        return statistics.median(self.seconds) if self.seconds else 0.0
 
     @property
     def mean(self) -> float:
         """With what happens in some steps only, such as an average of the weights. One interruption cannot spoil it."""
-        return statistics.fmean(min(each, 3 * self.median) for each in self.seconds)
+        return statistics.fmean(min(each, 3 * self.median) for each in self.seconds) if self.seconds else 0.0
 
 
 @define(kw_only=True)
@@ -142,14 +143,14 @@ class StepObserver:
         """A step after the last one: the loader has an epoch that could not be cut."""
 
     def result(self) -> Steps:
-        """What was observed. The task must have had two timed steps at least."""
+        """What was observed. The task must have had two timed steps at least, or none at all."""
         seconds = [after - before for before, after in zip(self._ends, self._ends[1:], strict=False)]
         if self.asynchronous and seconds:  # single steps end before the device does; only their sum is right
             seconds = [(self._ends[-1] - self._ends[0]) / len(seconds)] * len(seconds)
         return Steps(
             warmup=self.warmup,
             seconds=seconds,
-            parts={part: statistics.median(each[part] for each in self._parts) for part in PARTS},
+            parts={part: statistics.median([each[part] for each in self._parts] or [0.0]) for part in PARTS},
             span=self._last - self.first,
             flops=self._counts.get("flops", 0),
             calls={what: count for what, count in self._counts.items() if what != "flops"},

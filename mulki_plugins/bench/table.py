@@ -88,7 +88,7 @@ def _task(learned: Learned, measured: Measured) -> dict[str, Any]:
         "step_seconds": steps.median,
         "step_seconds_mean": steps.mean,
         "parts_seconds": dict(steps.parts),
-        "images_per_second": measured.recipe.train.batch_size / steps.median,
+        "images_per_second": measured.recipe.train.batch_size / steps.median if steps.seconds else None,
         "timed_steps": len(steps.seconds),
         "flops": steps.flops or None,
         "utilisation": utilisation(learned, measured),
@@ -152,7 +152,8 @@ def _steps(measured: Measured) -> Iterator[str]:
     yield row("a step", [duration(t.steps.median) for t in tasks])
     for part in PARTS:
         yield row(f"  {_LABELS.get(part, part)}", [duration(t.steps.parts[part]) for t in tasks])
-    yield row("images per second", [f"{measured.recipe.train.batch_size / t.steps.median:.1f}" for t in tasks])
+    size = measured.recipe.train.batch_size
+    yield row("images per second", [f"{size / t.steps.median:.1f}" if t.steps.seconds else "-" for t in tasks])
     yield row("GFLOP in a step", [f"{t.steps.flops / 1e9:.1f}" if t.steps.flops else "-" for t in tasks])
     shares = [utilisation(t, measured) for t in tasks]
     yield row("utilisation", ["-" if share is None else f"{share:.0%}" for share in shares])

@@ -34,7 +34,7 @@ class Candidates:
     features: Tensor
     """[C, d], unit norm."""
     places: dict[int, list[int]]
-    """For each task in the scope, by index, the candidate that each of its classes is."""
+    """For each task in the scope, by index, the candidate that each of its classes is; -1 for a task that the run lacks."""
 
     def named(self, name: str) -> list[int]:
         """The candidates with this name, in whatever case."""

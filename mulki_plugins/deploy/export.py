@@ -23,7 +23,7 @@ from mulki_plugins.deploy.card import FILE as CARD
 from mulki_plugins.deploy.card import write_card
 from mulki_plugins.deploy.features import FILE as FEATURES
 from mulki_plugins.deploy.features import TextFeatures, as_tensors, compute_features
-from mulki_plugins.deploy.model import MERGES, DeployedClip, load_export, load_trained
+from mulki_plugins.deploy.model import MERGES, DeployedClip, has_head, load_export, load_trained
 from mulki_plugins.deploy.onnx_files import IMAGE, TEXT, require_onnx, write_onnx
 from mulki_plugins.deploy.source import CONFIG, MODEL, RECIPE, Source, is_export
 from mulki_plugins.errors import MulkiError
@@ -73,6 +73,11 @@ def export_model(source: Source, to: Path, device: torch.device, *, force: bool 
     onnx: write both towers as ONNX too. MulkiError if the folder must not be written, or open_clip cannot express the model.
     """
     check_target(to, source, force=force)
+    if has_head(source):
+        assert source.recipe is not None
+        name = next(iter(source.recipe.model.options["head"]))
+        what = f"{source.folder}: the head {name!r} answers for this model, and open_clip has no place for a head"
+        raise MulkiError(what, "classify images with `mulki predict`, which uses it")
     if onnx:
         require_onnx()
     loaded = load_trained(source)

@@ -18,10 +18,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mulki_plugins.deploy.adapted import merged_file
+from mulki_plugins.deploy.candidates import Candidates
+from mulki_plugins.deploy.head import head_of
 from mulki_plugins.deploy.skip_init import SkipInitialisation
 from mulki_plugins.deploy.source import CONFIG, Source
 from mulki_plugins.errors import MulkiError, describe_error
 from mulki_plugins.models.check import TINY
+from mulki_plugins.models.head import HEAD, Head, Scope, logits_of
 from mulki_plugins.models.load import LoadedClip, load_clip
 from mulki_plugins.models.tensors import load_state, read_state
 from mulki_plugins.models.text import Prompts, sentences
@@ -47,6 +50,8 @@ class DeployedClip:
     """An image in RGB -> [3, H, W]."""
     device: torch.device
     precision: str = "fp32"
+    head: Head | None = None
+    """What turns features into logits; None for the cosines with the sentences."""
 
     @property
     def scale(self) -> Tensor:
@@ -80,6 +85,13 @@ class DeployedClip:
         """Scaled cosines s·z·tᵀ: [B, d], [C, d] -> [B, C]."""
         return self.scale.to(z.dtype) * z @ t.to(z).T
 
+    @torch.inference_mode()
+    def answer(self, z: Tensor, candidates: Candidates) -> Tensor:
+        """The head's logits [B, C] of encoded images, z [B, d], over the candidates."""
+        if self.head is None:
+            return self.logits(z, candidates.features)
+        return logits_of(self.head, z, Scope(candidates.features.to(z), self.scale, candidates.places))
+
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = _DTYPES.get(self.precision)
         return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
@@ -103,18 +115,27 @@ def choose_device(name: str) -> torch.device:
 
 def load_model(source: Source, device: torch.device) -> DeployedClip:
     """The model of a run or of an exported folder, on a device, for inference. MulkiError if it cannot be loaded."""
+    head = None
     if source.exported:
         clip, tokenizer, transform = load_export(source.folder)
     else:
         loaded = load_trained(source)
         clip, tokenizer, transform = loaded.clip, loaded.tokenizer, loaded.transform(train=False)
+        state = {} if source.weights is None else _read_state(source.weights)
+        head = head_of(source, state, lambda: int(loaded.clip.encode_text(tokenizer([""])).shape[-1]))  # type: ignore[operator]  # open_clip's model
     return DeployedClip(
         clip=clip.to(device).eval().requires_grad_(False),
         tokenizer=tokenizer,
         transform=transform,
         device=device,
         precision=source.precision,
+        head=None if head is None else head.to(device),
     )
+
+
+def has_head(source: Source) -> bool:
+    """Whether another head than the default answers for a run's model."""
+    return bool(source.recipe and not source.exported and source.recipe.model.options.get("head"))
 
 
 def load_trained(source: Source) -> LoadedClip:
@@ -126,6 +147,7 @@ def load_trained(source: Source) -> LoadedClip:
     name, options = source.recipe.model.name, dict(source.recipe.model.options)
     options.pop("train", None)
     entries = options.pop("adapters", [])
+    options.pop("head", None)
     if source.weights is None:
         return _load_untrained(source, name, options)
     state = _read_state(source.weights)
@@ -171,8 +193,8 @@ def _read_state(weights: Path) -> dict[str, Any]:
 
 def _refuse_added_weights(weights: Path, state: dict[str, Any]) -> None:
     """MulkiError if the checkpoint keeps weights outside the model: they belong to a plugin."""
-    if kept := state.get("model"):
-        first = next(iter(kept))
+    if kept := [name for name in state.get("model", {}) if not name.startswith(HEAD)]:
+        first = kept[0]
         what = f"{weights.parent}: a plugin has added weights to the model ({first!r}), which open_clip does not know"
         raise MulkiError(what, "only models of open_clip's own architectures can be used outside of a run")
 

@@ -10,6 +10,7 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
+from mulki_plugins.errors import MulkiError
 from mulki_plugins.models.text import Prompts, Union
 
 HEAD = "head."
@@ -111,6 +112,15 @@ class TextHead(Head):
         return scope.text_logits(z)
 
 
+def logits_of(head: Head, z: Tensor, scope: Scope) -> Tensor:
+    """A head's logits [B, C]. MulkiError if what it returns has another shape."""
+    logits: Tensor = head(z, scope)
+    if logits.shape != (expected := (len(z), len(scope.text))):
+        what = f"the head {type(head).__name__} returned logits of shape {tuple(logits.shape)}, expected {expected}"
+        raise MulkiError(what, "one row for each image, one column for each candidate of the scope, in their order")
+    return logits
+
+
 class Headed(nn.Module):
     """The part of a classifier that classifies through its head."""
 
@@ -149,16 +159,13 @@ class Headed(nn.Module):
 
     def answer(self, z: Tensor, task: int, t: Tensor) -> Tensor:
         """The head's logits [B, C] over the classes of one task, whose text features are t [C, d]."""
-        logits: Tensor = self.head(z, Scope(t, self.scale, {task: range(len(t))}))
-        return logits
+        return logits_of(self.head, z, Scope(t, self.scale, {task: range(len(t))}))
 
     def classify(self, z: Tensor, tasks: Sequence[int]) -> Tensor:
         """Logits [B, C] of encoded images, z [B, d], over the classes of one task, or over the union of those of several."""
         union, texts = self.union(tasks), torch.cat([self.text_features(task) for task in tasks])
-        logits: Tensor = self.head(
-            z, Scope(texts[union.first], self.scale, dict(zip(tasks, union.places, strict=True)))
-        )
-        return logits
+        scope = Scope(texts[union.first], self.scale, dict(zip(tasks, union.places, strict=True)))
+        return logits_of(self.head, z, scope)
 
     def union_logits(self, x: Tensor, tasks: Sequence[int]) -> Tensor:
         """Logits [B, C] of images over the classes of one task, or over the union of those of several."""

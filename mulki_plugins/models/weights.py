@@ -25,6 +25,8 @@ Kind = Literal["safetensors", "torch", "torchscript", "numpy"]
 
 WEIGHTS = "weights.safetensors"
 """The file of weights in a checkpoint."""
+FINAL_HEAD = "head.safetensors"
+"""What the head of a finished run's model has learned, beside its weights, unless it is the text head."""
 FINAL = "model.safetensors"
 """A finished run's weights, beside its checkpoints. Adapters are merged into them."""
 KEY = "mulki"

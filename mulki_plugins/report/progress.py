@@ -158,7 +158,7 @@ class ProgressLogger(BaseLogger):
     def batch_ends(self) -> None:
         """A batch of an evaluation, or of a pass over images before a task's steps."""
         self._batches += 1
-        if self._doing.endswith("preparing"):
+        if self._doing.endswith(("preparing", "finishing")):
             self._show(0, 0, f"{self._batches} batches of images read")
 
     def _show(self, done: int, total: int, state: str) -> None:
@@ -220,7 +220,9 @@ class ProgressLogger(BaseLogger):
         label = self._label(strategy)
         self._draw()  # the last step, also of a task that is over in no time
         self.left.training_ends()
-        self.say(f"{label}: {strategy.steps} steps in {self.clock() - self._start:.0f} s, {self._state()}")
+        how = f"{strategy.steps} steps in {self.clock() - self._start:.0f} s, {self._state()}"
+        self.say(f"{label}: {how if strategy.steps else 'no steps, since nothing learns in them'}")
+        self.doing(f"{label}: finishing")
 
     def before_eval(self, strategy: Watched, metric_values: Any) -> None:
         self._seen, self._eval_start = 0, self.clock()

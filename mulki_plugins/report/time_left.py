@@ -51,6 +51,8 @@ class TimeLeft:
         self.done = done
 
     def training_ends(self) -> None:
+        if not self.done:  # a task without steps
+            self.step, self.preparation = 0.0, self.clock() - self._began
         self.training, self.done = self.training + 1, 0
 
     def evaluation_begins(self) -> None:

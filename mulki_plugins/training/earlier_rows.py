@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mulki_plugins.models.head import HEAD
 from mulki_plugins.training.checkpoint import Checkpoint, Damaged
 from mulki_plugins.training.contents import CLIP
 from mulki_plugins.training.finite import overrides
@@ -67,14 +68,18 @@ def _fill(run: Run, checkpoint: Checkpoint, initial: Weights) -> None:
         if _shapes(weights) != _shapes(now):
             unknown.append(name)
             continue
+        strategy.model.restart_head(sorted(strategy.learned))
+        strategy.model.make_room(weights)
         strategy.model.load_state_dict(weights)
         values = run.evaluate([run.built.benchmark.test_stream[j] for j in columns])
         for j, value in zip(columns, values, strict=True):
             row[j] = value
         run.records.add_predictions(run.recorder.answers, learned)
         run.progress.say(f"    {name}: tested on {', '.join(run.result.tasks[j] for j in columns)}")
-    strategy.model.load_state_dict(now)
     strategy.learned = learned_now
+    strategy.model.restart_head(sorted(learned_now))
+    strategy.model.make_room(now)
+    strategy.model.load_state_dict(now)
     if unknown:
         reason = _took_part(run) or "the weights were not kept (train.checkpoint.weights), or are damaged"
         run.warn(
@@ -97,7 +102,8 @@ def _read(kept: Checkpoint | None) -> tuple[Weights, set[int]]:
 
 
 def _shapes(weights: Weights) -> dict[str, torch.Size]:
-    return {name: weight.shape for name, weight in weights.items()}
+    """The shapes of the model's own weights; those of a head change with the tasks that it has learned."""
+    return {name: weight.shape for name, weight in weights.items() if not name.startswith(HEAD)}
 
 
 def _took_part(run: Run) -> str:

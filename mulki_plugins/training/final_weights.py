@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.files import in_place_of, link_or_copy
 from mulki_plugins.models.classifier import ClipClassifier
-from mulki_plugins.models.weights import FINAL, WEIGHTS
+from mulki_plugins.models.head import HEAD, TextHead
+from mulki_plugins.models.weights import FINAL, FINAL_HEAD, WEIGHTS
 from mulki_plugins.training.checkpoint import Checkpoint, Damaged, checkpoints
 from mulki_plugins.training.checksums import digest
 
@@ -20,8 +23,11 @@ def write_final_weights(run: Path, tasks: int, model: ClipClassifier) -> None:
     """Write the weights after the last of so many tasks below the run's folder, under open_clip's names.
 
     A checkpoint of that moment holds them already: the file then is a second name for the same bytes on the disk. Adapters
-    are merged into the weights, which the checkpoint keeps apart. MulkiError if one cannot be.
+    are merged into the weights, which the checkpoint keeps apart. MulkiError if one cannot be. What a head keeps is written
+    beside them.
     """
+    if not isinstance(model.head, TextHead):
+        _write_head(run, model.head.state_dict())
     if not model.adapters and (end := find_end(run, tasks)) is not None:
         _link(end.path / WEIGHTS, run / FINAL)
         return
@@ -29,6 +35,12 @@ def write_final_weights(run: Path, tasks: int, model: ClipClassifier) -> None:
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     with in_place_of(run / FINAL) as temporary:
         save_file(ready, temporary, metadata={"format": "pt", **model.weights_metadata})
+
+
+def _write_head(run: Path, state: Mapping[str, Tensor]) -> None:
+    ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    with in_place_of(run / FINAL_HEAD) as temporary:
+        save_file(ready, temporary, metadata={"format": "pt"})
 
 
 def find_end(run: Path, tasks: int) -> Checkpoint | None:
@@ -43,6 +55,7 @@ def secure_final_weights(run: Path, tasks: int) -> None:
     MulkiError if neither is whole, or if the checkpoint has weights and adapters apart; the checkpoints must stay then.
     """
     end = find_end(run, tasks)
+    _secure_head(run, end)
     apart = end is not None and bool(end.state().get("adapters"))
     if (run / FINAL).is_file() and _is_whole(run / FINAL, None if apart else end):
         return
@@ -56,6 +69,14 @@ def secure_final_weights(run: Path, tasks: int) -> None:
     except Damaged as error:
         raise MulkiError(f"{run}: its final weights are damaged: {error.message}", "nothing was removed") from error
     _link(end.path / WEIGHTS, run / FINAL)
+
+
+def _secure_head(run: Path, end: Checkpoint | None) -> None:
+    """Make sure that the run's folder holds what its head has learned, if a checkpoint says that there is one."""
+    model = end.state().get("model", {}) if end is not None else {}
+    head = {name.removeprefix(HEAD): value for name, value in model.items() if name.startswith(HEAD)}
+    if head and not ((run / FINAL_HEAD).is_file() and _is_whole(run / FINAL_HEAD, None)):
+        _write_head(run, head)
 
 
 def _is_whole(path: Path, end: Checkpoint | None) -> bool:
