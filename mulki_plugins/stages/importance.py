@@ -61,7 +61,7 @@ class Importance:
         """names: the weights that learn."""
         self.now = RunningMean()
         classifier = unwrapped(model)
-        if not self.before.count and isinstance(classifier, ClipClassifier):
+        if names and not self.before.count and isinstance(classifier, ClipClassifier):
             parameters = dict(model.named_parameters())
             self.pretrained = sensitivity(classifier, {name: parameters[name] for name in names}, dataset)
 
