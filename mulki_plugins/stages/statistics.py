@@ -209,7 +209,7 @@ def layer_moments(
     def of_batch(batch: Batch) -> Totals:
         seen.clear()
         encoded(model, batch.images)
-        return dict(seen)
+        return {**seen, "": torch.tensor(len(batch.images))}
 
     hooks = [modules[path].register_forward_pre_hook(watch(path), with_kwargs=True) for path in wanted]
     training = model.training
