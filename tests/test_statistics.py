@@ -128,7 +128,7 @@ def test_moments_of_a_layers_inputs(classifier, benchmark, stream, loaded):
         flat = torch.cat([each.reshape(-1, each.shape[-1]) for each in rows])
         assert torch.allclose(got[path], flat.T @ flat / len(flat), atol=1e-5)
         assert not model.clip.get_submodule(path)._forward_pre_hooks
-    with pytest.raises(ValueError, match="no layer 'visual.nothing'"):
+    with pytest.raises(ValueError, match="no layer 'visual"):
         layer_moments(model, dataset, ["visual.nothing"])
     with pytest.raises(ValueError, match=r"no image reaches the layer 'ln_final'"):
         layer_moments(model, dataset, ["ln_final"])
@@ -146,7 +146,7 @@ def test_the_leading_directions_hold_their_share():
         assert torch.allclose(basis.T @ basis, torch.eye(k).double(), atol=1e-9)
         assert torch.allclose(basis @ basis.T, u[:, :k] @ u[:, :k].T, atol=1e-7)
     assert leading_basis(moment, 0.0).shape == (9, 0)
-    with pytest.raises(ValueError, match="0..1"):
+    with pytest.raises(ValueError, match=r"0\.\.1"):
         leading_basis(moment, 1.2)
 
 

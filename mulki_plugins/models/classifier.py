@@ -79,8 +79,7 @@ class ClipClassifier(Headed, MultiTaskModule):
             several.
         train: What learns. The logit scale is always frozen.
         adapters: Weights to add inside the model; they are applied here.
-        head: What turns image features into logits; by default their cosines with the sentences. Its own parameters learn
-            whatever `train` says.
+        head: Turns image features into logits; by default by their cosines with the sentences. Its parameters always learn.
     """
 
     def __init__(
@@ -329,14 +328,8 @@ class ClipClassifier(Headed, MultiTaskModule):
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without features, caches and requests: tensors with a graph cannot be copied, plugins must not be."""
-        return {
-            **self.__dict__,
-            "features": None,
-            "image_features": None,
-            "_cache": {},
-            "_requests": {},
-            "batch_labels": None,
-        }
+        dropped = {"features": None, "image_features": None, "batch_labels": None, "_cache": {}, "_requests": {}}
+        return self.__dict__ | dropped
 
 
 def _unit(features: Tensor) -> Tensor:
