@@ -66,6 +66,7 @@ class Linear(Head):
         self.width = width
 
     def before_task(self, task, classes):
+        self.layers.requires_grad_(False)
         self.layers[str(task)] = nn.Linear(self.width, classes)
 
     def forward(self, z, scope):

@@ -28,7 +28,7 @@ from mulki_plugins.registry.builtin import open_clip_part
 from mulki_plugins.registry.catalog import Catalog, Part, signature_of
 from mulki_plugins.registry.register import Register
 from mulki_plugins.registry.static import REQUIRED, UNKNOWN
-from mulki_plugins.testing import PLUGIN_CHECKS, STREAM_CHECKS
+from mulki_plugins.testing import HEAD_CHECKS, PLUGIN_CHECKS, STREAM_CHECKS
 from mulki_plugins.types import describe
 
 ROOT = Path(__file__).parents[1]
@@ -113,6 +113,7 @@ def _documented_parts(catalog: Catalog) -> list[Part]:
     return [
         *catalog.of_kind("plugin"),
         *catalog.of_kind("adapter"),
+        *catalog.of_kind("head"),
         *catalog.of_kind("stream"),
         *catalog.of_kind("model"),
     ]
@@ -160,7 +161,8 @@ def _all_commands() -> Iterator[tuple[str, click.Command]]:
 
 def _checks() -> Iterator[str]:
     for function, fixture, checks in (
-        ("check_plugin", "mulki_plugin_check", PLUGIN_CHECKS), ("check_stream", "mulki_stream_check", STREAM_CHECKS),
+        ("check_plugin", "mulki_plugin_check", PLUGIN_CHECKS), ("check_head", "mulki_head_check", HEAD_CHECKS),
+        ("check_stream", "mulki_stream_check", STREAM_CHECKS),
     ):  # fmt: skip
         yield f"`mulki_plugins.testing.{function}`, or check by check with the pytest fixture `{fixture}`:"
         yield _table(["check", "passes if"], [[f"`{name}`", what] for name, what in checks.items()])

@@ -82,17 +82,16 @@ class Rail(Head):
         if not known:
             return logits
         assert self.weights is not None
-        with torch.autocast(z.device.type, enabled=False):
-            phi, p = self.random_features(z), logits.double().softmax(1)
-            scores = torch.zeros_like(p)
-            is_learned = torch.zeros(p.shape[1], dtype=torch.bool, device=p.device)
-            for task, start, classes in known:
-                places = torch.tensor(list(scope.places[task]), device=p.device)
-                # a class that two tasks share has a column for each: their sum is the regression to both together
-                scores = scores.index_add(1, places, phi @ self.weights[:, start : start + classes])
-                is_learned[places] = True
-            fused = (1 - self.fusion) * p + self.fusion * scores
-            return torch.where(is_learned[p.argmax(1)][:, None], as_logits(fused).to(logits.dtype), logits)
+        phi, p = self.random_features(z), logits.double().softmax(1)
+        scores = torch.zeros_like(p)
+        is_learned = torch.zeros(p.shape[1], dtype=torch.bool, device=p.device)
+        for task, start, classes in known:
+            places = torch.tensor(list(scope.places[task]), device=p.device)
+            # a class that two tasks share has a column for each: their sum is the regression to both together
+            scores = scores.index_add(1, places, phi @ self.weights[:, start : start + classes])
+            is_learned[places] = True
+        fused = (1 - self.fusion) * p + self.fusion * scores
+        return torch.where(is_learned[p.argmax(1)][:, None], as_logits(fused).to(logits.dtype), logits)
 
 
 def ridge_regression(gram: Tensor, moments: Tensor, ridge: float) -> Tensor:

@@ -328,7 +328,13 @@ class ClipClassifier(Headed, MultiTaskModule):
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without features, caches and requests: tensors with a graph cannot be copied, plugins must not be."""
-        dropped = {"features": None, "image_features": None, "batch_labels": None, "_cache": {}, "_requests": {}}
+        dropped: dict[str, Any] = {
+            "features": None,
+            "image_features": None,
+            "batch_labels": None,
+            "_cache": {},
+            "_requests": {},
+        }
         return self.__dict__ | dropped
 
 

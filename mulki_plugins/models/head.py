@@ -67,7 +67,10 @@ class Head(nn.Module):
     paper: ClassVar[str] = ""
 
     def forward(self, z: Tensor, scope: Scope) -> Tensor:
-        """Logits [B, C] over the candidates of the scope, in their order. z: image features [B, d], unit norm."""
+        """Logits [B, C] over the candidates of the scope, in their order. z: image features [B, d], unit norm.
+
+        Called outside of mixed precision, with features in single precision.
+        """
         raise NotImplementedError
 
     def begin(self, width: int) -> None:
@@ -113,8 +116,9 @@ class TextHead(Head):
 
 
 def logits_of(head: Head, z: Tensor, scope: Scope) -> Tensor:
-    """A head's logits [B, C]. MulkiError if what it returns has another shape."""
-    logits: Tensor = head(z, scope)
+    """A head's logits [B, C], at least in single precision. MulkiError if what it returns has another shape."""
+    with torch.autocast(z.device.type, enabled=False):
+        logits: Tensor = head(z, scope)
     if logits.shape != (expected := (len(z), len(scope.text))):
         what = f"the head {type(head).__name__} returned logits of shape {tuple(logits.shape)}, expected {expected}"
         raise MulkiError(what, "one row for each image, one column for each candidate of the scope, in their order")

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 from mulki_plugins.libraries import load_lazily
 
 if TYPE_CHECKING:
-    from mulki_plugins.testing.kit import CheckFailed, check_plugin, check_stream
+    from mulki_plugins.testing.kit import CheckFailed, check_head, check_plugin, check_stream
     from mulki_plugins.testing.small import small_model, small_stream
     from mulki_plugins.testing.trial import Trial, train_two_tasks
 
 __all__ = [
+    "HEAD_CHECKS",
     "PLUGIN_CHECKS",
     "STREAM_CHECKS",
     "CheckFailed",
     "Trial",
+    "check_head",
     "check_plugin",
     "check_stream",
     "small_model",
@@ -46,6 +48,21 @@ PLUGIN_CHECKS = {
 }
 """The checks of `check_plugin`, in order; kit.CHECKS names the function of each."""
 
+HEAD_CHECKS = {
+    "made": "it can be created with these options, is a Head and seeds no generator",
+    "learns": "three tasks are learned as in a run, and the model's weights stay as they are",
+    "answers": "the logits have a row for each image and a column for each candidate of any scope, learned or not",
+    "order": "the columns are in the order of the candidates",
+    "independent": "an image's answer does not depend on the rest of its batch",
+    "unchanged": "an evaluation changes neither the features nor what it keeps",
+    "saved": "all that it keeps is saved: a resumed head answers and goes on learning as the old one does",
+    "repeatable": "the same seed gives the same answers",
+    "quiet": "it prints nothing on stdout",
+    "files": "it writes no files and opens no connections",
+    "extremes": "it works with a task of one class, with a batch of one image and in mixed precision",
+}
+"""The checks of `check_head`, in order."""
+
 STREAM_CHECKS = {
     "made": "it can be created with these options and is a TaskStream with at least one task",
     "names": "tasks, classes and templates have distinct names, and each template holds `{}`",
@@ -65,6 +82,7 @@ __getattr__ = load_lazily(
     {
         "CheckFailed": "kit",
         "Trial": "trial",
+        "check_head": "kit",
         "check_plugin": "kit",
         "check_stream": "kit",
         "small_model": "small",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from mulki_plugins.testing import PLUGIN_CHECKS, STREAM_CHECKS
+from mulki_plugins.testing import HEAD_CHECKS, PLUGIN_CHECKS, STREAM_CHECKS
 
 
 @pytest.fixture(params=list(PLUGIN_CHECKS))
@@ -16,13 +16,19 @@ def mulki_plugin_check(request: pytest.FixtureRequest) -> Callable[..., None]:
     return _single_check("plugin", request.param)
 
 
+@pytest.fixture(params=list(HEAD_CHECKS))
+def mulki_head_check(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """One check of a head: `def test_mine(mulki_head_check): mulki_head_check(MyHead, width=2)`."""
+    return _single_check("head", request.param)
+
+
 @pytest.fixture(params=list(STREAM_CHECKS))
 def mulki_stream_check(request: pytest.FixtureRequest) -> Callable[..., None]:
     """One check of a stream: `def test_mine(mulki_stream_check): mulki_stream_check(my_stream)`."""
     return _single_check("stream", request.param)
 
 
-def _single_check(kind: Literal["plugin", "stream"], name: str) -> Callable[..., None]:
+def _single_check(kind: Literal["plugin", "head", "stream"], name: str) -> Callable[..., None]:
     def check(factory: Any, **options: Any) -> None:
         from mulki_plugins.testing.kit import check_one
 

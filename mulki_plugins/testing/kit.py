@@ -1,4 +1,4 @@
-"""`check_plugin` and `check_stream`: run all checks and report everything that is wrong at once."""
+"""`check_plugin`, `check_head` and `check_stream`: run all checks and report everything that is wrong at once."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from mulki_plugins.registry.guard import cause_of
-from mulki_plugins.testing import growth, isolation_checks, resuming, stream_checks, training_checks
+from mulki_plugins.testing import growth, head_checks, isolation_checks, resuming, stream_checks, training_checks
 from mulki_plugins.testing.laboratory import Laboratory
 from mulki_plugins.testing.subject import Factory, Fault, find_subject
 
 Check = Callable[[Any], None]
-Checked = Literal["plugin", "stream"]
+Checked = Literal["plugin", "head", "stream"]
 
 CHECKS: dict[str, dict[str, Check]] = {
     "plugin": {
@@ -39,6 +39,22 @@ CHECKS: dict[str, dict[str, Check]] = {
             training_checks.extremes,
         )
     },
+    "head": {
+        check.__name__: check
+        for check in (
+            head_checks.made,
+            head_checks.learns,
+            head_checks.answers,
+            head_checks.order,
+            head_checks.independent,
+            head_checks.unchanged,
+            head_checks.saved,
+            head_checks.repeatable,
+            head_checks.quiet,
+            head_checks.files,
+            head_checks.extremes,
+        )
+    },
     "stream": {
         check.__name__: check
         for check in (
@@ -55,9 +71,9 @@ CHECKS: dict[str, dict[str, Check]] = {
         )
     },
 }
-"""The checks in order, by the names of PLUGIN_CHECKS and STREAM_CHECKS."""
+"""The checks in order, by the names of PLUGIN_CHECKS, HEAD_CHECKS and STREAM_CHECKS."""
 
-_ESSENTIAL = {"plugin": ("made", "callbacks", "trains"), "stream": ("made",)}
+_ESSENTIAL = {"plugin": ("made", "callbacks", "trains"), "head": ("made", "learns", "answers"), "stream": ("made",)}
 """Checks without which the later ones would mean nothing."""
 
 
@@ -81,6 +97,15 @@ def check_plugin(factory: Factory, **options: Any) -> None:
     or function is registered, its registration counts (requires, conflicts, keeps_images, ...). Raises CheckFailed.
     """
     _check("plugin", factory, options)
+
+
+def check_head(factory: Factory, **options: Any) -> None:
+    """Run every check of HEAD_CHECKS.
+
+    factory: the class, a function that creates a head, or a registered name; options: its keyword arguments. Raises
+    CheckFailed.
+    """
+    _check("head", factory, options)
 
 
 def check_stream(factory: Factory, **options: Any) -> None:
@@ -139,4 +164,5 @@ def _cached_bench(kind: Checked, factory: Factory, options: frozenset[tuple[str,
 def _bench(kind: Checked, factory: Factory, options: dict[str, Any]) -> Any:
     """Where the checks of a kind find the subject and what they share."""
     subject = find_subject(kind, factory, options)
-    return Laboratory(subject) if kind == "plugin" else stream_checks.Library(subject)
+    benches = {"plugin": Laboratory, "head": head_checks.HeadBench, "stream": stream_checks.Library}
+    return benches[kind](subject)
