@@ -65,6 +65,7 @@ def _register_stages(register: Register) -> None:
 def _register_baselines(register: Register) -> None:
     register.plugin("lwf", "mulki_plugins.baselines.lwf:LearningWithoutForgetting")
     register.plugin("l2", "mulki_plugins.baselines.l2:WeightConstraint")
+    register.plugin("magmax", "mulki_plugins.baselines.magmax:MagMax")
     register.plugin("icarl", "mulki_plugins.baselines.icarl:ICarl")
     register.plugin("zscl", "mulki_plugins.baselines.zscl:ReferenceDistillation")
     register.plugin("snd", "mulki_plugins.baselines.snd:SelectiveDistillation")
