@@ -113,6 +113,7 @@ def _documented_parts(catalog: Catalog) -> list[Part]:
     return [
         *catalog.of_kind("plugin"),
         *catalog.of_kind("adapter"),
+        *catalog.of_kind("optimizer"),
         *catalog.of_kind("stream"),
         *catalog.of_kind("model"),
     ]

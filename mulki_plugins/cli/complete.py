@@ -102,6 +102,7 @@ def values_of(key: str) -> list[str]:
 
 _KINDS: dict[str, Kind] = {
     "stream": "stream", "stream.name": "stream", "reference": "stream", "model": "model", "model.name": "model",
+    "train.optimizer": "optimizer", "train.optimizer.name": "optimizer",
 }  # fmt: skip
 
 

@@ -18,7 +18,9 @@ from mulki_plugins.registry.catalog import OURS, Package, Part, Provenance, sign
 from mulki_plugins.registry.discovery import catalog, unmet_requirements
 from mulki_plugins.report.tables import columns
 
-_ORDER = ["package", "recipe", "strategy", "plugin", "adapter", "stream", "model", "metric", "logger", "command"]
+_ORDER = [
+    "package", "recipe", "strategy", "plugin", "adapter", "optimizer", "stream", "model", "metric", "logger", "command",
+]  # fmt: skip
 
 
 @click.command()

@@ -40,6 +40,8 @@ def mulki_register(register: Register) -> None:
     _register_baselines(register)
     register.adapter("lora", "mulki_plugins.adapters.lora:LoRA")
     register.adapter("null-space", "mulki_plugins.adapters.null_space:NullSpace")
+    for name, attribute in (("adamw", "adamw"), ("adam", "adam"), ("sgd", "sgd"), ("muon", "Muon")):
+        register.optimizer(name, f"mulki_plugins.training.optimizers:{attribute}")
     _register_avalanche(register)
     _register_streams_and_models(register)
     _register_metrics_and_loggers(register)

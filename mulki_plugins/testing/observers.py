@@ -142,7 +142,7 @@ class LastObserver(SupervisedPlugin):
     def before_update(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         trial = self.trial
         step = trial.steps[-1]
-        named = list(strategy.model.named_parameters())
+        named = list(strategy.all_weights().items())
         learning = {id(p): n for n, p in named if p.requires_grad}
         step.bad_gradients = [n for n, p in named if p.grad is not None and not p.grad.isfinite().all()]
         step.cleared = step.cleared and not _has_gradient(strategy.model)

@@ -146,7 +146,7 @@ def _restore_optimizer(strategy: ContinualTemplate, checkpoint: Checkpoint, stat
     """MulkiError if the optimizer trains other weights than the one whose state was kept."""
     groups = strategy.optimizer.param_groups
     sizes, kept = ([len(group["params"]) for group in each] for each in (groups, state["param_groups"]))
-    weights = {id(p) for p in strategy.model.parameters()}
+    weights = {id(p) for p in strategy.all_weights().values()}
     foreign = any(id(p) not in weights for group in groups for p in group["params"])
     if sizes != kept or foreign:
         what = "weights that the model no longer has" if foreign else f"{sizes} weights, the checkpoint's {kept}"

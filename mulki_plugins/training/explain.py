@@ -132,6 +132,7 @@ def _keys_of(recipe: Recipe) -> Iterator[tuple[Kind, str]]:
     if recipe.reference is not None:
         yield "stream", recipe.reference.name
     yield "model", recipe.model.name
+    yield "optimizer", recipe.train.optimizer.name
     for entry in recipe.strategy.plugins:
         yield "plugin", entry.name
     for name in recipe.evaluate.metrics:
