@@ -134,6 +134,10 @@ class ClipClassifier(MultiTaskModule):
         """The parameters that the adapters have added, by name."""
         return {name: p for name, p in self.clip.named_parameters() if plain_name(name) not in self._own}
 
+    def own_weights(self) -> dict[str, Tensor]:
+        """The weights and buffers of the open_clip model itself, without what adapters have added, by their present names."""
+        return {name: w for name, w in self.clip.state_dict().items() if plain_name(name) in self._own}
+
     def merged_weights(self) -> dict[str, Tensor]:
         """The weights and buffers by open_clip's names, with the adapters merged. MulkiError if one cannot be."""
         copied = copy.deepcopy(self)

@@ -102,13 +102,13 @@ def _restore(stack: Stack, end: Checkpoint, checkpoint: Checkpoint) -> Trial:
     restore_clock(strategy, end.run["clock"])
     strategy.learned = set(end.run["learned"])
     if steps := checkpoint.moment.steps:
-        strategy.resume_at(steps, lambda: restore_within_task(strategy, named, checkpoint))
+        strategy.resume_at(steps, lambda: restore_within_task(strategy, named, checkpoint, {}))
     return trial
 
 
 def _restore_weights(strategy: ContinualTemplate, end: Checkpoint, state: dict[str, Any]) -> None:
     try:
-        restore_weights(strategy, end, state)
+        restore_weights(strategy, end, state, {})
     except (MulkiError, RuntimeError) as error:
         what = f"a checkpoint's weights do not fit the resumed model: {cause_of(error)}"
         raise Fault(what, ADD_AGAIN) from error

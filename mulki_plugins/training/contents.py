@@ -19,6 +19,7 @@ from torch import Tensor
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.training.checkpoint import Checkpoint
+from mulki_plugins.training.pretrained import completed, resolved
 from mulki_plugins.training.rng import random_state, set_random_state
 from mulki_plugins.training.snapshot import storable
 from mulki_plugins.training.strategy import ContinualTemplate
@@ -100,13 +101,17 @@ def restore_plugins(plugins: Sequence[StackEntry], state: dict[str, Any]) -> Non
         entry.restore(kept)
 
 
-def restore_weights(strategy: ContinualTemplate, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+def restore_weights(
+    strategy: ContinualTemplate, checkpoint: Checkpoint, state: dict[str, Any], pretrained: Mapping[str, Tensor]
+) -> None:
     """Load a checkpoint's weights into the model, unless they are the pre-trained ones.
 
+    pretrained: the model's own weights before any training, for a checkpoint that leaves out what stayed so.
     MulkiError if the model has other weights. A plugin that adds weights must add them again in `before_training` or
     `load_state_dict`, which are called before.
     """
-    weights = {CLIP + name: value for name, value in checkpoint.weights().items()} | state["model"]
+    stored = completed(checkpoint.weights(), checkpoint.left_out, pretrained, checkpoint.path)
+    weights = {CLIP + name: value for name, value in stored.items()} | state["model"]
     if not weights:
         return
     model = strategy.model.state_dict()
@@ -127,11 +132,16 @@ def restore_weights(strategy: ContinualTemplate, checkpoint: Checkpoint, state: 
         adapter.load_state_dict(kept)
 
 
-def restore_within_task(strategy: ContinualTemplate, plugins: Sequence[StackEntry], checkpoint: Checkpoint) -> None:
+def restore_within_task(
+    strategy: ContinualTemplate,
+    plugins: Sequence[StackEntry],
+    checkpoint: Checkpoint,
+    pretrained: Mapping[str, Tensor],
+) -> None:
     """Restore everything that a step changes. Called when the task has begun again and earlier batches are skipped."""
     state = checkpoint.state()
-    restore_plugins(plugins, state)
-    restore_weights(strategy, checkpoint, state)
+    restore_plugins(plugins, resolved(state, pretrained, checkpoint.path))
+    restore_weights(strategy, checkpoint, state, pretrained)
     _restore_optimizer(strategy, checkpoint, state["optimizer"])
     strategy.scaler.load_state_dict(state["scaler"])
     restore_clock(strategy, checkpoint.run["clock"])
