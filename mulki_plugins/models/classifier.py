@@ -123,6 +123,7 @@ class ClipClassifier(MultiTaskModule):
             self._prepared.append(task)
             for adapter in self.adapters:
                 adapter.before_task(self.clip, task)
+            self.train(self.training)  # what has grown may learn in a tower that did not
             self.to(self.clip.logit_scale.device)
 
     def after_task(self, task: int) -> None:

@@ -178,6 +178,8 @@ class LastObserver(SupervisedPlugin):
     def after_training_exp(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         trial = self.trial
         trial.optimizer_age.append(optimizer_age(strategy.optimizer))
+        trial.ended.append(weights_of(strategy.model))
+        trial.learned.append({name for name, _ in trial.trainable})
         self._check_surroundings(strategy, f"after_training_exp of task {trial.task}")
         for name, value in strategy.model.named_parameters():
             if not value.detach().isfinite().all():

@@ -44,13 +44,16 @@ def secure_final_weights(run: Path, tasks: int) -> None:
     pre-trained; the checkpoints must stay then.
     """
     end = find_end(run, tasks)
-    apart = end is not None and (bool(end.left_out) or bool(end.state().get("adapters")))
+    apart = ""
+    if end is not None:
+        apart = "has weights and adapters apart" if end.state().get("adapters") else ""
+        apart = apart or ("leaves out weights that are as pre-trained" if end.left_out else "")
     if (run / FINAL).is_file() and _is_whole(run / FINAL, None if apart else end):
         return
     if end is None:
         raise MulkiError(f"{run}: has neither an intact {FINAL} nor a checkpoint of its end", "nothing was removed")
     if apart:
-        what = f"{run}: has no intact {FINAL}, and its checkpoint is no model by itself"
+        what = f"{run}: has no intact {FINAL}, and its checkpoint {apart}"
         raise MulkiError(what, f"nothing was removed; `mulki export {shlex.quote(str(run))} --to DIR` writes the model")
     try:
         end.verify()
