@@ -4,10 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from avalanche.training.plugins import EWCPlugin, MASPlugin, SupervisedPlugin
+from safetensors.torch import load_file
 
 from mulki_plugins.baselines import (
     ICarl,
     LearningWithoutForgetting,
+    MagMax,
     ReferenceDistillation,
     SelectiveDistillation,
     SynapticIntelligence,
@@ -16,13 +18,18 @@ from mulki_plugins.baselines import (
 from mulki_plugins.baselines.avalanche import EWC, MAS
 from mulki_plugins.baselines.exemplars import HerdedExemplars
 from mulki_plugins.baselines.lwf import random_tokens
+from mulki_plugins.baselines.magmax import larger
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.losses import distillation
 from mulki_plugins.models import ClipClassifier
 from mulki_plugins.models.tiny import mulki_tiny
+from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.stages import Teachers
 from mulki_plugins.streams import Reference, as_reference
+from mulki_plugins.training.resume import resume_experiment
+from mulki_plugins.training.run import run_experiment
 from tests.conftest import (
+    Killed,
     Quiet,
     SmallTokenizer,
     naive,
@@ -352,3 +359,70 @@ def test_penalties_in_few_kernels_train_as_avalanches_do(stream, benchmark, thei
     for experience in benchmark.train_stream:
         strategy.train(experience)
     assert not same(weights(free), trained[0][0])
+
+
+@torch.no_grad()
+def merged_at_once(initial, trained, factor):
+    """The slow way: for each number the change of largest magnitude among all tasks; the later of two equal ones."""
+    result = {}
+    for name, start in initial.items():
+        changes = torch.stack([each[name] - start for each in trained]).flip(0)  # argmax takes the first of equals
+        at = changes.abs().argmax(0, keepdim=True)
+        result[name] = start + factor * changes.gather(0, at)[0]
+    return result
+
+
+class Trained(SupervisedPlugin):
+    """Keeps the weights that each task was trained to, and those that it starts from; stands before MagMax."""
+
+    def __init__(self):
+        super().__init__()
+        self.ends, self.starts = [], []
+
+    def before_training_iteration(self, strategy, **kwargs):
+        if strategy.clock.train_exp_iterations == 0:
+            self.starts.append(weights(strategy.model))
+
+    def after_training_exp(self, strategy, **kwargs):
+        self.ends.append(weights(strategy.model))
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0])
+def test_magmax_is_the_largest_change_of_all_tasks(classifier, benchmark, factor):
+    initial, watch = weights(classifier), Trained()
+    strategy = naive(classifier, [watch, MagMax(factor=factor)], lr=0.5)
+    learning = {name for name, p in classifier.named_parameters() if p.requires_grad}
+    for task, experience in enumerate(benchmark.train_stream):
+        strategy.train(experience)
+        now = weights(classifier)
+        expected = merged_at_once(initial, watch.ends, factor)
+        for name, value in now.items():
+            if name in learning:
+                assert torch.allclose(value, expected[name], atol=1e-6), name
+                assert task == 0 or torch.equal(watch.starts[task][name], watch.ends[task - 1][name]), "starts unmerged"
+            else:
+                assert torch.equal(value, initial[name]), f"{name} is untouched"
+        if not task and factor == 1:
+            assert all(torch.allclose(now[name], watch.ends[0][name], atol=1e-6) for name in learning)
+    assert {"clip.logit_scale"} <= weights(classifier).keys() - learning
+
+
+def test_of_two_equal_changes_magmax_takes_the_later():
+    assert larger(torch.tensor([2.0, -3.0, 1.0]), torch.tensor([-2.0, 1.0, -4.0])).tolist() == [-2.0, -3.0, -4.0]
+
+
+def test_magmax_ends_a_killed_run_as_if_it_had_never_been(tmp_path, kill_at, small_parts):
+    settings = (
+        "stream={name: small}", "model={name: small-clip}", "train.iterations=4", "train.batch_size=4",
+        "train.checkpoint.every=2", "device=cpu", "loggers=[csv]", "train.schedule.warmup=1",
+    )  # fmt: skip
+    recipe = resolve("recipes/mtil.yaml", Changes(strategy="magmax", settings=settings))
+    whole = run_experiment(recipe, 0, tmp_path / "whole")
+    for at in ((2, 1), (2, 3), (3, 2)):
+        kill_at(*at)
+        with pytest.raises(Killed):
+            run_experiment(recipe, 0, tmp_path / f"killed-{at}")
+        [folder] = (tmp_path / f"killed-{at}").glob("*/*/seed-0")
+        assert resume_experiment(recipe, 0, folder).matrix == whole.matrix
+        [other] = (tmp_path / "whole").glob("*/*/seed-0")
+        assert same(load_file(other / "model.safetensors"), load_file(folder / "model.safetensors"))

@@ -486,8 +486,8 @@ def test_a_manifest_that_was_changed_or_is_of_another_version(tmp_path):
         manifest = json.loads(text)
         del manifest["sha256"]
         assert manifest["format"] == 2
-        (tmp_path / FOLDER / name / MANIFEST).write_text(checkpoint._signed({**manifest, "format": 3}))
-    with pytest.raises(checkpoint.OtherFormat, match="it has format 3, this version reads 2"):
+        (tmp_path / FOLDER / name / MANIFEST).write_text(checkpoint._signed({**manifest, "format": 4}))
+    with pytest.raises(checkpoint.OtherFormat, match="it has format 4, this version reads 2 and 3"):
         latest_checkpoint(tmp_path)
     with pytest.raises(ValueError, match="JSON"):
         checkpoint._signed({"loss": float("nan")})

@@ -65,7 +65,7 @@ def test_values_of_a_key_that_has_a_few():
     "words", [("run", "no-such-recipe", "--set"), ("run", "--strategy", "no-such", "mtil", "--set")]
 )
 def test_a_wrong_command_line_still_gets_the_keys_of_every_recipe(words):
-    assert offered(*words, incomplete="train.gr") == ["train.gradient_clip="]
+    assert offered(*words, incomplete="train.gra") == ["train.gradient_clip="]
 
 
 def test_a_failure_offers_nothing(monkeypatch):

@@ -176,7 +176,7 @@ def test_killed_and_resumed(tmp_path, kill_at, monkeypatch, when, capsys):
         kill_at(4, 3)
     else:
         read = earlier_rows._read
-        monkeypatch.setattr(earlier_rows, "_read", lambda kept: (_ for _ in ()).throw(Killed))
+        monkeypatch.setattr(earlier_rows, "_read", lambda kept, initial: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         extended(two, tmp_path / "more", "mulki", 4, every)
     shutil.rmtree(two)

@@ -104,7 +104,7 @@ def test_strategy_defaults_lie_under_the_recipe(tmp_path):
         ("model=mulki-tiny", lambda r: r.model.name, "mulki-tiny"),
         ("train.schedule=constant", lambda r: r.train.schedule.name, "constant"),
         ("strategy.plugins=[teachers]", lambda r: [p.name for p in r.strategy.plugins], ["teachers"]),
-        ("train.optimizer.betas=[0.9, 0.98]", lambda r: r.train.optimizer.betas, (0.9, 0.98)),
+        ("train.optimizer.betas=[0.9, 0.98]", lambda r: r.train.optimizer.options["betas"], [0.9, 0.98]),
         ("train.epochs=null", lambda r: r.train.iterations, 50),
         ("strategy='finetune'", lambda r: r.strategy.name, "finetune"),
         ("strategy={plugins: [teachers]}", lambda r: r.strategy.name, "custom"),

@@ -114,6 +114,7 @@ def _documented_parts(catalog: Catalog) -> list[Part]:
         *catalog.of_kind("plugin"),
         *catalog.of_kind("adapter"),
         *catalog.of_kind("head"),
+        *catalog.of_kind("optimizer"),
         *catalog.of_kind("stream"),
         *catalog.of_kind("model"),
     ]

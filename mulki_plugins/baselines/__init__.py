@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from mulki_plugins.baselines.icarl import ICarl
     from mulki_plugins.baselines.l2 import WeightConstraint
     from mulki_plugins.baselines.lwf import LearningWithoutForgetting
+    from mulki_plugins.baselines.magmax import MagMax
     from mulki_plugins.baselines.snd import SelectiveDistillation
     from mulki_plugins.baselines.zscl import ReferenceDistillation
 
 __all__ = [
-    "ICarl", "LearningWithoutForgetting", "ReferenceDistillation", "SelectiveDistillation", "SynapticIntelligence",
-    "WeightConstraint",
+    "ICarl", "LearningWithoutForgetting", "MagMax", "ReferenceDistillation", "SelectiveDistillation",
+    "SynapticIntelligence", "WeightConstraint",
 ]  # fmt: skip
 
 __getattr__ = load_lazily(
@@ -24,6 +25,7 @@ __getattr__ = load_lazily(
     {
         "ICarl": "icarl",
         "LearningWithoutForgetting": "lwf",
+        "MagMax": "magmax",
         "ReferenceDistillation": "zscl",
         "SelectiveDistillation": "snd",
         "SynapticIntelligence": "avalanche",

@@ -103,6 +103,7 @@ def values_of(key: str) -> list[str]:
 _KINDS: dict[str, Kind] = {
     "stream": "stream", "stream.name": "stream", "reference": "stream", "model": "model", "model.name": "model",
     "model.head": "head",
+    "train.optimizer": "optimizer", "train.optimizer.name": "optimizer",
 }  # fmt: skip
 
 

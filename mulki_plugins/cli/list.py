@@ -15,7 +15,9 @@ from mulki_plugins.registry.builtin import open_clip_models, open_clip_tags
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.report.tables import columns
 
-KINDS = ("recipes", "strategies", "plugins", "adapters", "heads", "streams", "models", "metrics", "loggers")
+KINDS = (
+    "recipes", "strategies", "plugins", "adapters", "heads", "optimizers", "streams", "models", "metrics", "loggers",
+)  # fmt: skip
 SYNONYMS = {
     "stage": "plugins", "stages": "plugins", "dataset": "streams", "datasets": "streams", "benchmarks": "streams",
     "methods": "strategies", "architectures": "models", "experiments": "recipes",
@@ -45,7 +47,7 @@ class Kind(click.Choice):  # type: ignore[type-arg]  # generic only in newer ver
 def list_command(kind: str | None, text: str | None, as_json: bool) -> None:
     """List the installed parts of recipes.
 
-    These are recipes, strategies, plugins, adapters, heads, streams, models, metrics and loggers. With KIND only
+    These are recipes, strategies, plugins, adapters, heads, optimizers, streams, models, metrics and loggers. With KIND only
     these, and with TEXT only those with TEXT in their name: `mulki list models ViT-B`.
     """
     entries = {each: _entries(each) for each in ((kind,) if kind else KINDS)}

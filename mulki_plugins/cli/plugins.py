@@ -19,18 +19,8 @@ from mulki_plugins.registry.discovery import catalog, unmet_requirements
 from mulki_plugins.report.tables import columns
 
 _ORDER = [
-    "package",
-    "recipe",
-    "strategy",
-    "plugin",
-    "adapter",
-    "head",
-    "stream",
-    "model",
-    "metric",
-    "logger",
-    "command",
-]
+    "package", "recipe", "strategy", "plugin", "adapter", "head", "optimizer", "stream", "model", "metric", "logger", "command",
+]  # fmt: skip
 
 
 @click.command()

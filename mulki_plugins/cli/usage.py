@@ -27,7 +27,9 @@ _COMMAND_SYNONYMS = {
 _OPTION_SYNONYMS = {
     "--plugin": "--with", "--seeds": "--seed", "--output": "--out", "--output-dir": "--out", "--method": "--strategy",
 }  # fmt: skip
-_KINDS = ("recipe", "strategy", "strategie", "plugin", "adapter", "head", "stream", "model", "metric", "logger")
+_KINDS = (
+    "recipe", "strategy", "strategie", "plugin", "adapter", "head", "optimizer", "stream", "model", "metric", "logger",
+)  # fmt: skip
 _HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 _LIST_KEYS = ("seeds", "loggers", "evaluate.metrics", "stream.tasks")
 _SEPARATE_VALUE = re.compile(r"=|[-+]?[\d.\[{=].*|true|false|null")

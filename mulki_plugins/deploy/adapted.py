@@ -14,11 +14,12 @@ from torch import nn
 
 from mulki_plugins.deploy.source import Source, read_manifest
 from mulki_plugins.errors import MulkiError, describe_error
-from mulki_plugins.models.adapter import Adapter, apply_adapters, merge_adapters
-from mulki_plugins.models.tensors import read_state
+from mulki_plugins.models.adapter import Adapter, apply_adapters, merge_adapters, plain_name
 from mulki_plugins.models.weights import weight_file
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.guard import guarded_call
+from mulki_plugins.training.checkpoint import read_checkpoint
+from mulki_plugins.training.pretrained import completed
 
 
 @contextmanager
@@ -27,12 +28,15 @@ def merged_file(
 ) -> Iterator[Path]:
     """A file, gone afterwards, of the checkpoint's weights with the adapters merged into them.
 
-    clip: the architecture, with any weights; entries: the recipe's adapters; state: what the checkpoint keeps beside the
-    weights. MulkiError if an adapter is not installed or cannot be merged.
+    clip: the architecture, with the pre-trained weights if the checkpoint leaves some out, else with any; entries: the
+    recipe's adapters; state: what the checkpoint keeps beside the weights. MulkiError if an adapter is not installed or cannot
+    be merged.
     """
     assert source.weights is not None
     adapters = [_make(name, options) for entry in entries for name, options in entry.items()]
     own = apply_adapters(clip, adapters)
+    checkpoint = read_checkpoint(source.weights.parent)
+    pretrained = {name: value.clone() for name, value in clip.state_dict().items() if plain_name(name) in own}
     tasks, steps, _ = read_manifest(source.weights.parent)
     for task in range(tasks):  # adapters grow as they did in the run
         for adapter in adapters:
@@ -43,7 +47,7 @@ def merged_file(
         adapter.before_task(clip, tasks)
     file = weight_file(str(source.weights))
     try:
-        clip.load_state_dict(read_state(file))
+        clip.load_state_dict(completed(checkpoint.weights(), checkpoint.left_out, pretrained, checkpoint.path))
     except RuntimeError as error:
         what = f"{source.weights}: the weights do not fit the recipe's adapters: {describe_error(error)}"
         raise MulkiError(what) from error

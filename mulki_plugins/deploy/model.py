@@ -26,7 +26,7 @@ from mulki_plugins.errors import MulkiError, describe_error
 from mulki_plugins.models.check import TINY
 from mulki_plugins.models.head import HEAD, Head, Scope, logits_of
 from mulki_plugins.models.load import LoadedClip, load_clip
-from mulki_plugins.models.tensors import load_state, read_state
+from mulki_plugins.models.tensors import left_out_of, load_state, read_state
 from mulki_plugins.models.text import Prompts, sentences
 from mulki_plugins.models.tiny import mulki_tiny
 from mulki_plugins.models.weights import WEIGHTS, weight_file
@@ -152,9 +152,10 @@ def load_trained(source: Source) -> LoadedClip:
         return _load_untrained(source, name, options)
     state = _read_state(source.weights)
     _refuse_added_weights(source.weights, state)
-    if entries and source.weights.name == WEIGHTS:  # a checkpoint has weights and adapters apart
+    left_out = source.weights.name == WEIGHTS and left_out_of(source.weights)
+    if source.weights.name == WEIGHTS and (entries or left_out):  # a checkpoint keeps weights and adapters apart
         ours = name == TINY or ("model", name) not in catalog().parts
-        clip = load_clip(name, **({"pretrained": "random"} if ours else options)).clip
+        clip = load_clip(name, **({"pretrained": "random"} if ours and not left_out else options)).clip
         with merged_file(source, clip, entries, state) as weights:
             return _load_weights(name, options, weights)
     return _load_weights(name, options, source.weights)

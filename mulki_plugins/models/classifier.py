@@ -128,6 +128,7 @@ class ClipClassifier(Headed, MultiTaskModule):
             for adapter in self.adapters:
                 adapter.before_task(self.clip, task)
             self.head.before_task(task, len(self.prompts[task].class_names))
+            self.train(self.training)  # what has grown may learn in a tower that did not
             self.to(self.clip.logit_scale.device)
 
     def after_task(self, task: int) -> None:
@@ -138,6 +139,10 @@ class ClipClassifier(Headed, MultiTaskModule):
     def added_weights(self) -> dict[str, nn.Parameter]:
         """The parameters that the adapters have added, by name."""
         return {name: p for name, p in self.clip.named_parameters() if plain_name(name) not in self._own}
+
+    def own_weights(self) -> dict[str, Tensor]:
+        """The weights and buffers of the open_clip model itself, without what adapters have added, by their present names."""
+        return {name: w for name, w in self.clip.state_dict().items() if plain_name(name) in self._own}
 
     def merged_weights(self) -> dict[str, Tensor]:
         """The weights and buffers by open_clip's names, with the adapters merged. MulkiError if one cannot be."""

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mulki_plugins.errors import MissingData, MulkiError
-from mulki_plugins.models.weights import WeightFile
+from mulki_plugins.models.weights import LEFT_OUT, WeightFile
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "weights")
 """Keys under which training scripts store a state dict beside other things."""
@@ -30,6 +31,7 @@ def read_state(file: WeightFile) -> dict[str, Tensor]:
     path = file.path
     try:
         if file.kind == "safetensors":
+            _refuse_part(path)
             return load_file(path)
         if file.kind == "torchscript":
             return _read_archive(path)
@@ -46,6 +48,20 @@ def read_state(file: WeightFile) -> dict[str, Tensor]:
         raise MissingData(
             f"{path}: the file is damaged: its tensors cannot be read", "download or copy it again"
         ) from error
+
+
+def left_out_of(path: Path) -> int:
+    """How many weights a file of safetensors leaves out, since they are as pre-trained."""
+    with safe_open(path, framework="pt") as file:
+        return int((file.metadata() or {}).get(LEFT_OUT, 0))
+
+
+def _refuse_part(path: Path) -> None:
+    if count := left_out_of(path):
+        what = (
+            f"{path}: this checkpoint leaves out {count} weights that are as pre-trained, so it is no model by itself"
+        )
+        raise MissingData(what, "name model.safetensors of a complete run, or a folder that `mulki export` has written")
 
 
 def _state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mulki_plugins.errors import Location, OptionError, did_you_mean, format_value
 from mulki_plugins.recipe.layers import get
-from mulki_plugins.recipe.parts import check_names, check_part, check_plugins, repeated
+from mulki_plugins.recipe.parts import check_names, check_optimizer, check_part, check_plugins, repeated
 from mulki_plugins.recipe.schema import Recipe, as_data, as_recipe
 from mulki_plugins.registry.catalog import Kind
 from mulki_plugins.registry.discovery import catalog
@@ -24,6 +24,7 @@ _PARTS: dict[str, Kind] = {"stream": "stream", "reference": "stream", "model": "
 _LISTS: tuple[tuple[Kind, Location], ...] = (("metric", ("evaluate", "metrics")), ("logger", ("loggers",)))
 """The lists of a recipe that name registered parts."""
 _STACK = ("strategy", "plugins")
+_OPTIMIZER = ("train", "optimizer")
 _ONE_BUDGET = "both iterations and epochs are given, expected one of the two"
 
 
@@ -41,6 +42,8 @@ def check_recipe(data: dict[str, Any]) -> tuple[Recipe | None, list[OptionError]
         if isinstance(value, dict) and isinstance(value.get("name"), str):
             filled[key], problems = check_part(kind, value, (key,))
             wrong += problems
+    optimizer, problems = check_optimizer(get(data, _OPTIMIZER), _OPTIMIZER)
+    wrong += problems
     stack, problems = check_plugins(_list_at(data, _STACK), _STACK)
     wrong += problems
     for kind, path in _LISTS:
@@ -61,6 +64,7 @@ def check_recipe(data: dict[str, Any]) -> tuple[Recipe | None, list[OptionError]
         return None, wrong
     whole = {**as_data(recipe), **filled}
     whole["strategy"]["plugins"] = stack
+    whole["train"]["optimizer"] = optimizer
     _write_out_base(whole)
     return as_recipe(whole), []
 
@@ -83,7 +87,7 @@ def _mapping_at(data: dict[str, Any], path: Location) -> dict[Any, Any]:
 
 
 def _check_train(data: dict[str, Any]) -> Iterator[OptionError]:
-    """Two budgets, and options that the optimizer does not take."""
+    """Two budgets, and groups without a pattern."""
     train = data.get("train")
     if not isinstance(train, dict):
         return
@@ -97,11 +101,9 @@ def _check_train(data: dict[str, Any]) -> Iterator[OptionError]:
     for task, budget in _mapping_at(train, ("per_task",)).items():
         if get(budget, ("iterations",)) is not None and get(budget, ("epochs",)) is not None:
             yield OptionError(_ONE_BUDGET, ("train", "per_task", task, "epochs"))
-    optimizer = _mapping_at(train, ("optimizer",))
-    name = optimizer.get("name", "adamw")
-    wrong_option = "betas" if name == "sgd" else "momentum"
-    if name in ("adam", "adamw", "sgd") and optimizer.get(wrong_option) is not None:
-        yield OptionError(f"the optimizer {name!r} takes no {wrong_option}", ("train", "optimizer", wrong_option))
+    for i, group in enumerate(_list_at(train, ("groups",))):
+        if get(group, ("match",)) in ("", []):
+            yield OptionError("expected a word or a pattern, got none", ("train", "groups", i, "match"))
 
 
 def _check_tasks(data: dict[str, Any]) -> Iterator[OptionError]:

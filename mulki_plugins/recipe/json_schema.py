@@ -14,7 +14,7 @@ from attrs import NOTHING, Factory, fields
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.files import DEFAULTABLE, list_registered
 from mulki_plugins.recipe.parts import TRAIN
-from mulki_plugins.recipe.schema import Choice, Entry, Recipe, Strategy, StrategyFile, is_yaml_value
+from mulki_plugins.recipe.schema import Choice, Entry, Optimizer, Recipe, Strategy, StrategyFile, is_yaml_value
 from mulki_plugins.registry.builtin import open_clip_part
 from mulki_plugins.registry.catalog import Kind, Part, signature_of
 from mulki_plugins.registry.discovery import catalog
@@ -85,6 +85,8 @@ def _of_class(class_: Any) -> Schema:
 def _of_nested_class(class_: Any) -> Schema:
     if class_ in (Choice, Entry):
         return {}  # the caller writes these out
+    if class_ is Optimizer:
+        return _optimizer()
     schema = _of_class(class_)
     name = schema["properties"].get("name", {})
     return {"anyOf": [name, schema]} if "default" in name else schema  # its name alone is the short form
@@ -139,6 +141,15 @@ def _model(architectures: Iterable[str] | None) -> Schema:
     )
     towers = {"train": _TOWERS, "adapters": _adapters(), "head": _head()}
     return {"anyOf": [*_part("model", towers)["anyOf"], other, _with_name(other, _options(open_clip_part(""), towers))]}
+
+
+def _optimizer() -> Schema:
+    """A registered optimizer by its name alone, or with its rate, its weight decay and its options; AdamW without a name."""
+    own = _of_class(Optimizer)["properties"]
+    common = {"lr": own["lr"], "weight_decay": own["weight_decay"]}
+    named = _part("optimizer", common)
+    default = catalog().find("optimizer", own["name"]["default"])
+    return {"anyOf": [*named["anyOf"], _options(default, common)]}
 
 
 def _stack() -> Schema:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mulki_plugins.errors import MAX_REPORTED, Location, MulkiError, OptionError, did_you_mean, format_value
-from mulki_plugins.recipe.schema import is_yaml_value
+from mulki_plugins.recipe.schema import OF_EVERY_OPTIMIZER, is_yaml_value
 from mulki_plugins.registry.builtin import open_clip_models, open_clip_part
 from mulki_plugins.registry.callbacks import callback_mistakes
-from mulki_plugins.registry.catalog import Kind, Part, signature_of
+from mulki_plugins.registry.catalog import Kind, Part, signature_of, takes_decay
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.static import REQUIRED, UNKNOWN
 from mulki_plugins.types import collect_mistakes, convert
@@ -93,6 +94,48 @@ def _check_head(value: Any, path: Location) -> tuple[dict[str, Any], list[Option
     return ({} if name == DEFAULT_HEAD else {name: result}), problems
 
 
+_ONCE_OF_ALL = ("betas", "momentum")
+"""Options that recipes of earlier versions hold for every optimizer, as null."""
+
+
+def check_optimizer(value: Any, path: Location) -> tuple[dict[str, Any], list[OptionError]]:
+    """An optimizer with its options filled in, and everything that is wrong with its name and its own options."""
+    name = value.get("name", "adamw") if isinstance(value, dict) else None
+    if not isinstance(name, str):
+        return {}, []  # reported by the schema
+    try:
+        part = catalog().find("optimizer", name)
+        known, decays = signature_of(part), takes_decay(part)
+    except MulkiError as error:
+        return value, [OptionError(error.lines()[0], (*path, "name"))]
+    common = {"name": name} | {key: item for key, item in value.items() if key in OF_EVERY_OPTIMIZER}
+    own, wrong = {}, []
+    for key, item in value.items():
+        others = [] if known.open or key in (*common, *known.options) else _optimizers_with(key)
+        if item is None and key in _ONCE_OF_ALL and others:
+            continue
+        if others:
+            message = f"the optimizer {name!r} has no option {key!r}; {', '.join(others)} have it"
+            wrong.append(
+                OptionError(f"{message.removesuffix('have it')}has it" if len(others) == 1 else message, (*path, key))
+            )
+        elif key not in common:
+            own[key] = item
+    result, problems = check_options(part, own, path)
+    wrong += problems
+    if not decays and value.get("weight_decay"):
+        wrong.append(OptionError(f"the optimizer {name!r} has no weight decay", (*path, "weight_decay")))
+    return {**common, **result}, wrong
+
+
+def _optimizers_with(option: str) -> list[str]:
+    names = []
+    for part in catalog().of_kind("optimizer"):
+        with contextlib.suppress(MulkiError):  # a part whose source cannot be read
+            names += [part.name] if option in signature_of(part).options else []
+    return names
+
+
 def check_options(part: Part, options: dict[str, Any], path: Location) -> tuple[dict[str, Any], list[OptionError]]:
     """The options of a part, converted and with defaults filled in, and everything that is wrong with them."""
     try:
@@ -102,10 +145,9 @@ def check_options(part: Part, options: dict[str, Any], path: Location) -> tuple[
     wrong: list[OptionError] = []
     result: dict[str, Any] = {}
     for name, option in signature.options.items():
-        if name in part.defaults:
-            result[name] = part.defaults[name]
-        elif option.default not in (REQUIRED, UNKNOWN) and is_yaml_value(option.default):
-            result[name] = option.default
+        default = part.defaults.get(name, option.default)
+        if name in part.defaults or (default not in (REQUIRED, UNKNOWN) and is_yaml_value(default)):
+            result[name] = list(default) if isinstance(default, tuple) else default  # as YAML reads it
         elif option.default is REQUIRED and name not in options:
             wrong.append(OptionError("missing; it has no default", (*path, name)))
     for name, value in options.items():

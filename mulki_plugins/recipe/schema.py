@@ -28,14 +28,40 @@ class Entry:
 
 @frozen(kw_only=True)
 class Optimizer:
-    """An optimizer of torch, created anew for each task."""
+    """A registered optimizer and its options, created anew for each task."""
 
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    name: str = "adamw"
     lr: Weight
     """0: each step is made, and moves no weight."""
     weight_decay: Weight = 0.0
-    betas: tuple[BelowOne, BelowOne] | None = None
-    momentum: BelowOne | None = None
+    options: dict[str, Any] = field(factory=dict)
+    """Those of this optimizer; in YAML they stand beside `lr`."""
+
+
+GROUP_WORDS = ("image", "text", "adapters", "head", "plugins")
+"""The words for the parts of a model that `train.groups` may name: the towers, what adapters add, a head, and what plugins add
+outside of the CLIP."""
+
+
+@frozen(kw_only=True)
+class ParameterGroup:
+    """Weights with a learning rate and a weight decay of their own, by factors.
+
+    `match` is one or several words (image, text, adapters, head, plugins) or patterns of names, such as `visual.*`.
+    """
+
+    match: str | list[str]
+    lr: Positive = 1.0
+    decay: Weight = 1.0
+
+    @property
+    def patterns(self) -> list[str]:
+        return [self.match] if isinstance(self.match, str) else self.match
+
+    @property
+    def label(self) -> str:
+        """Its name in curves and messages."""
+        return ",".join(self.patterns)
 
 
 @frozen(kw_only=True)
@@ -86,6 +112,8 @@ class Train:
     epochs: Count | None = None
     batch_size: Count = 64
     optimizer: Optimizer
+    groups: list[ParameterGroup] = field(factory=list)
+    """Factors of the learning rate and the weight decay for some of the weights; the first group that matches takes a weight."""
     schedule: Schedule = field(factory=Schedule)
     label_smoothing: BelowOne = 0.0
     gradient_clip: Positive | None = None
@@ -181,6 +209,33 @@ def _structure_entry(value: Any, _: Any) -> Entry:
     return Entry(name, dict(options))
 
 
+@frozen(kw_only=True)
+class _OfEveryOptimizer:
+    """What every optimizer takes."""
+
+    name: str = "adamw"
+    lr: Positive
+    weight_decay: Weight = 0.0
+
+
+OF_EVERY_OPTIMIZER = ("name", "lr", "weight_decay")
+
+
+def _structure_optimizer(value: Any, _: Any) -> Optimizer:
+    if not isinstance(value, dict):
+        raise OptionError(f"expected an optimizer's name or a mapping, got {format_value(value)}")
+    common: _OfEveryOptimizer = convert({k: v for k, v in value.items() if k in OF_EVERY_OPTIMIZER}, _OfEveryOptimizer)
+    own = {key: item for key, item in value.items() if key not in OF_EVERY_OPTIMIZER}
+    return Optimizer(name=common.name, lr=common.lr, weight_decay=common.weight_decay, options=own)
+
+
+def _unstructure_optimizer(optimizer: Optimizer) -> dict[str, Any]:
+    common = {"name": optimizer.name, "lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
+    return {**common, **optimizer.options}
+
+
+CONVERTER.register_structure_hook(Optimizer, _structure_optimizer)
+CONVERTER.register_unstructure_hook(Optimizer, _unstructure_optimizer)
 CONVERTER.register_structure_hook(Choice, _structure_choice)
 CONVERTER.register_structure_hook(Entry, _structure_entry)
 CONVERTER.register_unstructure_hook(Choice, lambda choice: {"name": choice.name, **choice.options})

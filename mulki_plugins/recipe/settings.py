@@ -33,10 +33,27 @@ def select_decisive(recipe: Recipe) -> dict[str, Any]:
     data = as_data(evolve(recipe, summary="", train=train, reference=reference, seeds=[0], loggers=[], device="auto"))
     del data["train"]["checkpoint"], data["train"]["unreadable"], data["evaluate"]["predictions"]
     del data["evaluate"]["cache"]
-    for key, default in (("compile", False), ("accumulate", 1)):  # recipes without them keep their fingerprints
+    data["train"]["optimizer"] = _as_before(data["train"]["optimizer"])
+    for key, default in (
+        ("compile", False),
+        ("accumulate", 1),
+        ("groups", []),
+    ):  # recipes without them keep their fingerprints
         if data["train"][key] == default:
             del data["train"][key]
     return data
+
+
+_ADDED_OPTIONS = {"eps": 1e-8, "nesterov": False}
+"""Options of adamw, adam and sgd that joined later, with their defaults."""
+
+
+def _as_before(optimizer: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's data as earlier versions wrote it, so that recipes that say the same keep their fingerprints."""
+    if optimizer["name"] not in ("adamw", "adam", "sgd"):
+        return optimizer
+    kept = {key: value for key, value in optimizer.items() if _ADDED_OPTIONS.get(key, ...) != value}
+    return {"betas": None, "momentum": None, **kept}
 
 
 def fingerprint(recipe: Recipe) -> str:

@@ -13,7 +13,7 @@ from mulki_plugins.characters import simplify
 from mulki_plugins.corrections import IN_QUOTES
 from mulki_plugins.errors import UNKNOWN_OPTION, MulkiError, OptionError
 from mulki_plugins.recipe.layers import get
-from mulki_plugins.recipe.schema import Choice, Recipe
+from mulki_plugins.recipe.schema import Choice, Optimizer, Recipe
 from mulki_plugins.recipe.yaml import Origin, Tree, locate
 from mulki_plugins.registry.catalog import Kind, signature_of
 from mulki_plugins.registry.discovery import catalog
@@ -100,6 +100,7 @@ def _known_keys(recipe: Any) -> Iterator[str]:
         yield f"{key}.name"
         yield from _keys_of_part(kind, get(recipe, (key, "name")) or get(recipe, (key,)), key)
     yield from ("model.train", "model.pretrained")
+    yield from _keys_of_part("optimizer", get(recipe, ("train", "optimizer", "name")) or "adamw", "train.optimizer")
     tasks = get(recipe, ("stream", "tasks"))
     for i, task in enumerate(tasks if isinstance(tasks, list) else ()):
         if isinstance(task, dict):
@@ -114,7 +115,9 @@ def _keys_of_class(class_: Any, prefix: str) -> Iterator[str]:
     for name, hint in get_type_hints(class_).items():
         yield prefix + name
         for inner in (hint, *(() if get_origin(hint) in (list, dict) else get_args(hint))):
-            if attrs.has(inner) and inner is not Choice:
+            if inner is Optimizer:
+                yield from (f"{prefix}{name}.{key}" for key in ("name", "lr", "weight_decay"))
+            elif attrs.has(inner) and inner is not Choice:
                 yield from _keys_of_class(inner, f"{prefix}{name}.")
 
 

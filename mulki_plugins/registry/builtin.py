@@ -42,6 +42,8 @@ def mulki_register(register: Register) -> None:
     register.adapter("null-space", "mulki_plugins.adapters.null_space:NullSpace")
     register.head("text", "mulki_plugins.models.head:TextHead")
     register.head("rail", "mulki_plugins.heads.rail:Rail")
+    for name, attribute in (("adamw", "adamw"), ("adam", "adam"), ("sgd", "sgd"), ("muon", "Muon")):
+        register.optimizer(name, f"mulki_plugins.training.optimizers:{attribute}")
     _register_avalanche(register)
     _register_streams_and_models(register)
     _register_metrics_and_loggers(register)
@@ -67,6 +69,7 @@ def _register_stages(register: Register) -> None:
 def _register_baselines(register: Register) -> None:
     register.plugin("lwf", "mulki_plugins.baselines.lwf:LearningWithoutForgetting")
     register.plugin("l2", "mulki_plugins.baselines.l2:WeightConstraint")
+    register.plugin("magmax", "mulki_plugins.baselines.magmax:MagMax")
     register.plugin("icarl", "mulki_plugins.baselines.icarl:ICarl")
     register.plugin("zscl", "mulki_plugins.baselines.zscl:ReferenceDistillation")
     register.plugin("snd", "mulki_plugins.baselines.snd:SelectiveDistillation")

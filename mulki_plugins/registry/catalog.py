@@ -18,7 +18,7 @@ from mulki_plugins.registry.static import Signature, Target, read_signature
 if TYPE_CHECKING:
     pass
 
-Kind = Literal["plugin", "adapter", "head", "stream", "model", "metric", "logger", "command"]
+Kind = Literal["plugin", "adapter", "head", "optimizer", "stream", "model", "metric", "logger", "command"]
 Files = Literal["recipes", "strategies"]
 
 OURS = "mulki"
@@ -120,6 +120,16 @@ class Part:
         return loaded
 
 
+_GIVEN_TO_OPTIMIZERS = ("lr", "weight_decay", "fused", "name_of")
+"""The arguments of an optimizer that are no options of its own."""
+
+
+def takes_decay(part: Part) -> bool:
+    """Whether an optimizer has a weight decay; also if that cannot be read. MulkiError if its module cannot be found."""
+    signature = read_signature(part.target)
+    return signature.open or "weight_decay" in signature.options
+
+
 def signature_of(part: Part) -> Signature:
     """The options that a recipe may give to a part. MulkiError if its module cannot be found or read."""
     signature = read_signature(part.target)
@@ -128,6 +138,8 @@ def signature_of(part: Part) -> Signature:
         for name, option in signature.options.items()
         if not (part.needs_reference and name == "reference")  # declared by the recipe, once for all plugins
     }
+    if part.kind == "optimizer":  # the first argument is what it trains
+        options = {name: option for name, option in list(options.items())[1:] if name not in _GIVEN_TO_OPTIMIZERS}
     return evolve(signature, options=options)
 
 

@@ -113,6 +113,22 @@ class Register:
         """
         self._add("head", name, target, summary, options, source=source, check=check)
 
+    def optimizer(
+        self, name: str, target: Target, *, summary: str | None = None, source: str | None = None,
+        options: Mapping[str, str] | None = None, defaults: Mapping[str, Any] | None = None,
+        kinds: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """A class or function from parameter groups and options to a `torch.optim.Optimizer`.
+
+        Its first argument are the groups; `lr`, and if it has them `weight_decay` and `fused` (a GPU's one kernel for all
+        weights), come from the recipe and the device; `name_of`, if it has it, is a function from a weight to its name. The
+        other keyword arguments are its options. A new one is made for each task.
+        defaults, kinds: values and types for the options of a class that was not written for MulKI.
+        """
+        self._add(
+            "optimizer", name, target, summary, options, source=source, defaults=defaults, kinds=kinds
+        )  # fmt: skip
+
     def metric(
         self, name: str, target: Target, *, summary: str | None = None, source: str = "", sequential: bool = True
     ) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from mulki_plugins.testing import HEAD_CHECKS, PLUGIN_CHECKS, STREAM_CHECKS
+from mulki_plugins.testing import ADAPTER_CHECKS, HEAD_CHECKS, OPTIMIZER_CHECKS, PLUGIN_CHECKS, STREAM_CHECKS
 
 
 @pytest.fixture(params=list(PLUGIN_CHECKS))
@@ -28,7 +28,19 @@ def mulki_stream_check(request: pytest.FixtureRequest) -> Callable[..., None]:
     return _single_check("stream", request.param)
 
 
-def _single_check(kind: Literal["plugin", "head", "stream"], name: str) -> Callable[..., None]:
+@pytest.fixture(params=list(ADAPTER_CHECKS))
+def mulki_adapter_check(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """One check of an adapter: `def test_mine(mulki_adapter_check): mulki_adapter_check(MyAdapter, rank=2)`."""
+    return _single_check("adapter", request.param)
+
+
+@pytest.fixture(params=list(OPTIMIZER_CHECKS))
+def mulki_optimizer_check(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """One check of an optimizer: `def test_mine(mulki_optimizer_check): mulki_optimizer_check(MyOptimizer)`."""
+    return _single_check("optimizer", request.param)
+
+
+def _single_check(kind: Literal["plugin", "adapter", "head", "optimizer", "stream"], name: str) -> Callable[..., None]:
     def check(factory: Any, **options: Any) -> None:
         from mulki_plugins.testing.kit import check_one
 

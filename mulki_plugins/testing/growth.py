@@ -20,7 +20,7 @@ from mulki_plugins.testing.laboratory import Laboratory
 from mulki_plugins.testing.process import preserved_state
 from mulki_plugins.testing.small import LARGEST, SIZE, WIDTH
 from mulki_plugins.testing.subject import Fault, author_classes
-from mulki_plugins.testing.trial import BATCH, Setup
+from mulki_plugins.testing.trial import BATCH
 from mulki_plugins.training.strategy import ContinualTemplate
 
 STEPS = 9
@@ -35,15 +35,16 @@ def growth(lab: Laboratory) -> None:
     """Trains four tasks and compares what the plugin holds after each, and within the third."""
     keeps_images = lab.subject.declared("keeps_images")
     with preserved_state():
-        setup = Setup(iterations=STEPS)
+        setup = lab.setup(iterations=STEPS)
         benchmark, stack = setup.benchmark(), lab.stack()
-        trial = setup.trial(stack.plugins)
+        trial = setup.trial(stack.plugins, adapters=stack.adapters)
         beside = [
             trial, benchmark, benchmark.train_stream, benchmark.test_stream,
             *(plugin for plugin in stack.plugins if plugin is not stack.subject),
         ]  # fmt: skip
         holdings = Holdings.of(stack.subject, lab.modules, beside, [trial.strategy, trial.model])
         images = _RetainedImages(holdings)
+        adds = lab.subject.kind == "adapter" or lab.subject.declared("adds_parameters")
         parameters = len(list(trial.model.parameters()))
         after: list[Size] = []
         within: list[Size] = []
@@ -79,9 +80,9 @@ def growth(lab: Laboratory) -> None:
         if images.retained:
             fix = "declare keeps_images, or drop the images when the task ends"
             raise Fault("it keeps a task's images while the next one is trained", fix)
-    if len(list(trial.model.parameters())) != parameters and not lab.subject.declared("adds_parameters"):
+    if len(list(trial.model.parameters())) != parameters and not adds:
         raise Fault("it adds weights to the model", "register it with adds_parameters=True")
-    if hooks[3] > hooks[2] > hooks[1] and not lab.subject.declared("adds_parameters"):
+    if hooks[3] > hooks[2] > hooks[1] and not adds:
         raise Fault("it adds a hook to the model in every task and removes none", "remove it in after_training_exp")
 
 

@@ -7,12 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from mulki_plugins.registry.guard import cause_of
-from mulki_plugins.testing import growth, head_checks, isolation_checks, resuming, stream_checks, training_checks
+from mulki_plugins.testing import (
+    adapter_checks,
+    growth,
+    head_checks,
+    isolation_checks,
+    optimizer_checks,
+    resuming,
+    stream_checks,
+    training_checks,
+)
 from mulki_plugins.testing.laboratory import Laboratory
 from mulki_plugins.testing.subject import Factory, Fault, find_subject
 
 Check = Callable[[Any], None]
-Checked = Literal["plugin", "head", "stream"]
+Checked = Literal["plugin", "adapter", "head", "optimizer", "stream"]
 
 CHECKS: dict[str, dict[str, Check]] = {
     "plugin": {
@@ -55,6 +64,47 @@ CHECKS: dict[str, dict[str, Check]] = {
             head_checks.extremes,
         )
     },
+    "adapter": {
+        check.__name__: check
+        for check in (
+            adapter_checks.made,
+            adapter_checks.start,
+            training_checks.trains,
+            isolation_checks.quiet,
+            training_checks.finite_loss,
+            training_checks.optimizer,
+            adapter_checks.learning,
+            isolation_checks.surroundings,
+            isolation_checks.random_numbers,
+            isolation_checks.files,
+            isolation_checks.teachers,
+            training_checks.repeatable,
+            training_checks.nested_evaluation,
+            training_checks.evaluation,
+            resuming.resume,
+            adapter_checks.merged,
+            growth.growth,
+            training_checks.replay,
+            training_checks.extremes,
+        )
+    },
+    "optimizer": {
+        check.__name__: check
+        for check in (
+            optimizer_checks.made,
+            training_checks.trains,
+            isolation_checks.quiet,
+            training_checks.finite_loss,
+            optimizer_checks.rates,
+            optimizer_checks.frozen,
+            optimizer_checks.later,
+            optimizer_checks.state,
+            isolation_checks.random_numbers,
+            isolation_checks.files,
+            training_checks.repeatable,
+            resuming.resume,
+        )
+    },
     "stream": {
         check.__name__: check
         for check in (
@@ -71,9 +121,12 @@ CHECKS: dict[str, dict[str, Check]] = {
         )
     },
 }
-"""The checks in order, by the names of PLUGIN_CHECKS, HEAD_CHECKS and STREAM_CHECKS."""
+"""The checks in order, by the names of PLUGIN_CHECKS and the like."""
 
-_ESSENTIAL = {"plugin": ("made", "callbacks", "trains"), "head": ("made", "learns", "answers"), "stream": ("made",)}
+_ESSENTIAL = {
+    "plugin": ("made", "callbacks", "trains"), "adapter": ("made", "trains"), "optimizer": ("made", "trains"),
+    "head": ("made", "learns", "answers"), "stream": ("made",),
+}  # fmt: skip
 """Checks without which the later ones would mean nothing."""
 
 
@@ -106,6 +159,24 @@ def check_head(factory: Factory, **options: Any) -> None:
     CheckFailed.
     """
     _check("head", factory, options)
+
+
+def check_adapter(factory: Factory, **options: Any) -> None:
+    """Run every check of ADAPTER_CHECKS: small models are trained with it alone learning.
+
+    factory: the class, a function that creates an adapter, or a registered name; options: its keyword arguments. Raises
+    CheckFailed.
+    """
+    _check("adapter", factory, options)
+
+
+def check_optimizer(factory: Factory, **options: Any) -> None:
+    """Run every check of OPTIMIZER_CHECKS.
+
+    factory: the class or function, which need not be registered, or a registered name; options: its keyword arguments besides
+    the learning rate and the weight decay. Raises CheckFailed.
+    """
+    _check("optimizer", factory, options)
 
 
 def check_stream(factory: Factory, **options: Any) -> None:
@@ -147,7 +218,8 @@ def _check(kind: Checked, factory: Factory, options: dict[str, Any]) -> None:
 def _run(check: Check, bench: Any) -> None:
     """Run a check. Any error in it becomes a Fault, so that it appears in the report."""
     try:
-        check(bench)
+        with optimizer_checks.findable(bench.subject):
+            check(bench)
     except Fault:
         raise
     except (Exception, SystemExit) as error:
@@ -164,5 +236,7 @@ def _cached_bench(kind: Checked, factory: Factory, options: frozenset[tuple[str,
 def _bench(kind: Checked, factory: Factory, options: dict[str, Any]) -> Any:
     """Where the checks of a kind find the subject and what they share."""
     subject = find_subject(kind, factory, options)
+    if kind == "optimizer":
+        subject = optimizer_checks.registered(subject)
     benches = {"plugin": Laboratory, "head": head_checks.HeadBench, "stream": stream_checks.Library}
     return benches[kind](subject)

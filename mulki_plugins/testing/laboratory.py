@@ -10,7 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from mulki_plugins.recipe.schema import Optimizer
+from mulki_plugins.registry.catalog import takes_decay
 from mulki_plugins.registry.guard import cause_of
+from mulki_plugins.testing.observers import RATE
 from mulki_plugins.testing.process import audited, descriptor_captured, preserved_state
 from mulki_plugins.testing.subject import Fault, Stack, Subject, author_modules
 from mulki_plugins.testing.trial import Setup, Trial, evaluate, train
@@ -37,7 +40,7 @@ class Laboratory:
 
     @functools.cached_property
     def ordinary_setup(self) -> Setup:
-        return Setup()
+        return self.setup()
 
     @functools.cached_property
     def frozen(self) -> Trial:
@@ -47,7 +50,16 @@ class Laboratory:
     @functools.cached_property
     def modules(self) -> set[str]:
         """The modules that the plugin's author wrote."""
-        return author_modules(self.subject.create(), self.subject.factory)
+        made = None if self.subject.kind == "optimizer" else self.subject.create()
+        return author_modules(made, self.subject.factory)
+
+    def setup(self, **options: Any) -> Setup:
+        """A new model, stream and budget in which the subject can take part; an adapter's weights learn alone."""
+        if self.subject.kind == "adapter":
+            options = {"train": "adapters", **options}
+        elif self.subject.kind == "optimizer":
+            options = {"optimizer": optimizer_of(self.subject), **options}
+        return Setup(**options)
 
     def stack(self, *, seed: int = 0, teachers: bool = False) -> Stack:
         """A new stack, created after seeding as in a run."""
@@ -65,9 +77,9 @@ class Laboratory:
     ) -> Trial:
         """Two tasks with a new stack. options: those of a new Setup. more: plugins after the stack. Fault if it raises."""
         with preserved_state():
-            setup = setup or Setup(**options)
-            benchmark = setup.benchmark()
-            trial = setup.trial(self.stack(seed=seed).plugins, more(benchmark))
+            setup = setup or self.setup(**options)
+            benchmark, stack = setup.benchmark(), self.stack(seed=seed)
+            trial = setup.trial(stack.plugins, more(benchmark), stack.adapters)
             self.train(trial, benchmark, TASKS, seed=seed, tested=tested)
         return trial
 
@@ -96,6 +108,13 @@ class Laboratory:
         except (Exception, SystemExit) as error:
             before = next((f"; before that, {problem}" for _, problem, _ in trial.notes), "")
             raise Fault(f"{_moment(trial)}: {cause_of(error)}{_kind(error)}{before}", _fix(error, trial)) from error
+
+
+def optimizer_of(subject: Subject) -> Optimizer:
+    """The settings of a recipe that names the optimizer under test."""
+    assert subject.part is not None
+    decay = 0.01 if takes_decay(subject.part) else 0.0
+    return Optimizer(name=subject.part.name, lr=RATE, weight_decay=decay, options=subject.options)
 
 
 def _moment(trial: Trial) -> str:

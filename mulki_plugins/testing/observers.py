@@ -142,7 +142,7 @@ class LastObserver(SupervisedPlugin):
     def before_update(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         trial = self.trial
         step = trial.steps[-1]
-        named = list(strategy.model.named_parameters())
+        named = list(strategy.all_weights().items())
         learning = {id(p): n for n, p in named if p.requires_grad}
         step.bad_gradients = [n for n, p in named if p.grad is not None and not p.grad.isfinite().all()]
         step.cleared = step.cleared and not _has_gradient(strategy.model)
@@ -178,6 +178,8 @@ class LastObserver(SupervisedPlugin):
     def after_training_exp(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         trial = self.trial
         trial.optimizer_age.append(optimizer_age(strategy.optimizer))
+        trial.ended.append(weights_of(strategy.model))
+        trial.learned.append({name for name, _ in trial.trainable})
         self._check_surroundings(strategy, f"after_training_exp of task {trial.task}")
         for name, value in strategy.model.named_parameters():
             if not value.detach().isfinite().all():

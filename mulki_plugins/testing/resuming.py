@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 
-from mulki_plugins.errors import MulkiError
 from mulki_plugins.registry.guard import cause_of
 from mulki_plugins.testing.laboratory import TASKS, Laboratory
 from mulki_plugins.testing.process import preserved_state
 from mulki_plugins.testing.subject import Fault, Stack
 from mulki_plugins.testing.training_checks import same_logits
-from mulki_plugins.testing.trial import Setup, Trial, same_weights
+from mulki_plugins.testing.trial import Trial, same_weights
 from mulki_plugins.training.checkpoint import Checkpoint, Moment, write_checkpoint
 from mulki_plugins.training.contents import (
     StackEntry,
@@ -29,6 +28,7 @@ from mulki_plugins.training.contents import (
     state_within_task,
     weights_of,
 )
+from mulki_plugins.training.pretrained import Pretrained
 from mulki_plugins.training.snapshot import storable
 from mulki_plugins.training.strategy import ContinualTemplate
 
@@ -37,25 +37,30 @@ WITHIN = 2
 ADD_AGAIN = "add weights in before_training or load_state_dict, which a resume calls before it loads weights"
 
 
+GROW_AGAIN = "add all weights in apply and before_task, which a resume calls before it loads weights"
+
+
 def resume(lab: Laboratory) -> None:
     """A new plugin with a checkpoint's state must continue like the old one: after task 1, and from within task 2."""
     if lab.subject.declared("no_resume"):
         return  # a run with it is never resumed
     with preserved_state(), TemporaryDirectory() as folder:
-        benchmark, stack = Setup().benchmark(), lab.stack()
-        one = Setup().trial(stack.plugins)
+        benchmark, stack = lab.setup().benchmark(), lab.stack()
+        one = lab.setup().trial(stack.plugins, adapters=stack.adapters)
+        pretrained = Pretrained(one.model.own_weights())
         written: dict[int, Checkpoint] = {}
 
         def learned() -> None:
-            written.setdefault(0, _write(Path(folder), one, stack, 0))
+            written.setdefault(0, _write(Path(folder), one, stack, 0, pretrained))
 
         lab.train(one, benchmark, TASKS[:1], learned=learned)
         evaluated, end = one.logits, written[0]
-        changed = _changed(lab.subject.create(), stack.subject, lab.subject.factory)
+        new = lab.subject.create() if stack.subject is not None else None
+        changed = _changed(new, stack.subject, lab.subject.factory) if new is not None else []
 
         def after_step() -> None:
             if one.strategy.clock.train_exp_iterations == WITHIN:
-                written[WITHIN] = _write(Path(folder), one, stack, WITHIN)
+                written[WITHIN] = _write(Path(folder), one, stack, WITHIN, pretrained)
 
         one.strategy.after_step = after_step
         lab.train(one, benchmark, TASKS[1:])
@@ -65,7 +70,7 @@ def resume(lab: Laboratory) -> None:
         state = _state_of(stack.subject)
         for steps, checkpoint in written.items():
             fresh = lab.stack()
-            two = _restore(fresh, end, checkpoint)
+            two = _restore(lab, fresh, end, checkpoint)
             if not steps and not same_logits(evaluated, lab.evaluate(two, benchmark)):
                 raise _lost(stack, changed, "task 1's evaluation", "before it")
             lab.train(two, benchmark, TASKS[1:], evaluated=True)
@@ -75,47 +80,56 @@ def resume(lab: Laboratory) -> None:
                 raise _lost(stack, changed, "the state after task 2", "before")
 
 
-def _write(folder: Path, trial: Trial, stack: Stack, steps: int) -> Checkpoint:
-    for plugin in stack.plugins:
-        _check_state(plugin)
+def _write(folder: Path, trial: Trial, stack: Stack, steps: int, pretrained: Pretrained) -> Checkpoint:
+    for part in (*stack.plugins, *stack.adapters):
+        _check_state(part)
     strategy, named = trial.strategy, _named(stack)
+    weights, left_out = pretrained.without({name: w.clone() for name, w in weights_of(strategy).items()})
     return write_checkpoint(
         folder,
         f"task-2-step-{steps}",
         Moment(1, steps),
         base=None,
-        weights=weights_of(strategy),
+        weights=weights,
+        left_out=left_out,
         state=state_within_task(strategy, named) if steps else state_between_tasks(strategy, named),
         progress={"clock": clock_of(strategy), "learned": sorted(strategy.learned)},
     )
 
 
-def _restore(stack: Stack, end: Checkpoint, checkpoint: Checkpoint) -> Trial:
+def _restore(lab: Laboratory, stack: Stack, end: Checkpoint, checkpoint: Checkpoint) -> Trial:
     """A new trial at the checkpoint's step, restored like a run."""
-    trial, named, state = Setup().trial(stack.plugins), _named(stack), end.state()
+    trial, named, state = lab.setup().trial(stack.plugins, adapters=stack.adapters), _named(stack), end.state()
     strategy = trial.strategy
+    pretrained = {name: weight.clone() for name, weight in trial.model.own_weights().items()}
     strategy._before_training()
+    trial.model.before_task(0)  # adapters grow again as they did
+    trial.model.after_task(0)
     for each, (_, kept) in zip(named, state["plugins"], strict=True):
         if hasattr(each.plugin, "load_state_dict"):
             _call(each.plugin, "load_state_dict", kept)
-    _restore_weights(strategy, end, state)
+    _restore_weights(strategy, end, state, pretrained, ADD_AGAIN if stack.plugins else GROW_AGAIN)
     restore_clock(strategy, end.run["clock"])
     strategy.learned = set(end.run["learned"])
     if steps := checkpoint.moment.steps:
-        strategy.resume_at(steps, lambda: restore_within_task(strategy, named, checkpoint))
+        strategy.resume_at(steps, lambda: restore_within_task(strategy, named, checkpoint, pretrained))
     return trial
 
 
-def _restore_weights(strategy: ContinualTemplate, end: Checkpoint, state: dict[str, Any]) -> None:
+def _restore_weights(
+    strategy: ContinualTemplate, end: Checkpoint, state: dict[str, Any], pretrained: dict[str, torch.Tensor], fix: str
+) -> None:
     try:
-        restore_weights(strategy, end, state)
-    except (MulkiError, RuntimeError) as error:
+        restore_weights(strategy, end, state, pretrained)
+    except Fault:
+        raise
+    except Exception as error:  # such as an adapter that cannot restore its own state
         what = f"a checkpoint's weights do not fit the resumed model: {cause_of(error)}"
-        raise Fault(what, ADD_AGAIN) from error
+        raise Fault(what, fix) from error
     missing = [name for name in end.weights() if f"clip.{name}" not in strategy.model.state_dict()]
     missing += [name for name in state["model"] if name not in strategy.model.state_dict()]
     if missing:
-        raise Fault(f"a resume loses the weight {missing[0]}, which the plugin adds", ADD_AGAIN)
+        raise Fault(f"a resume loses the weight {missing[0]}, which the plugin adds", fix)
 
 
 def _state_of(plugin: object) -> bytes | None:

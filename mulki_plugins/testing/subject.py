@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from mulki_plugins.registry.catalog import Kind, Part
 from mulki_plugins.registry.discovery import catalog
@@ -30,11 +30,12 @@ class Fault(Exception):
 
 @frozen(eq=False)
 class Subject:
-    """A plugin or stream that can be created repeatedly. part: its registration, None if it has none."""
+    """A part that can be created repeatedly. part: its registration, None if it has none."""
 
     factory: Callable[..., Any]
     options: dict[str, Any]
     part: Part | None
+    kind: Kind = "plugin"
 
     @property
     def name(self) -> str:
@@ -64,7 +65,14 @@ class Subject:
             ) from error
 
     def stack(self, teachers: bool = False) -> Stack:
-        """The plugins it requires, in order, followed by itself. teachers: add the teachers unless they conflict."""
+        """The plugins it requires, in order, followed by itself. teachers: add the teachers unless they conflict.
+
+        An adapter has no place among the plugins, and an optimizer is made by the strategy.
+        """
+        if self.kind != "plugin":
+            others = [Subject(catalog().find("plugin", "teachers").load(), {}, None).create()] if teachers else []
+            subject = self.create() if self.kind == "adapter" else None
+            return Stack(others, subject, [subject] if subject is not None else [])
         required: dict[str, Part] = {}
         for name in self.declared("requires"):
             _collect_required(name, required)
@@ -78,10 +86,11 @@ class Subject:
 
 @define(eq=False)
 class Stack:
-    """Plugins in order, and the one among them that is tested."""
+    """Plugins in order, the model's adapters, and the one among them that is tested; None for an optimizer."""
 
     plugins: list[Any]
     subject: Any
+    adapters: list[Any] = field(factory=list)
 
 
 def _collect_required(name: str, into: dict[str, Part]) -> None:
@@ -97,12 +106,12 @@ def find_subject(kind: Kind, factory: Factory, options: dict[str, Any]) -> Subje
     """The subject for a registered name, a class or a function; a class's or function's registration is looked up."""
     if isinstance(factory, str):
         part = catalog().find(kind, factory)
-        return Subject(part.load(), options, part)
+        return Subject(part.load(), options, part, kind)
     if not callable(factory):
         name = type(factory).__name__
         problem = f"expected a {kind}'s class, a function that creates one, or a registered name, got a {name}"
         raise TypeError(f"{problem}; give {name} itself, and its options as keyword arguments")
-    return Subject(factory, options, _find_registration(kind, factory))
+    return Subject(factory, options, _find_registration(kind, factory), kind)
 
 
 def _find_registration(kind: Kind, factory: Callable[..., Any]) -> Part | None:

@@ -234,9 +234,11 @@ def replay(lab: Laboratory) -> None:
 
 def extremes(lab: Laboratory) -> None:
     _try_setup(
-        lab, "with batches of one image and a task of one class", Setup(stream=uneven_stream(), batch=1, iterations=2)
+        lab,
+        "with batches of one image and a task of one class",
+        lab.setup(stream=uneven_stream(), batch=1, iterations=2),
     )
-    _try_setup(lab, "in mixed precision (bf16)", Setup(precision="bf16", iterations=2))
+    _try_setup(lab, "in mixed precision (bf16)", lab.setup(precision="bf16", iterations=2))
 
 
 def _try_setup(lab: Laboratory, where: str, setup: Setup) -> None:

@@ -15,6 +15,7 @@ from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor
 
+from mulki_plugins.models.adapter import Adapter
 from mulki_plugins.models.classifier import ClipClassifier, Learns
 from mulki_plugins.models.load import LoadedClip
 from mulki_plugins.recipe.schema import Evaluate, Optimizer, Schedule, Train
@@ -61,6 +62,10 @@ class Trial:
     """The weights at a task's start, before any plugin's before_training_exp."""
     began: list[Weights] = field(factory=list)
     """The weights at a task's first step."""
+    ended: list[Weights] = field(factory=list)
+    """The weights after a task's last step and all plugins, before the adapters react to its end."""
+    learned: list[set[str]] = field(factory=list)
+    """The names of the weights that required gradients from a task's first step on."""
     after: list[Weights] = field(factory=list)
     """The weights after a task, as all plugins left them."""
     texts_before: list[Tensor] = field(factory=list)
@@ -125,7 +130,7 @@ class Trial:
 
     def drop_weights(self) -> None:
         """Free the copies of the weights so far."""
-        for weights in (self.before, self.began, self.after):
+        for weights in (self.before, self.began, self.ended, self.after):
             weights.clear()
 
     def record_strategy(self) -> None:
@@ -153,14 +158,17 @@ class Setup:
     iterations: int = 4
     batch: int = BATCH
     precision: Any = "fp32"
+    optimizer: Optimizer = field(factory=lambda: Optimizer(lr=RATE, weight_decay=0.01))
 
-    def trial(self, plugins: Sequence[Any], more: Sequence[Any] = ()) -> Trial:
+    def trial(self, plugins: Sequence[Any], more: Sequence[Any] = (), adapters: Sequence[Adapter] = ()) -> Trial:
         """The model in a strategy with these plugins between the two observers, and `more` after them."""
-        model = ClipClassifier(self.loaded.clip, self.loaded.tokenizer, self.stream.tasks, train=self.train)
+        model = ClipClassifier(
+            self.loaded.clip, self.loaded.tokenizer, self.stream.tasks, train=self.train, adapters=adapters
+        )
         settings = Train(
             iterations=self.iterations,
             batch_size=self.batch,
-            optimizer=Optimizer(lr=RATE, weight_decay=0.01),
+            optimizer=self.optimizer,
             schedule=Schedule(warmup=min(WARMUP, self.iterations)),
             precision=self.precision,
         )

@@ -30,6 +30,7 @@ from mulki_plugins.streams.cache import IN_MEMORY, PixelCache
 from mulki_plugins.streams.check import check_stream
 from mulki_plugins.streams.task import TaskStream
 from mulki_plugins.training.explain import blame_part
+from mulki_plugins.training.groups import Grouping
 from mulki_plugins.training.rng import seed_everything
 
 MOST_WORKERS = 32
@@ -90,6 +91,7 @@ def build(recipe: Recipe, *, stream: TaskStream | None = None, thin: Thin | None
     notices = [*loaded.notices, *check_sentences(stream.tasks, reader_of(loaded.tokenizer), across=across)]
     reference = _reference(recipe, loaded.transform(train=False))
     plugins = [_make("plugin", e.name, e.options, **_extras(e.name, reference)) for e in recipe.strategy.plugins]
+    _check_groups(recipe, model)
     if thin is not None:
         stream = thin(stream, model.to(device), loaded.image_size)
     transforms = loaded.transform(train=True), loaded.transform(train=False)
@@ -105,6 +107,16 @@ def build(recipe: Recipe, *, stream: TaskStream | None = None, thin: Thin | None
         cache=cache,
         workers=choose_workers(recipe.train.workers, stream, loaded.image_size),
     )
+
+
+def _check_groups(recipe: Recipe, model: ClipClassifier) -> None:
+    """MulkiError if a group of weights is empty. What other packages' parts add is known only when a task begins."""
+    parts = [catalog().find("plugin", entry.name) for entry in recipe.strategy.plugins]
+    parts += [catalog().find("adapter", name) for entry in recipe.model.options.get("adapters", []) for name in entry]
+    if recipe.train.groups and all(part.is_ours for part in parts):
+        weights = dict(model.named_parameters())
+        learning = {name for name, p in weights.items() if p.requires_grad}
+        Grouping(recipe.train.groups, model).check(weights, learning)
 
 
 def _make_cache(choice: str) -> PixelCache | None:

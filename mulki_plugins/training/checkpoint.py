@@ -3,7 +3,8 @@
 `checkpoints/task-02-digits/` is the run after its second task. `checkpoints/task-03-step-000200/` is 200 steps into the
 third, and builds on the former. A checkpoint holds
 
-- `weights.safetensors`: the model's weights under open_clip's names, so `model.pretrained` can name the folder;
+- `weights.safetensors`: the model's weights under open_clip's names, so `model.pretrained` can name the folder; without
+  those that are still as pre-trained, if these are many (see `pretrained.py`);
 - `state.pt`: everything else, written by torch.save and read with weights_only=True, which runs no code;
 - `manifest.json`: the moment, the results so far, and a checksum of each file.
 """
@@ -29,11 +30,14 @@ from torch import Tensor
 
 from mulki_plugins.errors import MulkiError, describe_error
 from mulki_plugins.files import share, sync, write_text
-from mulki_plugins.models.weights import WEIGHTS
+from mulki_plugins.models.weights import LEFT_OUT, WEIGHTS
 from mulki_plugins.training.checksums import Checksummed, checksum_of, digest
+from mulki_plugins.training.pretrained import LeftOut
 from mulki_plugins.training.snapshot import put_back
 
-FORMAT = 2
+FORMAT = 3
+WHOLE = 2
+"""The format of checkpoints that leave nothing out, which earlier versions read as well."""
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 STATE = "state.pt"
@@ -69,9 +73,13 @@ class Checkpoint:
     """Results and counters of the run, as plain data."""
     files: dict[str, str] = field(repr=False)
     """The checksum of each file."""
+    left_out: LeftOut | None = None
+    """The weights that it leaves out, since they are as pre-trained."""
+    refers: bool = False
+    """Whether a plugin's state refers to pre-trained weights."""
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's weights by open_clip's names; empty if they are the pre-trained ones. Damaged if not whole."""
+        """The model's weights by open_clip's names, without those left out; empty if all are. Damaged if not whole."""
         if WEIGHTS not in self.files:
             return {}
         self._verify(WEIGHTS)
@@ -124,18 +132,22 @@ def write_checkpoint(
     state: Mapping[str, Any],
     progress: Mapping[str, Any],
     metadata: Mapping[str, str] | None = None,
+    left_out: LeftOut | None = None,
+    refers: bool = False,
 ) -> Checkpoint:
     """Write a checkpoint below the run's folder. It has a temporary name until it is whole.
 
-    weights: the model's, or none if they are the pre-trained ones; metadata: stored in their file.
+    weights: the model's, or none if they are the pre-trained ones; metadata: stored in their file. left_out: those that are
+    missing among them; refers: whether a plugin's state refers to such.
     state: nested tensors and plain data, see `snapshot.storable`. progress: the run's results and counters.
     Checksums are those of what was to be written, computed once, on the way. An OSError leaves nothing behind.
     """
     with new_folder(run / FOLDER, name) as part:
         files = {STATE: write_state(part / STATE, state)}
         if weights:
-            files[WEIGHTS] = _write_weights(part / WEIGHTS, weights, metadata or {})
-        write_manifest(part, moment, base, files, progress)
+            mark = {LEFT_OUT: str(left_out.count)} if left_out else {}
+            files[WEIGHTS] = _write_weights(part / WEIGHTS, weights, {**(metadata or {}), **mark})
+        write_manifest(part, moment, base, files, progress, left_out, refers)
     return read_checkpoint(run / FOLDER / name)
 
 
@@ -164,12 +176,15 @@ def new_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 def write_manifest(
-    folder: Path, moment: Moment, base: str | None, files: Mapping[str, str], progress: Mapping[str, Any]
-) -> None:
-    manifest = {
-        "format": FORMAT, "tasks": moment.tasks, "steps": moment.steps, "base": base, "files": dict(files),
-        "run": dict(progress),
+    folder: Path, moment: Moment, base: str | None, files: Mapping[str, str], progress: Mapping[str, Any],
+    left_out: LeftOut | None = None, refers: bool = False,
+) -> None:  # fmt: skip
+    manifest: dict[str, Any] = {
+        "format": FORMAT if left_out or refers else WHOLE, "tasks": moment.tasks, "steps": moment.steps, "base": base,
+        "files": dict(files), "run": dict(progress),
     }  # fmt: skip
+    if left_out or refers:
+        manifest |= {"left_out": [left_out.count, left_out.digest] if left_out else None, "refers": refers}
     write_text(folder / MANIFEST, _signed(manifest))
 
 
@@ -191,10 +206,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         checksum = manifest.pop("sha256")
         if checksum != json.loads(_signed(manifest))["sha256"]:
             raise ValueError("its checksum is wrong")
-        if manifest["format"] != FORMAT:
+        if manifest["format"] not in (WHOLE, FORMAT):
             raise OtherFormat(
                 f"{path}: another version of MulKI wrote this checkpoint: it has format {manifest['format']}, "
-                f"this version reads {FORMAT}",
+                f"this version reads {WHOLE} and {FORMAT}",
                 "resume the run with that version, or start it again",
             )
         if not all(name == Path(name).name for name in (*manifest["files"], manifest["base"] or "")):
@@ -205,6 +220,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             base=manifest["base"],
             run=manifest["run"],
             files=manifest["files"],
+            left_out=LeftOut(*left_out) if (left_out := manifest.get("left_out")) else None,
+            refers=bool(manifest.get("refers")),
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Damaged(f"{path / MANIFEST}: {error}") from error

@@ -19,6 +19,7 @@ from torch import Tensor
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.training.checkpoint import Checkpoint
+from mulki_plugins.training.pretrained import completed, resolved
 from mulki_plugins.training.rng import random_state, set_random_state
 from mulki_plugins.training.snapshot import storable
 from mulki_plugins.training.strategy import ContinualTemplate
@@ -100,13 +101,17 @@ def restore_plugins(plugins: Sequence[StackEntry], state: dict[str, Any]) -> Non
         entry.restore(kept)
 
 
-def restore_weights(strategy: ContinualTemplate, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+def restore_weights(
+    strategy: ContinualTemplate, checkpoint: Checkpoint, state: dict[str, Any], pretrained: Mapping[str, Tensor]
+) -> None:
     """Load a checkpoint's weights into the model, unless they are the pre-trained ones.
 
+    pretrained: the model's own weights before any training, for a checkpoint that leaves out what stayed so.
     MulkiError if the model has other weights. A plugin that adds weights must add them again in `before_training` or
     `load_state_dict`, which are called before.
     """
-    weights = {CLIP + name: value for name, value in checkpoint.weights().items()} | state["model"]
+    stored = completed(checkpoint.weights(), checkpoint.left_out, pretrained, checkpoint.path)
+    weights = {CLIP + name: value for name, value in stored.items()} | state["model"]
     if not weights:
         return
     strategy.model.make_room(weights)
@@ -128,11 +133,16 @@ def restore_weights(strategy: ContinualTemplate, checkpoint: Checkpoint, state: 
         adapter.load_state_dict(kept)
 
 
-def restore_within_task(strategy: ContinualTemplate, plugins: Sequence[StackEntry], checkpoint: Checkpoint) -> None:
+def restore_within_task(
+    strategy: ContinualTemplate,
+    plugins: Sequence[StackEntry],
+    checkpoint: Checkpoint,
+    pretrained: Mapping[str, Tensor],
+) -> None:
     """Restore everything that a step changes. Called when the task has begun again and earlier batches are skipped."""
     state = checkpoint.state()
-    restore_plugins(plugins, state)
-    restore_weights(strategy, checkpoint, state)
+    restore_plugins(plugins, resolved(state, pretrained, checkpoint.path))
+    restore_weights(strategy, checkpoint, state, pretrained)
     _restore_optimizer(strategy, checkpoint, state["optimizer"])
     strategy.scaler.load_state_dict(state["scaler"])
     restore_clock(strategy, checkpoint.run["clock"])
@@ -147,7 +157,7 @@ def _restore_optimizer(strategy: ContinualTemplate, checkpoint: Checkpoint, stat
     """MulkiError if the optimizer trains other weights than the one whose state was kept."""
     groups = strategy.optimizer.param_groups
     sizes, kept = ([len(group["params"]) for group in each] for each in (groups, state["param_groups"]))
-    weights = {id(p) for p in strategy.model.parameters()}
+    weights = {id(p) for p in strategy.all_weights().values()}
     foreign = any(id(p) not in weights for group in groups for p in group["params"])
     if sizes != kept or foreign:
         what = "weights that the model no longer has" if foreign else f"{sizes} weights, the checkpoint's {kept}"

@@ -18,6 +18,7 @@ from mulki_plugins.training.checkpoint import Checkpoint, Damaged
 from mulki_plugins.training.contents import CLIP
 from mulki_plugins.training.finite import overrides
 from mulki_plugins.training.kept_weights import kept_weights
+from mulki_plugins.training.pretrained import completed
 
 if TYPE_CHECKING:
     from mulki_plugins.training.run import Run
@@ -64,7 +65,7 @@ def _fill(run: Run, checkpoint: Checkpoint, initial: Weights) -> None:
         elif learned == 0:
             weights, strategy.learned = initial, set()
         else:
-            weights, strategy.learned = _read(kept.get(learned))
+            weights, strategy.learned = _read(kept.get(learned), initial)
         if _shapes(weights) != _shapes(now):
             unknown.append(name)
             continue
@@ -90,12 +91,14 @@ def _fill(run: Run, checkpoint: Checkpoint, initial: Weights) -> None:
     run.checkpointing.evaluated()
 
 
-def _read(kept: Checkpoint | None) -> tuple[Weights, set[int]]:
+def _read(kept: Checkpoint | None, initial: Weights) -> tuple[Weights, set[int]]:
     """All weights of the model after a task, and the labels of the tasks learned by then; none if they are damaged."""
     if kept is None:
         return {}, set()
+    pretrained = {name.removeprefix(CLIP): value for name, value in initial.items() if name.startswith(CLIP)}
     try:
-        weights = {CLIP + name: value for name, value in kept.weights().items()} | kept.state()["model"]
+        stored = completed(kept.weights(), kept.left_out, pretrained, kept.path)
+        weights = {CLIP + name: value for name, value in stored.items()} | kept.state()["model"]
     except Damaged:
         return {}, set()
     return weights, set(kept.run["learned"])

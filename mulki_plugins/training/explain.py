@@ -137,6 +137,7 @@ def _keys_of(recipe: Recipe) -> Iterator[tuple[Kind, str]]:
     for entry in recipe.model.options.get("adapters", []):
         yield from (("adapter", name) for name in entry)
     yield from (("head", name) for name in recipe.model.options.get("head", {}))
+    yield "optimizer", recipe.train.optimizer.name
     for entry in recipe.strategy.plugins:
         yield "plugin", entry.name
     for name in recipe.evaluate.metrics:

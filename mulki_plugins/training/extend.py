@@ -158,7 +158,7 @@ def _copy_checkpoint(source: Checkpoint, parent: Path, run: Mapping[str, Any]) -
         for name in (WEIGHTS, STATE):
             if name in source.files:
                 link_or_copy(source.path / name, part / name)
-        write_manifest(part, source.moment, None, source.files, run)
+        write_manifest(part, source.moment, None, source.files, run, source.left_out, source.refers)
     return read_checkpoint(parent / source.path.name)
 
 

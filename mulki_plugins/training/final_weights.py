@@ -23,12 +23,12 @@ def write_final_weights(run: Path, tasks: int, model: ClipClassifier) -> None:
     """Write the weights after the last of so many tasks below the run's folder, under open_clip's names.
 
     A checkpoint of that moment holds them already: the file then is a second name for the same bytes on the disk. Adapters
-    are merged into the weights, which the checkpoint keeps apart. MulkiError if one cannot be. What a head keeps is written
-    beside them.
+    are merged into the weights, which the checkpoint keeps apart, and nothing is left out. MulkiError if one cannot be merged.
+    What a head keeps is written beside them.
     """
     if not isinstance(model.head, TextHead):
         _write_head(run, model.head.state_dict())
-    if not model.adapters and (end := find_end(run, tasks)) is not None:
+    if not model.adapters and (end := find_end(run, tasks)) is not None and not end.left_out:
         _link(end.path / WEIGHTS, run / FINAL)
         return
     weights = model.merged_weights() if model.adapters else model.clip.state_dict()
@@ -52,18 +52,22 @@ def find_end(run: Path, tasks: int) -> Checkpoint | None:
 def secure_final_weights(run: Path, tasks: int) -> None:
     """Make sure that the run's folder holds the final weights, from a checkpoint if need be.
 
-    MulkiError if neither is whole, or if the checkpoint has weights and adapters apart; the checkpoints must stay then.
+    MulkiError if neither is whole, or if the checkpoint has weights and adapters apart, or leaves out weights that are as
+    pre-trained; the checkpoints must stay then.
     """
     end = find_end(run, tasks)
     _secure_head(run, end)
-    apart = end is not None and bool(end.state().get("adapters"))
+    apart = ""
+    if end is not None:
+        apart = "has weights and adapters apart" if end.state().get("adapters") else ""
+        apart = apart or ("leaves out weights that are as pre-trained" if end.left_out else "")
     if (run / FINAL).is_file() and _is_whole(run / FINAL, None if apart else end):
         return
     if end is None:
         raise MulkiError(f"{run}: has neither an intact {FINAL} nor a checkpoint of its end", "nothing was removed")
     if apart:
-        what = f"{run}: has no intact {FINAL}, and its checkpoint has weights and adapters apart"
-        raise MulkiError(what, f"nothing was removed; `mulki export {shlex.quote(str(run))} --to DIR` merges them")
+        what = f"{run}: has no intact {FINAL}, and its checkpoint {apart}"
+        raise MulkiError(what, f"nothing was removed; `mulki export {shlex.quote(str(run))} --to DIR` writes the model")
     try:
         end.verify()
     except Damaged as error:

@@ -11,7 +11,6 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.stages.protocols import learning_weights
 
 if TYPE_CHECKING:
     from mulki_plugins.training.step import StepTemplate
@@ -57,7 +56,7 @@ def explain_step(step: Step, strategy: StepTemplate, name_of: Callable[[object],
         return None
     names = []
     if step.batch is strategy.mbatch:  # else its gradients are gone
-        learning = learning_weights(strategy.model).items()
+        learning = _learning(strategy).items()
         names = [n for n, p in learning if p.grad is not None and not bool(p.grad.isfinite().all())]
     who = who or _whose_gradient(step, strategy, name_of)
     return error_at(
@@ -76,6 +75,10 @@ def error_at(strategy: StepTemplate, step: int, message: str, hint: str) -> Mulk
     return MulkiError(f"task {getattr(strategy.experience, 'task_name', '')}, step {step}: {message}", hint)
 
 
+def _learning(strategy: StepTemplate) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in strategy.all_weights().items() if p.requires_grad}
+
+
 def _why_the_loss(step: Step, strategy: StepTemplate) -> str:
     """The plugin that made the loss so, or what was not finite before it was computed; empty if neither is known."""
     if who := _first_not_finite(step.losses):
@@ -91,7 +94,7 @@ def _why_the_loss(step: Step, strategy: StepTemplate) -> str:
 
 def _whose_gradient(step: Step, strategy: StepTemplate, name_of: Callable[[object], str]) -> str:
     """The plugin whose term has a gradient that is not finite, found by computing the step again, plugin by plugin."""
-    weights = list(learning_weights(strategy.model).values())
+    weights = list(_learning(strategy).values())
     strategy.mbatch = step.batch
     try:
         with torch.enable_grad():

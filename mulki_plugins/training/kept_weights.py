@@ -33,7 +33,7 @@ def keep_weights(run: Path, end: Checkpoint, state: Mapping[str, Any]) -> None:
     with new_folder(run / FOLDER, end.path.name) as part:
         link_or_copy(end.path / WEIGHTS, part / WEIGHTS)
         files = {WEIGHTS: end.files[WEIGHTS], STATE: write_state(part / STATE, model)}
-        write_manifest(part, end.moment, None, files, {"learned": end.run["learned"]})
+        write_manifest(part, end.moment, None, files, {"learned": end.run["learned"]}, end.left_out)
 
 
 def kept_weights(run: Path) -> dict[int, Checkpoint]:

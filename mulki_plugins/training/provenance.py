@@ -196,7 +196,7 @@ def _package_code() -> Iterator[Path]:
 
 def _third_party_code(recipe: Recipe) -> dict[str, str]:
     """The packages, versions and module hashes of the third-party parts that affect the numbers."""
-    parts = [part for part in parts_of(recipe) if part.kind in ("plugin", "adapter", "head")]
+    parts = [part for part in parts_of(recipe) if part.kind in ("plugin", "adapter", "head", "optimizer")]
     for kind, choice in (("stream", recipe.stream), ("stream", recipe.reference), ("model", recipe.model)):
         if choice is not None and (kind, choice.name) in catalog().parts:
             parts.append(catalog().parts[kind, choice.name])  # type: ignore[index]  # mypy widens the kind to str

@@ -13,6 +13,7 @@ from avalanche.benchmarks.utils import concat_datasets
 from torch import Tensor
 
 from mulki_plugins.errors import describe_error
+from mulki_plugins.models.check import RANDOM
 from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.report.result import Result, as_plain_data
 from mulki_plugins.training.checkpoint import (
@@ -38,6 +39,7 @@ from mulki_plugins.training.contents import (
 )
 from mulki_plugins.training.kept_weights import keep_weights
 from mulki_plugins.training.logbook import Warn
+from mulki_plugins.training.pretrained import Pretrained, has_references, resolved
 from mulki_plugins.training.signals import Stopped, StopRequest
 from mulki_plugins.training.snapshot import Snapshot, take_snapshot
 from mulki_plugins.training.strategy import ContinualTemplate
@@ -70,6 +72,9 @@ class Checkpointing:
         self.folder, self.strategy, self.plugins = folder, strategy, plugins
         self.loggers = dict(zip(recipe.loggers, loggers, strict=True))
         self.result, self.identity, self.stop = result, identity, stop
+        random = recipe.model.options.get("pretrained") == RANDOM  # nobody could give such weights again
+        keeps = self.settings.keep and not random
+        self._pretrained = Pretrained(strategy.model.own_weights()) if keeps else None
         self.tasks = 0
         """The number of tasks learned."""
         self.failed_at = ""
@@ -179,11 +184,16 @@ class Checkpointing:
 
     def _write(self, name: str, moment: Moment, base: str | None, snapshot: Snapshot, progress: dict[str, Any]) -> None:
         snapshot.wait()
-        state = snapshot.state | ({DEVICES: snapshot.devices} if snapshot.devices else {})
+        weights, state, devices, left_out = snapshot.weights, snapshot.state, snapshot.devices, None
+        if self._pretrained:
+            weights, left_out = self._pretrained.without(weights)
+            state, devices = self._pretrained.with_references(state, devices)
+        refers = has_references(state["plugins"])
+        state = state | ({DEVICES: devices} if devices else {})
         metadata = getattr(self.strategy.model, "weights_metadata", {})
         written = write_checkpoint(
-            self.folder, name, moment, base=base, weights=snapshot.weights, state=state, progress=progress,
-            metadata=metadata,
+            self.folder, name, moment, base=base, weights=weights, state=state, progress=progress,
+            metadata=metadata, left_out=left_out, refers=refers,
         )  # fmt: skip
         if self.keep_weights and base is None and snapshot.weights:
             keep_weights(self.folder, written, snapshot.state)
@@ -207,14 +217,16 @@ class Checkpointing:
         strategy, run = self.strategy, checkpoint.run
         end = checkpoint.end_of_task()
         strategy.model.to(strategy.device)
+        needed = any(each.left_out or each.refers for each in (checkpoint, end))
+        pretrained = {n: w.detach().clone() for n, w in strategy.model.own_weights().items()} if needed else {}
         strategy._before_training()  # as before the first task, where some plugins note the pre-trained model
         for task in range(end.moment.tasks):  # adapters grow again as they did
             strategy.model.before_task(task)
             strategy.model.after_task(task)
         state = end.state()
         if end.moment.tasks:
-            restore_plugins(self.plugins, state)
-        restore_weights(strategy, end, state)
+            restore_plugins(self.plugins, resolved(state, pretrained, end.path))
+        restore_weights(strategy, end, state, pretrained)
         restore_clock(strategy, end.run["clock"])
         strategy.learned = set(end.run["learned"])
         if hasattr(strategy, "dataset"):  # Avalanche's Cumulative collects what it has seen
@@ -233,7 +245,7 @@ class Checkpointing:
             strategy.evaluator.loggers = [each for each in loggers if each not in self.loggers.values()]
 
             def then() -> None:
-                restore_within_task(strategy, self.plugins, checkpoint)
+                restore_within_task(strategy, self.plugins, checkpoint, pretrained)
                 strategy.evaluator.loggers = loggers  # those that write have the skipped steps already
 
             strategy.resume_at(checkpoint.moment.steps, then)

@@ -29,10 +29,11 @@ from mulki_plugins.losses import smoothed_cross_entropy
 from mulki_plugins.recipe.schema import Evaluate, Train
 from mulki_plugins.training.compilation import CompiledTowers
 from mulki_plugins.training.evaluation import ScopedEvaluation
+from mulki_plugins.training.groups import LABEL, Grouping, all_weights, make_optimizer, step_unless
 from mulki_plugins.training.logbook import Journal, Reduction
 from mulki_plugins.training.micro_batches import Labels, MicroBatch, MicroBatches
 from mulki_plugins.training.precision import autocast, matrix_products
-from mulki_plugins.training.schedule import factor, for_task, make_optimizer, step_unless
+from mulki_plugins.training.schedule import factor, for_task
 from mulki_plugins.training.step_checks import StepChecks
 
 
@@ -54,7 +55,9 @@ class StepTemplate(ScopedEvaluation):
         evaluator: EvaluationPlugin, **arguments: Any,
     ) -> None:  # fmt: skip
         super().__init__(
-            optimizer=make_optimizer(arguments["model"], train.optimizer),
+            optimizer=make_optimizer(
+                all_weights(arguments["model"], plugins), train.optimizer, Grouping(train.groups, arguments["model"])
+            ),
             criterion=smoothed_cross_entropy,
             train_mb_size=train.batch_size,
             train_epochs=train.epochs or 1,
@@ -88,6 +91,10 @@ class StepTemplate(ScopedEvaluation):
         self._batches = MicroBatches([], self._labels)
         self._part: MicroBatch | None = None
 
+    def all_weights(self) -> dict[str, torch.nn.Parameter]:
+        """The weights that can be trained, by name: the model's, and those that plugins hold themselves."""
+        return all_weights(self.model, self.stack, self.checks.names)
+
     @property
     def task_settings(self) -> Train:
         """The recipe's `train`, with what `per_task` sets for the current task."""
@@ -99,6 +106,8 @@ class StepTemplate(ScopedEvaluation):
         share = factor(settings.schedule, done, self.steps)
         for group in self.optimizer.param_groups:  # each keeps its ratio to the others
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * share
+            if LABEL in group:
+                self.publish(f"train/lr/{group[LABEL]}", group["lr"])
         self.publish("train/lr", settings.optimizer.lr * share)
         self.checks.step_begins()
         self._call("before_training_iteration", **kwargs)

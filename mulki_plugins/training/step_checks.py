@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.stages.protocols import learning_weights
 from mulki_plugins.training.finite import Step, error_at, explain_step, listed
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ class StepChecks:
         """MulkiError if the loss of this step depends on no weight that requires a gradient."""
         if self.strategy.loss.requires_grad:
             return
-        learning = learning_weights(self.strategy.model)
+        learning = self._learning()
         if not learning:
             raise self._error(
                 "nothing learns: no weight of the model requires a gradient",
@@ -174,8 +173,8 @@ class StepChecks:
                 else "add or unfreeze weights in before_training_exp at the latest, or give them to the optimizer",
             )
         if self.first:
-            self._before = {n: p.detach().clone() for n, p in learning_weights(self.strategy.model).items()}
-            idle = [n for n, p in learning_weights(self.strategy.model).items() if p.grad is None]
+            self._before = {n: p.detach().clone() for n, p in self._learning().items()}
+            idle = [n for n, p in self._learning().items() if p.grad is None]
             if idle and len(idle) < len(self._before):
                 self._warn_once(f"{len(idle)} trainable weights get no gradient: {listed(idle)}")
 
@@ -189,7 +188,7 @@ class StepChecks:
         if self.strategy.scaler.is_enabled() and not bool(self._latest_gradient().isfinite()):
             return  # the scaler has skipped the step; the next one is checked
         before, self._before = self._before, {}
-        weights = dict(self.strategy.model.named_parameters())
+        weights = self.strategy.all_weights()
         self.first = False
         if any(n not in weights or not torch.equal(before[n], weights[n].detach()) for n in before):
             return
@@ -205,10 +204,14 @@ class StepChecks:
         )
 
     def weights(self) -> dict[str, nn.Parameter]:
-        """The model's weights by name, as they were when somebody first asked in this step."""
+        """The weights by name, as they were when somebody first asked in this step."""
         if not self._weights:
-            self._weights = dict(self.strategy.model.named_parameters())
+            self._weights = self.strategy.all_weights()
         return self._weights
+
+    def _learning(self) -> dict[str, nn.Parameter]:
+        """The weights that learn, by name."""
+        return {name: p for name, p in self.strategy.all_weights().items() if p.requires_grad}
 
     def largest_gradient(self) -> Tensor:
         """The largest absolute value in the gradients, a scalar: NaN if one is NaN, 0 if there are none."""

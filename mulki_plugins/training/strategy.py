@@ -19,8 +19,14 @@ from mulki_plugins.stages.statistics import TaskImages
 from mulki_plugins.stages.teachers import Teachers
 from mulki_plugins.training.batches import TaskBatches
 from mulki_plugins.training.finite import overrides
+from mulki_plugins.training.groups import (
+    Grouping,
+    add_new_weights,
+    leave_out_frozen,
+    make_optimizer,
+    move_plugin_weights,
+)
 from mulki_plugins.training.precision import matrix_products
-from mulki_plugins.training.schedule import add_new_weights, leave_out_frozen, make_optimizer
 from mulki_plugins.training.step import StepTemplate, calls
 
 _LOGGED_AT = ("before_training_exp", "after_training_iteration", "after_training_exp")
@@ -85,7 +91,10 @@ class ContinualTemplate(StepTemplate):
         self._call("before_training_exp", **kwargs)
         if self.optimizer is self._own_optimizer:  # a plugin may have put another in its place
             self.model.to(self.device)
-            add_new_weights(self.optimizer, self.model, self._known, self.task_settings.optimizer)
+            move_plugin_weights(self.stack, self.device)
+            weights, grouping = self.all_weights(), Grouping(self.settings.groups, self.model)
+            grouping.check(weights)
+            add_new_weights(self.optimizer, weights, self._known, self.task_settings.optimizer, grouping)
             leave_out_frozen(self.optimizer)
             self.optimized_param_id = dict(self.model.named_parameters())
         for group in self.optimizer.param_groups:  # a plugin may have set other rates
@@ -119,9 +128,11 @@ class ContinualTemplate(StepTemplate):
         """A new optimizer for each task. Avalanche's would train frozen weights and carry Adam's state over."""
         if self.optimizer is not self._latest_optimizer:
             self.checks.warn("the recipe's optimizer replaces the one that a plugin set before the task")
-        self.optimizer = make_optimizer(self.model, self.task_settings.optimizer, fused=self.journal.ahead > 1)
+        move_plugin_weights(self.stack, self.device)
+        weights, grouping = self.all_weights(), Grouping(self.settings.groups, self.model)
+        self.optimizer = make_optimizer(weights, self.task_settings.optimizer, grouping, fused=self.journal.ahead > 1)
         self._own_optimizer = self._latest_optimizer = self.optimizer
-        self._known = [p for p in self.model.parameters() if p.requires_grad]
+        self._known = [p for p in weights.values() if p.requires_grad]
         self.optimized_param_id = dict(self.model.named_parameters())
 
     # a step
