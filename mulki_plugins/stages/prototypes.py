@@ -8,27 +8,31 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from mulki_plugins.losses import class_sums
 from mulki_plugins.models.classifier import ClipClassifier
+from mulki_plugins.ranks import collectives
+from mulki_plugins.ranks.batches import OwnBatches
 from mulki_plugins.stages.protocols import Dataset
 
 
 def evaluation_batches(
     dataset: Dataset, batch_size: int = 256, *, workers: int = 0, generator: torch.Generator | None = None,
-    most: int | None = None, pinned: bool = False,
+    most: int | None = None, pinned: bool = False, shared: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
     """Batches of an Avalanche data set through its evaluation transform: images [B, 3, H, W], classes [B], task labels [B].
 
     In order, or shuffled if there is a generator, then at most `most` images. The task labels are 0 if the data set has none.
-    pinned: in memory from which a GPU can copy on its own.
+    pinned: in memory from which a GPU can copy on its own. shared: on several ranks, only the batches of this one.
     """
     images: Any = dataset.eval()  # Avalanche's data sets are not torch's by type
     count = len(images) if most is None else min(most, len(images))
     shuffled = None if generator is None else RandomSampler(images, num_samples=count, generator=generator)
+    batches = BatchSampler(SequentialSampler(images) if shuffled is None else shuffled, batch_size, drop_last=False)
     loader: DataLoader[Any] = DataLoader(
-        images, batch_size=batch_size, num_workers=workers, sampler=shuffled, generator=generator, pin_memory=pinned
+        images, batch_sampler=OwnBatches(batches) if shared else batches, num_workers=workers, generator=generator,
+        pin_memory=pinned,
     )  # fmt: skip
     for batch in loader:
         x, y = batch[0], batch[1]
@@ -68,7 +72,7 @@ def visual_prototypes(
     sums = [{task: torch.zeros_like(t) for task, t in by_task.items()} for by_task in texts]
     counts = {task: torch.zeros(len(t), dtype=torch.long) for task, t in texts[0].items()}
     device = texts[0][min(tasks)].device
-    for x, y, labels in evaluation_batches(dataset, batch_size, workers=num_workers, pinned=device.type == "cuda"):
+    for x, y, labels in evaluation_batches(dataset, batch_size, workers=num_workers, pinned=device.type == "cuda", shared=True):
         mine = {task: (labels == task).nonzero()[:, 0] for task in tasks}  # on the host: no batch waits for the device
         rows = {task: each.to(device, non_blocking=True) for task, each in mine.items()}
         images, classes = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
@@ -80,6 +84,7 @@ def visual_prototypes(
             count += torch.bincount(y[mine[task]], minlength=len(count))
         if after_batch is not None:
             after_batch()
+    collectives.add_up(*counts.values(), *(total for by_task in sums for total in by_task.values()))
     return [
         {
             task: torch.where((counts[task] > 0).to(t.device)[:, None], F.normalize(total[task], dim=1), t)

@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from avalanche.training.templates import SupervisedTemplate
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
+from mulki_plugins.ranks import collectives
+from mulki_plugins.ranks.batches import OwnBatches, own_part
 from mulki_plugins.streams.pixels import CachedImages
 from mulki_plugins.training.rng import random_state, set_random_state
 
@@ -43,7 +46,7 @@ class TaskBatches:
             torch.manual_seed(int(torch.randint(2**62, ())))  # the training continues from another state
         for batch in self._counted():
             if self._skip == 0:
-                yield batch
+                yield own_part(batch)
                 continue
             self._skip -= 1
             if self._skip == 0 and self._then is not None:
@@ -95,6 +98,7 @@ class EvaluationBatches(SupervisedTemplate):
     """
 
     adapted_dataset: Any
+    dataloader: Any
     mbatch: Any
     _prepared: CachedImages | None = None
 
@@ -112,6 +116,17 @@ class EvaluationBatches(SupervisedTemplate):
         if self._prepared is not None:
             num_workers = self._prepared.useful_workers(num_workers)
         super().make_eval_dataloader(num_workers=num_workers, **kwargs)
+        if collectives.world() > 1:
+            self.dataloader = self._own_batches(num_workers, bool(kwargs.get("persistent_workers")))
+
+    def _own_batches(self, workers: int, persistent: bool) -> DataLoader[Any]:
+        """The test images of this rank: each is on one rank, in the batch that it would be in on one process."""
+        images: Any = self.adapted_dataset
+        batches = BatchSampler(SequentialSampler(images), self.eval_mb_size, drop_last=False)
+        return DataLoader(
+            images, batch_sampler=OwnBatches(batches), num_workers=workers, collate_fn=images.collate_fn,
+            persistent_workers=persistent and workers > 0, pin_memory=self.device.type == "cuda",
+        )  # fmt: skip
 
     def _unpack_minibatch(self) -> None:
         super()._unpack_minibatch()

@@ -19,6 +19,7 @@ from mulki_plugins.models.adapter import Adapter
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.models.load import load_clip
 from mulki_plugins.models.text import check_sentences, reader_of
+from mulki_plugins.ranks.session import place
 from mulki_plugins.recipe.schema import Choice, Recipe
 from mulki_plugins.recipe.settings import needs_reference
 from mulki_plugins.registry.callbacks import methods_of, wrong_callbacks
@@ -149,8 +150,10 @@ def _extras(plugin: str, reference: Reference | None) -> dict[str, Any]:
 def choose_device(name: str) -> torch.device:
     """The device of that name; `auto` is a CUDA GPU if the machine has one, else the CPU. MulkiError if it is missing."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
+    if device.type == "cuda" and (rank := place()) is not None:
+        return torch.device("cuda", rank.local_rank)
     available = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),

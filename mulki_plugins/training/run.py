@@ -15,6 +15,8 @@ from avalanche.training.plugins import EvaluationPlugin
 from mulki_plugins.characters import printable
 from mulki_plugins.errors import MulkiError, UnexpectedError, describe_error
 from mulki_plugins.files import locked, write_text
+from mulki_plugins.ranks.collectives import is_first
+from mulki_plugins.ranks.session import on_forced_end
 from mulki_plugins.recipe.emit import dump_yaml
 from mulki_plugins.recipe.resolve import Resolution
 from mulki_plugins.recipe.schema import Recipe, as_data
@@ -25,7 +27,7 @@ from mulki_plugins.report.classes import write_classes
 from mulki_plugins.report.folder import prepare_folder, run_folder
 from mulki_plugins.report.progress import ProgressLogger
 from mulki_plugins.report.result import Result, as_plain_data
-from mulki_plugins.report.run_log import RunLog
+from mulki_plugins.report.run_log import RunLog, SilentLog
 from mulki_plugins.training.accuracy import AccuracyRecorder, compute_metrics
 from mulki_plugins.training.build import Built, build_seeded
 from mulki_plugins.training.checkpoint import Checkpoint
@@ -62,6 +64,8 @@ def start(recipe: Recipe, seed: int, folder: Path, progress: ProgressLogger) -> 
     """Run a recipe from its beginning. An earlier run in the folder is moved aside."""
     with progress.during(f"building the stream {recipe.stream.name} and the model {recipe.model.name}"):
         built = build_seeded(recipe, seed)
+    if not is_first():
+        return Run(recipe, built, folder, seed, progress).execute()
     aside = prepare_folder(folder)
     if aside:
         progress.say(f"{folder}: moved an earlier run to {aside}")
@@ -74,7 +78,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, built: Built, folder: Path, seed: int, progress: ProgressLogger) -> None:
         self.recipe, self.built, self.folder, self.seed, self.progress = recipe, built, folder, seed, progress
-        self.log = progress.log = RunLog(folder)
+        self.log = progress.log = RunLog(folder) if is_first() else SilentLog(folder)
         self.recorder = AccuracyRecorder()
         self.terms = LastTerms()
         self.stop = StopRequest()
@@ -98,8 +102,10 @@ class Run:
         self.result.identity = {key: value for key, value in measured_with.items() if key != "recipe"}
         try:
             with self.stop.listening(), quiet_writers():
-                write_text(self.folder / "recipe.yaml", dump_yaml(as_data(self.recipe)))
-                write_classes(self.folder, self.built.stream.tasks)
+                on_forced_end(self.write_failure)
+                if is_first():
+                    write_text(self.folder / "recipe.yaml", dump_yaml(as_data(self.recipe)))
+                    write_classes(self.folder, self.built.stream.tasks)
                 self.call_hooks("mulki_run_started")
                 self.set_up(measured_with)
                 if checkpoint is not None:
@@ -118,6 +124,7 @@ class Run:
                 raise
             raise report from error
         finally:
+            on_forced_end(None)
             with contextlib.suppress(OSError):  # the run's own error is on its way
                 self.close()
             self.call_hooks("mulki_run_finished")
@@ -153,11 +160,11 @@ class Run:
     def set_up(self, measured_with: dict[str, Any]) -> None:
         """Make the loggers, the strategy and the checkpointing."""
         recipe, built = self.recipe, self.built
-        parts = [catalog().find("logger", name) for name in recipe.loggers]
+        parts = [catalog().find("logger", name) for name in recipe.loggers] if is_first() else []
         self.loggers += [GuardedLogger(part, self.folder, self.warn) for part in parts]
         self.records = Records(
             folder=self.folder, result=self.result, stream=built.stream, loggers=self.loggers,
-            only_warning=self.only_warning, predictions=recipe.evaluate.predictions,
+            only_warning=self.only_warning, predictions=recipe.evaluate.predictions and is_first(),
         )  # fmt: skip
         loggers = [*self.loggers, self.terms, self.progress]
         self.strategy = TEMPLATES[recipe.strategy.base](
@@ -185,6 +192,8 @@ class Run:
         self.result.parameters = count_parameters(self.recipe, self.built.model)
         if len(self.result.tasks) > 1:
             self.result.metrics = compute_metrics(self.recipe, self.result, self.warn)
+        if not is_first():
+            return
         if self.recipe.strategy.base != "none":
             with self.only_warning("the final weights cannot be written"):
                 write_final_weights(self.folder, len(self.result.tasks), self.strategy.model)
@@ -200,6 +209,8 @@ class Run:
 
     def call_hooks(self, event: Event) -> None:
         """Call this hook of every package. A failure in one is reported and changes nothing."""
+        if not is_first():
+            return
         result = None
         if event == "mulki_run_finished":
             result = as_plain_data(self.result)
@@ -251,6 +262,11 @@ class Run:
         self.result.status = "stopped" if isinstance(error, Stopped) else "failed"
         self.result.error = describe_error(error)
         with contextlib.suppress(OSError):  # such as a full disk, which may be the error itself
+            self.save_result()
+
+    def save_result(self) -> None:
+        """Write result.json, on the first rank."""
+        if is_first():
             self.result.write(self.folder)
 
     # The task loop
@@ -262,7 +278,7 @@ class Run:
             self.records.keep_predictions(self.recorder.answers, [0])
             self.records.log_row(0, peak_memory(self.built.device))
             self.progress.say(f"zero-shot: mean accuracy {fmean(self.result.zero_shot):.1f} %")
-            self.result.write(self.folder)
+            self.save_result()
             self.checkpointing.started()
         if base == "none":
             self.train_nothing()
@@ -318,7 +334,7 @@ class Run:
         self.records.keep_predictions(self.recorder.answers, range(before + 1, len(self.result.matrix) + 1))
         self.records.log_row(learned, peak_memory(self.built.device))
         self.count_left_out()
-        self.result.write(self.folder)
+        self.save_result()
         self.checkpointing.evaluated()
         return row
 
