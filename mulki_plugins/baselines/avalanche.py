@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from avalanche.models.utils import avalanche_forward
 from avalanche.training.plugins import (
     EWCPlugin,
     LwFPlugin,
@@ -14,12 +15,11 @@ from avalanche.training.plugins import (
     ReplayPlugin,
     SynapticIntelligencePlugin,
 )
+from avalanche.training.plugins.mas import tqdm
 from avalanche.training.storage_policy import ReservoirSamplingBuffer
-from avalanche.models.utils import avalanche_forward
 from avalanche.training.utils import ParamData, zerolike_params_dict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from mulki_plugins.baselines.exemplars import images_at, indices_of
 from mulki_plugins.losses import squared_distance
@@ -44,7 +44,7 @@ def _mean_over_batches(
     importances = dict(zerolike_params_dict(model))
     for _, batch in own_batches(batches):
         optimizer.zero_grad()
-        loss_of(batch).backward()
+        loss_of(batch).backward()  # type: ignore[no-untyped-call]  # torch has no type for it
         for name, weight in model.named_parameters():
             if weight.grad is not None:
                 importances[name].data += importance(weight.grad)
@@ -133,7 +133,8 @@ class MAS(MASPlugin):
 
         def loss_of(batch: Sequence[Tensor]) -> Tensor:
             logits = avalanche_forward(model, batch[0].to(strategy.device), batch[-1])
-            return torch.norm(logits, p="fro", dim=1).pow(2).mean()
+            loss: Tensor = torch.norm(logits, p="fro", dim=1).pow(2).mean()
+            return loss
 
         batches = tqdm(loader) if self.verbose and collectives.is_first() else loader
         return _mean_over_batches(model, strategy.optimizer, batches, loss_of, Tensor.abs)

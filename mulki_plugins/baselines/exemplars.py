@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.losses import herded
-from mulki_plugins.ranks.batches import in_order
 from mulki_plugins.models.classifier import ClipClassifier
+from mulki_plugins.ranks.batches import in_order
 from mulki_plugins.stages.protocols import Dataset, Strategy
 from mulki_plugins.stages.prototypes import evaluation_batches
 

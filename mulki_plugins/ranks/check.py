@@ -34,6 +34,5 @@ def problems(recipe: Recipe, ranks: int) -> Iterator[str]:
         part = catalog().parts.get(("plugin", entry.name))
         if part is not None and part.one_process:
             yield (
-                f"$.strategy.plugins: the {part} works in one process only: {part.one_process}; "
-                "start without torchrun"
+                f"$.strategy.plugins: the {part} works in one process only: {part.one_process}; start without torchrun"
             )

@@ -121,7 +121,10 @@ def by_itself() -> Iterator[None]:
 
 def summed(x: Tensor) -> Tensor:
     """The sum of a tensor over the ranks, with its gradient; of one shape on all of them."""
-    return x if world() == 1 else _together(lambda: _Summed.apply(x))
+    if world() == 1:
+        return x
+    result: Tensor = _together(lambda: _Summed.apply(x))
+    return result
 
 
 def gathered(x: Tensor) -> Tensor:
@@ -129,7 +132,8 @@ def gathered(x: Tensor) -> Tensor:
     if world() == 1:
         return x
     sizes = gather_numbers([len(x)])
-    return _together(lambda: _Gathered.apply(x, [int(n) for [n] in sizes]))
+    result: Tensor = _together(lambda: _Gathered.apply(x, [int(n) for [n] in sizes]))
+    return result
 
 
 class _Summed(torch.autograd.Function):
@@ -169,8 +173,8 @@ class _Gathered(torch.autograd.Function):
 @torch.no_grad()
 def add_up(*tensors: Tensor) -> None:
     """Replace each tensor by its sum over the ranks."""
-    for tensor in tensors if world() > 1 else ():
-        _together(lambda tensor=tensor: dist.all_reduce(tensor))
+    if world() > 1:
+        _together(lambda: [dist.all_reduce(tensor) for tensor in tensors])
 
 
 def total(count: int) -> int:

@@ -82,6 +82,8 @@ def _meet(launch: Launch, device: str) -> Any:
     """Connect the ranks. MulkiError if they do not meet, or if there are fewer GPUs than ranks on this machine."""
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     from mulki_plugins.ranks import collectives
     from mulki_plugins.ranks.failures import Watch
@@ -94,20 +96,22 @@ def _meet(launch: Launch, device: str) -> Any:
         raise MulkiError("$.device: mps has no communication between ranks", "use --set device=cpu, or one process")
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     try:
-        store, _, _ = next(iter(dist.rendezvous("env://", launch.rank, launch.world, timeout=_MEET)))
+        store, _, _ = next(iter(rendezvous("env://", launch.rank, launch.world, timeout=_MEET)))
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        shared = dist.PrefixStore(f"mulki/{attempt}", store)
+        shared = PrefixStore(f"mulki/{attempt}", store)
         dist.init_process_group(
-            backend, store=dist.PrefixStore("group", shared), rank=launch.rank, world_size=launch.world, timeout=_WAIT
+            backend, store=PrefixStore("group", shared), rank=launch.rank, world_size=launch.world, timeout=_WAIT
         )
-        host = dist.new_group(backend="gloo", timeout=_WAIT) if gpus else None
-        watch = Watch(launch, dist.PrefixStore("watch", shared), dist.PrefixStore("watch", shared.clone()))
+        host: Any = dist.new_group(backend="gloo", timeout=_WAIT) if gpus else None
+        watch = Watch(launch, PrefixStore("watch", shared), PrefixStore("watch", shared.clone()))
         watch.begin()
         dist.barrier(group=host)
     except (RuntimeError, ValueError, OSError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = str(error).strip().partition("\n")[0]
-        raise MulkiError(f"the {launch.world} ranks did not meet at {where}: {reason}", "see docs/distributed.md") from error
+        raise MulkiError(
+            f"the {launch.world} ranks did not meet at {where}: {reason}", "see docs/distributed.md"
+        ) from error
     watch.print_error = _print_error
     _current.append(watch)
     collectives.use(
@@ -176,10 +180,9 @@ def _linger() -> None:
 
 def _disconnect() -> None:
     """Let the others notice at once that this rank has left: gloo's operations end when a connection is closed."""
-    import torch
     import torch.distributed as dist
 
-    if not torch.cuda.is_initialized():
+    if dist.get_backend() == "gloo":
         with contextlib.suppress(Exception):
             dist.destroy_process_group()
 

@@ -72,7 +72,9 @@ def visual_prototypes(
     sums = [{task: torch.zeros_like(t) for task, t in by_task.items()} for by_task in texts]
     counts = {task: torch.zeros(len(t), dtype=torch.long) for task, t in texts[0].items()}
     device = texts[0][min(tasks)].device
-    for x, y, labels in evaluation_batches(dataset, batch_size, workers=num_workers, pinned=device.type == "cuda", shared=True):
+    for x, y, labels in evaluation_batches(
+        dataset, batch_size, workers=num_workers, pinned=device.type == "cuda", shared=True
+    ):
         mine = {task: (labels == task).nonzero()[:, 0] for task in tasks}  # on the host: no batch waits for the device
         rows = {task: each.to(device, non_blocking=True) for task, each in mine.items()}
         images, classes = x.to(device, non_blocking=True), y.to(device, non_blocking=True)

@@ -13,7 +13,7 @@ from attrs import evolve
 from avalanche.training.plugins import EvaluationPlugin
 
 from mulki_plugins.characters import printable
-from mulki_plugins.errors import MulkiError, UnexpectedError, describe_error
+from mulki_plugins.errors import MulkiError, describe_error
 from mulki_plugins.files import locked, write_text
 from mulki_plugins.ranks.collectives import is_first
 from mulki_plugins.ranks.session import on_forced_end
@@ -33,6 +33,7 @@ from mulki_plugins.training.build import Built, build_seeded
 from mulki_plugins.training.checkpoint import Checkpoint
 from mulki_plugins.training.contents import StackEntry
 from mulki_plugins.training.earlier_rows import restore
+from mulki_plugins.training.ending import log_error, where
 from mulki_plugins.training.explain import explain, quiet_writers, undisturbed
 from mulki_plugins.training.final_weights import write_final_weights
 from mulki_plugins.training.logbook import GuardedLogger, LastTerms
@@ -117,8 +118,8 @@ class Run:
                 return self.result
         except BaseException as error:
             with undisturbed():
-                explanation = explain(error, self.plugins, self.terms.values, self.where(), self.folder, self.recipe)
-                report = self.log_error(error, explanation)
+                explanation = explain(error, self.plugins, self.terms.values, where(self), self.folder, self.recipe)
+                report = log_error(self, error, explanation)
                 self.write_failure(report or error)
             if report is None or report is error:
                 raise
@@ -233,29 +234,6 @@ class Run:
             yield
         except Exception as error:
             self.warn(f"{what}; the run goes on: {describe_error(error)}", error)
-
-    def where(self) -> str:
-        """How far the run is, for an error: `task digits, step 17`; or where the checkpoint is that could not be written."""
-        strategy = getattr(self, "strategy", None)
-        experience = getattr(strategy, "experience", None)
-        moment = str(getattr(getattr(self, "checkpointing", None), "failed_at", ""))
-        if strategy is None or experience is None:
-            return moment or str(self.folder)
-        at = f"step {strategy.step}" if strategy.is_training else "evaluation"
-        return moment or f"task {getattr(experience, 'task_name', '')}, {at}"
-
-    def log_error(self, error: BaseException, explanation: MulkiError | None) -> MulkiError | None:
-        """Log an error with its traceback; returns what to report. An unforeseen error says where its traceback is."""
-        report = explanation
-        if not isinstance(error, MulkiError) or error.__cause__ is not None:
-            hint = f"the full traceback is in {self.log.path}" if self.log.traceback(error) else ""
-            if report is None and isinstance(error, Exception):
-                report = UnexpectedError(f"{self.where()}: {describe_error(error)}", hint)
-            elif report is not None and not report.hint:
-                report.hint = hint
-        for line in report.lines() if report else [type(error).__name__]:
-            self.log.line(f"ended: {line}")
-        return report
 
     def write_failure(self, error: BaseException) -> None:
         """Write into result.json how the run ended, if that is still possible."""
