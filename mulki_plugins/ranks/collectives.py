@@ -246,6 +246,22 @@ def sum_gradients(weights: Sequence[Tensor]) -> None:
                 torch._foreach_copy_(bucket, [p.view_as(g) for p, g in zip(parts, bucket, strict=True)])
 
 
+@torch.no_grad()
+def make_equal(tensors: Sequence[Tensor]) -> float:
+    """Give all ranks the first one's tensors. Returns how far the sums of another rank's were from it, relative to their size."""
+    if _ranks is None:
+        return 0.0
+    numbers = [t for t in tensors if t.is_floating_point() and t.numel()]
+    sums = torch.stack([torch.stack([t.double().sum(), t.double().abs().sum()]).cpu() for t in numbers])
+    every = torch.tensor(gather_numbers(sums.flatten().tolist())).view(_ranks.world, -1, 2)
+    far = (every[:, :, 0] - every[0, :, 0]).abs() / every[0, :, 1].clamp(min=torch.finfo(torch.float32).tiny)
+    worst = float(far.nan_to_num(0.0).max()) if len(numbers) else 0.0
+    if worst > 0:
+        for tensor in numbers:
+            _together(lambda tensor=tensor: dist.broadcast(tensor, 0))  # type: ignore[misc]  # the tensor of this turn
+    return worst
+
+
 def weighted_sum(x: Tensor) -> Tensor:
     """Σ_r w_r·x_r over the ranks, of a tensor without gradient: the step's loss from those of the ranks."""
     if _ranks is None:

@@ -76,7 +76,7 @@ def _fork(command: Callable[[], object], rank: int, ranks: int, port: int, outpu
         if output is not None:
             for number, name in ((1, "stdout"), (2, "stderr")):
                 os.dup2(os.open(output / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), number)
-            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         command()
         status = 0
     except SystemExit as end:

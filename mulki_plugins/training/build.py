@@ -13,6 +13,7 @@ from attrs import evolve, frozen
 from avalanche.benchmarks.scenarios import CLScenario
 from avalanche.core import BasePlugin
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mulki_plugins.errors import MulkiError, describe_error, did_you_mean
 from mulki_plugins.models.adapter import Adapter
@@ -87,6 +88,7 @@ def build(recipe: Recipe, *, stream: TaskStream | None = None, thin: Thin | None
     across = recipe.evaluate.classes != "task"
     notices = [*loaded.notices, *check_sentences(stream.tasks, reader_of(loaded.tokenizer), across=across)]
     reference = _reference(recipe, loaded.transform(train=False))
+    _check_batch_norm(recipe, model)
     plugins = [_make("plugin", e.name, e.options, **_extras(e.name, reference)) for e in recipe.strategy.plugins]
     if thin is not None:
         stream = thin(stream, model.to(device), loaded.image_size)
@@ -103,6 +105,18 @@ def build(recipe: Recipe, *, stream: TaskStream | None = None, thin: Thin | None
         cache=cache,
         workers=choose_workers(recipe.train.workers, stream, loaded.image_size),
     )
+
+
+def _check_batch_norm(recipe: Recipe, model: ClipClassifier) -> None:
+    """MulkiError if several ranks would each normalise by the statistics of their own share of the batch."""
+    if place() is None or recipe.strategy.base == "none":
+        return
+    learning = [part for part in model.clip.children() if any(p.requires_grad for p in part.parameters())]
+    if any(isinstance(module, _BatchNorm) for part in learning for module in part.modules()):
+        raise MulkiError(
+            f"the model {recipe.model.name} normalises over the batch (BatchNorm), and each rank has only its share of it",
+            "use a model without BatchNorm, such as a ViT, freeze its tower (model.train=text), or use one process",
+        )
 
 
 def _make_cache(choice: str) -> PixelCache | None:

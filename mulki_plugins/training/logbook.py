@@ -23,7 +23,7 @@ from mulki_plugins.ranks import collectives
 from mulki_plugins.registry.catalog import Part
 from mulki_plugins.registry.guard import cause_of
 from mulki_plugins.training.finite import Diverged
-from mulki_plugins.training.rank_values import over_ranks
+from mulki_plugins.training.over_ranks import over_ranks
 
 Reduction = Literal["last", "sum", "mean"]
 Warn = Callable[[str, BaseException | None], None]

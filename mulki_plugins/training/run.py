@@ -15,7 +15,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from mulki_plugins.characters import printable
 from mulki_plugins.errors import MulkiError, describe_error
 from mulki_plugins.files import locked, write_text
-from mulki_plugins.ranks.collectives import is_first
+from mulki_plugins.ranks.collectives import is_first, of_all
 from mulki_plugins.ranks.session import on_forced_end
 from mulki_plugins.recipe.emit import dump_yaml
 from mulki_plugins.recipe.resolve import Resolution
@@ -37,6 +37,7 @@ from mulki_plugins.training.ending import log_error, where
 from mulki_plugins.training.explain import explain, quiet_writers, undisturbed
 from mulki_plugins.training.final_weights import write_final_weights
 from mulki_plugins.training.logbook import GuardedLogger, LastTerms
+from mulki_plugins.training.over_ranks import check_weights
 from mulki_plugins.training.provenance import (
     count_parameters,
     differences,
@@ -302,6 +303,7 @@ class Run:
             self.progress.task_begins(learned - 1 if name != "all" else 0, name)
             workers = self.built.workers
             self.strategy.train(experiences, eval_streams=[], num_workers=workers, persistent_workers=workers > 0)
+            check_weights(self.strategy.model, name)
             self.result.seconds.setdefault("train", []).append(round(self.checkpointing.task_seconds(), 2))
             self.checkpointing.learned(learned, name)
         began = time.monotonic()
@@ -330,10 +332,11 @@ class Run:
             return
         streams = {"train": self.built.benchmark.train_stream, "test": self.built.benchmark.test_stream}
         for kind, experiences in streams.items():
-            for experience in experiences:
+            every = of_all([list(experience.images.left_out) for experience in experiences])
+            for experience, left_out in zip(experiences, zip(*every, strict=True), strict=True):
                 name = f"{experience.task_name}/{kind}"
                 known = self.result.left_out.get(name, [])
-                if new := set(experience.images.left_out) - set(known):
+                if new := {image for each in left_out for image in each} - set(known):
                     self.result.left_out[name] = sorted({*known, *new})
                     first = ", ".join(map(str, sorted(new)[:3]))
                     self.progress.say(f"    {name}: {len(new)} images cannot be read and are left out, such as {first}")

@@ -32,8 +32,8 @@ from mulki_plugins.training.compilation import CompiledTowers
 from mulki_plugins.training.evaluation import ScopedEvaluation
 from mulki_plugins.training.logbook import Journal, Reduction
 from mulki_plugins.training.micro_batches import Labels, MicroBatch, MicroBatches
+from mulki_plugins.training.over_ranks import SHARE
 from mulki_plugins.training.precision import autocast, matrix_products
-from mulki_plugins.training.rank_values import SHARE
 from mulki_plugins.training.schedule import factor, for_task, make_optimizer, step_unless
 from mulki_plugins.training.step_checks import StepChecks
 

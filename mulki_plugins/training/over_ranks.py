@@ -1,16 +1,20 @@
-"""The values of a step over all ranks, for the loggers: what one process would have logged."""
+"""What several ranks have as one: the values of a step for the loggers, and the weights after a task."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from mulki_plugins.errors import MulkiError
 from mulki_plugins.ranks import collectives
 
 SHARE = "\0share"
 """The tag under which a step notes the rank's share of the batch; the loggers do not get it."""
+
+APART = 1e-3
+"""How far the weights of two ranks may be apart after a task: computations that each makes by itself may round differently."""
 
 _Values = list[tuple[str, int, Any]]
 _LOSS = "train/loss/"
@@ -48,3 +52,13 @@ def _merge(
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
+def check_weights(model: nn.Module, task: str) -> None:
+    """Give all ranks the first one's weights. MulkiError if another rank has trained quite different ones."""
+    if (far := collectives.make_equal(list(model.state_dict().values()))) > APART:
+        raise MulkiError(
+            f"task {task}: the ranks have trained different weights, {far:.0e} of their size apart: a plugin draws or "
+            "computes something of its own on each rank",
+            "run it in one process, without torchrun; see docs/distributed.md",
+        )
