@@ -57,6 +57,11 @@ def world() -> int:
     return 1 if _ranks is None or _ranks.alone else _ranks.world
 
 
+def count() -> int:
+    """The number of ranks of the run, also within `by_itself`."""
+    return 1 if _ranks is None else _ranks.world
+
+
 def rank() -> int:
     """This process's rank, from 0."""
     return 0 if _ranks is None else _ranks.rank
