@@ -34,6 +34,14 @@ class MulkiError(Exception):
         return [f"{self.message}; {self.hint}" if self.hint else self.message]
 
 
+class Stopped(MulkiError):
+    """A signal stopped the run; `status` is the exit status of the program."""
+
+    def __init__(self, message: str, hint: str, number: int) -> None:
+        super().__init__(message, hint)
+        self.status = 128 + number
+
+
 class UnexpectedError(MulkiError):
     """An error that no known mistake explains; the hint says where its traceback is."""
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+from avalanche.models.utils import avalanche_forward
 from avalanche.training.plugins import (
     EWCPlugin,
     LwFPlugin,
@@ -12,12 +15,16 @@ from avalanche.training.plugins import (
     ReplayPlugin,
     SynapticIntelligencePlugin,
 )
+from avalanche.training.plugins.mas import tqdm
 from avalanche.training.storage_policy import ReservoirSamplingBuffer
-from avalanche.training.utils import ParamData
+from avalanche.training.utils import ParamData, zerolike_params_dict
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from mulki_plugins.baselines.exemplars import images_at, indices_of
 from mulki_plugins.losses import squared_distance
+from mulki_plugins.ranks import collectives
+from mulki_plugins.ranks.batches import own_batches
 from mulki_plugins.stages.protocols import Strategy
 
 
@@ -27,6 +34,24 @@ def _tensors(params: dict[str, Any]) -> dict[str, Any]:
 
 def _params(tensors: dict[str, Any]) -> dict[str, Any]:
     return {name: ParamData(name, init_tensor=tensor, device=tensor.device) for name, tensor in tensors.items()}
+
+
+def _mean_over_batches(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batches: Any, loss_of: Callable[[Sequence[Tensor]], Tensor],
+    importance: Callable[[Tensor], Tensor],
+) -> dict[str, ParamData]:  # fmt: skip
+    """The mean over the batches of what each weight's gradient says of its importance, computed on all ranks together."""
+    importances = dict(zerolike_params_dict(model))
+    for _, batch in own_batches(batches):
+        optimizer.zero_grad()
+        loss_of(batch).backward()  # type: ignore[no-untyped-call]  # torch has no type for it
+        for name, weight in model.named_parameters():
+            if weight.grad is not None:
+                importances[name].data += importance(weight.grad)
+    for each in importances.values():
+        collectives.add_up(each.data)
+        each.data /= float(len(batches))
+    return importances
 
 
 def _penalty(model: nn.Module, before: dict[str, Any], importances: dict[str, Any]) -> Tensor:
@@ -51,6 +76,22 @@ class EWC(EWCPlugin):
     sequential = True
     per_sample = True
     paper = "arXiv 1612.00796"
+
+    def compute_importances(
+        self, model: nn.Module, criterion: Any, optimizer: Any, dataset: Any, device: Any, batch_size: int,
+        num_workers: int = 0,
+    ) -> dict[str, ParamData]:  # fmt: skip
+        """The mean over the batches of the squared gradient of their loss; on several ranks each batch is on one of them."""
+        model.eval()
+        loader = DataLoader(dataset, batch_size=batch_size, collate_fn=dataset.collate_fn, num_workers=num_workers)
+
+        def loss_of(batch: Sequence[Tensor]) -> Tensor:
+            loss: Tensor = criterion(avalanche_forward(model, batch[0].to(device), batch[-1]), batch[1].to(device))
+            return loss
+
+        importances = _mean_over_batches(model, optimizer, loader, loss_of, lambda gradient: gradient.pow(2))
+        model.train()
+        return importances
 
     def before_backward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Add the penalty: Avalanche's, which goes through the weights one by one, in a few kernels."""
@@ -83,6 +124,20 @@ class MAS(MASPlugin):
     sequential = True
     per_sample = True
     paper = "arXiv 1711.09601"
+
+    def _get_importance(self, strategy: Any) -> dict[str, ParamData]:
+        """The mean over the batches of the absolute gradient of the logits' mean squared norm; each batch is on one rank."""
+        dataset, model = strategy.experience.dataset, strategy.model
+        model.train()
+        loader = DataLoader(dataset, batch_size=strategy.train_mb_size, collate_fn=dataset.collate_fn)
+
+        def loss_of(batch: Sequence[Tensor]) -> Tensor:
+            logits = avalanche_forward(model, batch[0].to(strategy.device), batch[-1])
+            loss: Tensor = torch.norm(logits, p="fro", dim=1).pow(2).mean()
+            return loss
+
+        batches = tqdm(loader) if self.verbose and collectives.is_first() else loader
+        return _mean_over_batches(model, strategy.optimizer, batches, loss_of, Tensor.abs)
 
     def before_backward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Add the penalty: Avalanche's, which goes through the weights one by one and waits for the device."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.losses import herded
 from mulki_plugins.models.classifier import ClipClassifier
+from mulki_plugins.ranks.batches import in_order
 from mulki_plugins.stages.protocols import Dataset, Strategy
 from mulki_plugins.stages.statistics import evaluation_batches
 
@@ -93,8 +94,9 @@ def _encode(model: ClipClassifier, dataset: Dataset) -> tuple[Tensor, Tensor, Te
     model.eval()
     batches = [
         (model.encode_image(x.to(model.scale.device)).float().cpu(), y, tasks)
-        for x, y, tasks in evaluation_batches(dataset)
+        for x, y, tasks in evaluation_batches(dataset, shared=True)
     ]
     model.train(training)
-    features, classes, tasks = (torch.cat(each) for each in zip(*batches, strict=True))
+    every = in_order(batches)
+    features, classes, tasks = (torch.cat(each) for each in zip(*every, strict=True))
     return features, classes, tasks

@@ -8,6 +8,7 @@ from avalanche.training.plugins import ReplayPlugin
 
 from mulki_plugins.baselines.exemplars import HerdedExemplars
 from mulki_plugins.losses import distillation
+from mulki_plugins.ranks import collectives
 from mulki_plugins.stages.stage import Stage, Strategy, classifier_of, features_of, tasks_of
 from mulki_plugins.stages.teachers import Teachers
 from mulki_plugins.types import Count, Positive, Weight, checked
@@ -56,10 +57,10 @@ class ICarl(Stage):
     def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         total = features_of(strategy, self).image.new_zeros(())
         parts = [part for part in self.parts(strategy) if part.task not in self._current]
+        exemplars = collectives.total(sum(len(part.z) for part in parts)) * collectives.share()
         if parts:
             teachers = Teachers.of(strategy, self)
             previous, z_previous = teachers.active[-1], teachers.images(strategy)[-1]
-            exemplars = sum(len(part.z) for part in parts)
             for part in parts:
                 teacher = part.s * part.of(z_previous).to(part.z) @ previous.text(part.task).to(part.z).T
                 student = part.s * part.z @ part.t.T

@@ -10,6 +10,7 @@ from torch import Tensor
 from mulki_plugins.baselines.reference import encode_tokens
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.losses import contrastive_distillation
+from mulki_plugins.ranks.collectives import gathered
 from mulki_plugins.stages.stage import Part, Stage, Strategy, classifier_of
 from mulki_plugins.stages.teachers import Teachers
 from mulki_plugins.types import Count, Positive, Weight, checked
@@ -36,6 +37,7 @@ class LearningWithoutForgetting(Stage):
     requires = ("teachers",)
     paper = "arXiv 1606.09282, arXiv 2207.09248"
     term = "lwf"
+    joins_ranks = True
 
     @checked
     def __init__(
@@ -61,11 +63,11 @@ class LearningWithoutForgetting(Stage):
             self._random = [encode_tokens(teacher.model, tokens) for teacher in Teachers.of(strategy, self).active]
 
     def loss(self, part: Part) -> Tensor:
-        z, s, teachers = part.z, part.s, part.teachers
+        z, s, teachers = gathered(part.z), part.s, part.teachers  # a text is compared with all images of the batch
         total = z.new_zeros(())
         for i, (teacher, features) in enumerate(zip(teachers.active, teachers.images(part.strategy), strict=True)):
             t = (self._random[i] if self.texts == "random" else teacher.text(part.task)).to(z)
-            z_teacher = part.of(features).to(z)
+            z_teacher = gathered(part.of(features).to(z))
             over_texts, over_images = contrastive_distillation(s * z @ t.T, s * z_teacher @ t.T, self.temperature)
             total = total + (self.image * over_texts + self.text * over_images) / len(teachers.active)
         return total

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.models.text_tower import encode_sentences, length_needed
+from mulki_plugins.ranks.batches import own_rows
 from mulki_plugins.stages.stage import Stage, Strategy, autocast_of, classifier_of
 from mulki_plugins.streams.benchmark import Reference
 
@@ -35,7 +36,10 @@ class OnReference(Stage):
         return strategy.train_mb_size
 
     def reference_loss(self, strategy: Strategy, x: Tensor, z: Tensor) -> Tensor:
-        """The term for reference images x [B, 3, H, W] with the student's features z [B, d], a scalar."""
+        """The term for reference images x [B, 3, H, W] with the student's features z [B, d], a scalar.
+
+        On several ranks x and z are this rank's images of the batch, and the term is that of the images of all ranks.
+        """
         raise NotImplementedError
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
@@ -45,7 +49,7 @@ class OnReference(Stage):
 
     def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         assert self._batches is not None
-        x = next(self._batches).to(strategy.device, non_blocking=True)
+        x = own_rows(next(self._batches)).to(strategy.device, non_blocking=True)
         with autocast_of(strategy):
             z = classifier_of(strategy, self).encode_image(x)
         self.add_loss(strategy, self.term, self.reference_loss(strategy, x, z))

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from mulki_plugins.baselines.reference import OnReference
 from mulki_plugins.losses import selection, selective_distillation
+from mulki_plugins.ranks.collectives import gathered
 from mulki_plugins.stages.stage import Strategy
 from mulki_plugins.stages.teachers import Teachers
 from mulki_plugins.streams.benchmark import Reference
@@ -54,7 +55,8 @@ class SelectiveDistillation(OnReference):
         return 2 * strategy.train_mb_size
 
     def reference_loss(self, strategy: Strategy, x: Tensor, z: Tensor) -> Tensor:
-        features = [teacher.images(x).to(z) for teacher in Teachers.of(strategy, self).active]
+        features = [gathered(teacher.images(x).to(z)) for teacher in Teachers.of(strategy, self).active]
+        z = gathered(z)
         initial, previous = features[0], features[-1]  # one and the same on the first task
         w = selection(initial, previous, self.slope, self.threshold)
         self.log(strategy, "train/share/previous", w.mean())

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mulki_plugins.baselines.reference import OnReference, encode_tokens
 from mulki_plugins.losses import contrastive_distillation
+from mulki_plugins.ranks.collectives import gathered
 from mulki_plugins.stages.stage import Strategy, classifier_of
 from mulki_plugins.stages.teachers import Teacher, Teachers
 from mulki_plugins.streams.benchmark import Reference
@@ -57,9 +58,9 @@ class ReferenceDistillation(OnReference):
         super().before_training_exp(strategy, **kwargs)
 
     def reference_loss(self, strategy: Strategy, x: Tensor, z: Tensor) -> Tensor:
-        s, total = classifier_of(strategy, self).scale, z.new_zeros(())
+        s, total, z = classifier_of(strategy, self).scale, z.new_zeros(()), gathered(z)
         for teacher, texts in self._texts.items():
-            t, z_teacher = texts.to(z), teacher.images(x).to(z)
+            t, z_teacher = texts.to(z), gathered(teacher.images(x).to(z))
             over_texts, over_images = contrastive_distillation(s * z @ t.T, s * z_teacher @ t.T, self.temperature)
             total = total + (self.image * over_texts + self.text * over_images) / len(self._texts)
         return total

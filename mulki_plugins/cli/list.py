@@ -115,6 +115,7 @@ def _entries(kind: str) -> list[dict[str, Any]]:
             entry |= {
                 "requires": list(part.requires), "keeps_images": part.keeps_images,
                 "needs_reference": part.needs_reference, "adds_parameters": part.adds_parameters,
+                "one_process": part.one_process,
             }  # fmt: skip
         entries.append(entry)
     return entries

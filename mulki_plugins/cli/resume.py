@@ -19,6 +19,8 @@ from mulki_plugins.cli.common import (
     verbosity_options,
 )
 from mulki_plugins.errors import Mistakes, MulkiError
+from mulki_plugins.ranks.check import check_ranks
+from mulki_plugins.ranks.session import fall_silent, joined
 
 RECIPE = "recipe.yaml"
 NAMED = 10
@@ -41,6 +43,7 @@ def resume(folder: Path, force: bool, as_json: bool, verbosity: int) -> None:
     from mulki_plugins.report.compare import comparison_data
     from mulki_plugins.report.tables import comparison_text
 
+    fall_silent()
     folder = _find_run(_with_other_settings(folder))
     path = folder / RECIPE
     recipe = resolve_recipe(str(path), Changes())
@@ -48,15 +51,17 @@ def resume(folder: Path, force: bool, as_json: bool, verbosity: int) -> None:
         raise MulkiError(
             f"{path}: $.seeds: expected the one seed of the run", "`mulki run RECIPE --resume` continues several"
         )
+    check_ranks([recipe])
     import_with_notice(verbosity)
     from mulki_plugins.training.resume import resume_experiment
 
-    with contextlib.redirect_stdout(sys.stderr):  # output of plugins is no result
-        result = resume_experiment(recipe, recipe.recipe.seeds[0], folder, force=force, verbosity=verbosity)
-    if as_json:
-        echo_json(comparison_data([result]))
-    else:
-        click.echo(comparison_text([result]))
+    with joined(recipe.recipe.device):
+        with contextlib.redirect_stdout(sys.stderr):  # output of plugins is no result
+            result = resume_experiment(recipe, recipe.recipe.seeds[0], folder, force=force, verbosity=verbosity)
+        if as_json:
+            echo_json(comparison_data([result]))
+        else:
+            click.echo(comparison_text([result]))
 
 
 def _find_run(path: Path) -> Path:

@@ -20,6 +20,8 @@ from mulki_plugins.cli.common import (
     verbosity_options,
 )
 from mulki_plugins.errors import MulkiError
+from mulki_plugins.ranks.check import check_ranks
+from mulki_plugins.ranks.session import fall_silent, joined
 
 if TYPE_CHECKING:
     from mulki_plugins.recipe.resolve import Changes, Resolution
@@ -68,6 +70,7 @@ def run(
     name of an installed recipe: `mulki run mtil`. Several strategies and seeds are all combined. Progress goes to
     stderr, results to stdout.
     """
+    fall_silent()
     variants = read_variants(options)
     plan = _plan(recipe, variants, resolve_variants(recipe, variants), out, name, resume)
     if estimate and not dry_run:
@@ -75,7 +78,13 @@ def run(
     if dry_run:
         _print_plan(plan, as_json, estimate)
         return
+    check_ranks([resolved for resolved, _ in plan])
     import_with_notice(verbosity)
+    with joined(plan[0][0].recipe.device):
+        _run(plan, out, resume, force, as_json, verbosity)
+
+
+def _run(plan: Plan, out: Path, resume: bool, force: bool, as_json: bool, verbosity: int) -> None:
     from mulki_plugins.report.compare import comparison_data
     from mulki_plugins.report.tables import comparison_text
     from mulki_plugins.training.resume import resume_experiment

@@ -104,6 +104,8 @@ class ClipClassifier(Headed, MultiTaskModule):
         """The metadata to store with the weights: what they were trained with."""
         self.batch_labels: Sequence[int] | None = None
         """The task label of each sample of the batch, if the caller knows them; else the device is asked, which waits."""
+        self.batch_tasks: Sequence[int] = ()
+        """Tasks whose texts the next forward encodes beside those of its batch: of samples that other ranks have."""
         self._requests: dict[object, Request] = {}
         self._cache: dict[tuple[int, Templates, bool], tuple[tuple[int, ...], Tensor]] = {}
         self._unions: dict[tuple[int, ...], Union] = {}
@@ -169,7 +171,7 @@ class ClipClassifier(Headed, MultiTaskModule):
             labels = task_labels.tolist() if self.batch_labels is None else self.batch_labels
         else:
             labels = [task_labels or 0] * len(x)
-        ids = tuple(sorted(set(labels)))
+        ids = tuple(sorted({*labels, *self.batch_tasks}))
         texts, requested = self._texts(ids)
         features = Features(image=z, text=texts, task_labels=labels, scale=self.scale, classes=requested)
         if self.training:

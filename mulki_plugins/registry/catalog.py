@@ -63,6 +63,8 @@ class Part:
     adds_parameters: bool = False
     no_resume: str = ""
     """Why a run with this plugin cannot be resumed."""
+    one_process: str = ""
+    """Why a run with this plugin cannot be spread over several ranks; empty if it can."""
     sequential: bool = False
     """A plugin that works from one task to the next, or a metric that compares moments of the stream."""
     per_sample: bool = False

@@ -21,7 +21,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _FACTS: dict[str, type] = {
     "requires": list, "conflicts": list, "after": list, "keeps_images": bool, "needs_reference": bool,
-    "adds_parameters": bool, "sequential": bool, "per_sample": bool, "no_resume": str, "paper": str,
+    "adds_parameters": bool, "sequential": bool, "per_sample": bool, "no_resume": str, "one_process": str, "paper": str,
 }  # fmt: skip
 """The facts of a plugin that its class states as class attributes, with their types."""
 
@@ -47,7 +47,7 @@ class Register:
         kinds: Mapping[str, Any] | None = None, requires: Sequence[str] | None = None,
         conflicts: Sequence[str] | None = None, after: Sequence[str] | None = None, keeps_images: bool | None = None,
         needs_reference: bool | None = None, adds_parameters: bool | None = None, sequential: bool | None = None,
-        per_sample: bool | None = None, no_resume: str | None = None,
+        per_sample: bool | None = None, no_resume: str | None = None, one_process: str | None = None,
     ) -> None:  # fmt: skip
         """An Avalanche `SupervisedPlugin` class, or a function that returns one.
 
@@ -63,11 +63,13 @@ class Register:
         sequential: it does nothing, or fails, if all tasks are trained at once.
         per_sample: its loss is a mean over the batch's samples, or does not depend on them: `train.accumulate` may split it.
         no_resume: why a run with it cannot be resumed, if its `state_dict()` does not hold its whole state.
+        one_process: why a run with it cannot be spread over several ranks, if it cannot, see docs/distributed.md.
         """
         self._add(
             "plugin", name, target, summary, options, defaults=defaults, kinds=kinds, source=source,
             requires=requires, conflicts=conflicts, after=after, keeps_images=keeps_images, needs_reference=needs_reference,
             adds_parameters=adds_parameters, sequential=sequential, per_sample=per_sample, no_resume=no_resume,
+            one_process=one_process,
         )  # fmt: skip
 
     def stream(

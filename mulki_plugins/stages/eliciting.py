@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from mulki_plugins.losses import class_means, prototype_alignment
+from mulki_plugins.losses import class_sums, members_of, prototype_alignment
+from mulki_plugins.ranks.collectives import add_up, summed
 from mulki_plugins.stages.stage import Part, Stage, Strategy, tasks_of
 from mulki_plugins.stages.teachers import Teacher, Teachers
 from mulki_plugins.types import Fraction, Weight, checked
@@ -30,6 +31,7 @@ class Eliciting(Stage):
 
     requires = ("teachers",)
     paper = "arXiv 2411.06764"
+    joins_ranks = True
 
     @checked
     def __init__(
@@ -71,7 +73,9 @@ class Eliciting(Stage):
 
     def _moved(self, prototypes: Tensor, z: Tensor, y: Tensor) -> Tensor:
         """P after this batch, [C, d], unit norm; classes without a sample keep their prototype."""
-        means, counts = class_means(z, y, len(prototypes))
+        counts = members_of(y, len(prototypes)).sum(0)
+        add_up(counts)
+        means = summed(class_sums(z, y, len(prototypes))) / counts.clamp(min=1)[:, None]
         moved = F.normalize(self.momentum * prototypes + (1 - self.momentum) * means, dim=1)
         return moved.where((counts > 0)[:, None], prototypes)
 

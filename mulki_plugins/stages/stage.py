@@ -72,6 +72,10 @@ class Stage(SupervisedPlugin):
     batch, each times its share, add up to the batch's, so that a step may be split (`train.accumulate`). Not so where samples
     meet: in a softmax over the batch, a running mean, a ratio of counts, or a draw made for each part."""
 
+    joins_ranks: ClassVar[bool] = False
+    """Whether `loss` computes something with the other ranks. It is then called for each task that any rank's samples have,
+    also where this rank has none of them: then with `share` 0 and no rows."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.term = cls.term or cls.__name__.lower()
@@ -105,6 +109,7 @@ class Stage(SupervisedPlugin):
                 stage=self,
             )
             for task, rows in by_task(features)
+            if len(rows) or self.joins_ranks
         ]
 
     def reads_prototypes(self, teachers: Teachers) -> Sequence[Teacher]:

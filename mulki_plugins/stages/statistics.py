@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from attrs import field, frozen
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from mulki_plugins.losses import class_sums
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.models.head import Term
+from mulki_plugins.ranks import collectives
+from mulki_plugins.ranks.batches import OwnBatches
 from mulki_plugins.stages.protocols import Dataset, Strategy, autocast_of, classifier_of
 
 Totals = dict[str, Tensor]
@@ -39,18 +41,20 @@ class Batch:
 
 def evaluation_batches(
     dataset: Dataset, batch_size: int = 256, *, workers: int = 0, generator: torch.Generator | None = None,
-    most: int | None = None, pinned: bool = False,
+    most: int | None = None, pinned: bool = False, shared: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
     """Batches of an Avalanche data set through its evaluation transform: images [B, 3, H, W], classes [B], task labels [B].
 
     In order, or shuffled if there is a generator, then at most `most` images. The task labels are 0 if the data set has none.
-    pinned: in memory from which a GPU can copy on its own.
+    pinned: in memory from which a GPU can copy on its own. shared: on several ranks, only the batches of this one.
     """
     images: Any = dataset.eval()  # Avalanche's data sets are not torch's by type
     count = len(images) if most is None else min(most, len(images))
     shuffled = None if generator is None else RandomSampler(images, num_samples=count, generator=generator)
+    batches = BatchSampler(SequentialSampler(images) if shuffled is None else shuffled, batch_size, drop_last=False)
     loader: DataLoader[Any] = DataLoader(
-        images, batch_size=batch_size, num_workers=workers, sampler=shuffled, generator=generator, pin_memory=pinned
+        images, batch_sampler=OwnBatches(batches) if shared else batches, num_workers=workers, generator=generator,
+        pin_memory=pinned,
     )  # fmt: skip
     for batch in loader:
         x, y = batch[0], batch[1]
@@ -65,16 +69,18 @@ def sum_over(
     """Σ over the batches of a data set of what `term` returns for each, by name, in the type and on the device it returns.
 
     The images pass once, in order, through the evaluation transform. after_batch: called after each batch; what it raises
-    ends the reading: a run gives it `strategy.between_batches`, which shows progress and stops at a signal. Batches of
-    other processes would join the totals here, by one sum over them. ValueError if the data set is empty.
+    ends the reading: a run gives it `strategy.between_batches`, which shows progress and stops at a signal. On several
+    ranks each reads its share of the batches, and all get the totals. ValueError if the data set is empty.
     """
     totals: Totals = {}
-    for x, y, tasks in evaluation_batches(dataset, batch_size, workers=workers, pinned=device.type == "cuda"):
+    pinned = device.type == "cuda"
+    for x, y, tasks in evaluation_batches(dataset, batch_size, workers=workers, pinned=pinned, shared=True):
         images, classes = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
         for name, value in term(Batch(images, classes, tasks, y)).items():
             totals[name] = totals[name].add_(value) if name in totals else value.clone()
         if after_batch is not None:
             after_batch()
+    collectives.add_up_by_name(totals)
     if not totals:
         raise ValueError("the data set has no images")
     return totals

@@ -16,6 +16,7 @@ from torch import Tensor
 from mulki_plugins.characters import printable
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.models.classifier import ClipClassifier
+from mulki_plugins.ranks.batches import in_order
 from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.guard import cause_of, try_call
@@ -59,9 +60,10 @@ class AccuracyRecorder:
     def after_eval_exp(self, strategy: ContinualTemplate) -> MetricValue:
         name, task = strategy.experience.task_name, int(strategy.experience.task_label)
         candidates = index_candidates(strategy.model, task, strategy.scope)
-        chosen = torch.cat(self._chosen).cpu().numpy()
+        every, sure = (torch.cat([b.cpu() for b in in_order(each)]) for each in (self._chosen, self._sure))
+        chosen = every.numpy()
         predicted = np.where(chosen == UNREAD, UNREAD, candidates[chosen])
-        self.answers[name] = Answers(predicted=predicted, confidence=torch.cat(self._sure).cpu().numpy())
+        self.answers[name] = Answers(predicted=predicted, confidence=sure.numpy())
         if (predicted == UNREAD).all():
             raise MulkiError(f"{name}: none of its test images can be read")
         labels = np.asarray(strategy.experience.images.targets) + first_class(strategy.model, task)

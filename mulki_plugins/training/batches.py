@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from attrs import define
+from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader
 from avalanche.training.templates import SupervisedTemplate
+from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, SequentialSampler
 
+from mulki_plugins.ranks import collectives
+from mulki_plugins.ranks.batches import OwnBatches, OwnSamples, SeededSamples, note_share, own_part
 from mulki_plugins.streams.pixels import CachedImages
 from mulki_plugins.training.rng import random_state, set_random_state
 
@@ -21,11 +27,16 @@ class TaskBatches:
     fetched. So the batches depend on that state alone, whatever the training draws between them, and a resumed run can
     `skip` to any of them. The skipped batches are fetched and dropped: only the fetch itself knows what it draws, for an
     augmentation or a worker.
+
+    On several ranks each yields its part of a batch. Avalanche's loaders with workers read no more than that, and each sample
+    has a seed of its own. Without workers, or with a loader that a plugin has made in another way, every rank reads all of
+    the batch, because the draws for one sample follow those for the one before.
     """
 
     def __init__(self, loader: Iterable[Any], count: int | None = None) -> None:
         self.loader = loader
         self.count = count
+        self._samples = _share_out(loader)
         self._stream: tuple[Any, ...] = ()
         self._skip = 0
         self._then: Callable[[], None] | None = None
@@ -42,8 +53,10 @@ class TaskBatches:
             self._stream = random_state()
             torch.manual_seed(int(torch.randint(2**62, ())))  # the training continues from another state
         for batch in self._counted():
+            size = self._samples.sizes.popleft() if self._samples and self._samples.sizes else 0
             if self._skip == 0:
-                yield batch
+                note_share(size or len(batch[0]))
+                yield batch if size else own_part(batch)
                 continue
             self._skip -= 1
             if self._skip == 0 and self._then is not None:
@@ -88,6 +101,33 @@ class TaskBatches:
 _END = object()
 
 
+@define
+class _Samples:
+    """The sizes of the batches that a loader's sampler has given out; empty before its first pass."""
+
+    sampler: OwnSamples | None = None
+
+    @property
+    def sizes(self) -> deque[int]:
+        return self.sampler.sizes if self.sampler else deque()
+
+
+def _share_out(loader: Any) -> _Samples | None:
+    """Let one of Avalanche's loaders with workers read this rank's samples alone, each with its seed; None for another loader."""
+    if not isinstance(loader, MultiDatasetDataLoader) or not loader.loader_kwargs.get("num_workers"):
+        return None
+    samples = _Samples()
+
+    def make(datasets: list[Any], batches: Any) -> DataLoader[Any]:
+        samples.sampler = OwnSamples(batches)
+        without = ("batch_size", "shuffle", "sampler", "drop_last")
+        settings = {key: value for key, value in loader.loader_kwargs.items() if key not in without}
+        return DataLoader(SeededSamples(ConcatDataset(datasets)), batch_sampler=samples.sampler, **settings)
+
+    loader._make_pytorch_loader = make
+    return samples
+
+
 class EvaluationBatches(SupervisedTemplate):
     """The part of a strategy that evaluates on prepared test images, if the experience has them.
 
@@ -95,6 +135,7 @@ class EvaluationBatches(SupervisedTemplate):
     """
 
     adapted_dataset: Any
+    dataloader: Any
     mbatch: Any
     _prepared: CachedImages | None = None
 
@@ -112,6 +153,17 @@ class EvaluationBatches(SupervisedTemplate):
         if self._prepared is not None:
             num_workers = self._prepared.useful_workers(num_workers)
         super().make_eval_dataloader(num_workers=num_workers, **kwargs)
+        if collectives.world() > 1:
+            self.dataloader = self._own_batches(num_workers, bool(kwargs.get("persistent_workers")))
+
+    def _own_batches(self, workers: int, persistent: bool) -> DataLoader[Any]:
+        """The test images of this rank: each is on one rank, in the batch that it would be in on one process."""
+        images: Any = self.adapted_dataset
+        batches = BatchSampler(SequentialSampler(images), self.eval_mb_size, drop_last=False)
+        return DataLoader(
+            images, batch_sampler=OwnBatches(batches), num_workers=workers, collate_fn=images.collate_fn,
+            persistent_workers=persistent and workers > 0, pin_memory=self.device.type == "cuda",
+        )  # fmt: skip
 
     def _unpack_minibatch(self) -> None:
         super()._unpack_minibatch()

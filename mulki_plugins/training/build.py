@@ -13,6 +13,7 @@ from attrs import evolve, frozen
 from avalanche.benchmarks.scenarios import CLScenario
 from avalanche.core import BasePlugin
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mulki_plugins.errors import MulkiError, describe_error, did_you_mean
 from mulki_plugins.models.adapter import Adapter
@@ -20,6 +21,7 @@ from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.models.head import Head
 from mulki_plugins.models.load import load_clip
 from mulki_plugins.models.text import check_sentences, reader_of
+from mulki_plugins.ranks.session import place
 from mulki_plugins.recipe.schema import Choice, Recipe
 from mulki_plugins.recipe.settings import needs_reference
 from mulki_plugins.registry.callbacks import methods_of, wrong_callbacks
@@ -90,6 +92,7 @@ def build(recipe: Recipe, *, stream: TaskStream | None = None, thin: Thin | None
     across = recipe.evaluate.classes != "task"
     notices = [*loaded.notices, *check_sentences(stream.tasks, reader_of(loaded.tokenizer), across=across)]
     reference = _reference(recipe, loaded.transform(train=False))
+    _check_batch_norm(recipe, model)
     plugins = [_make("plugin", e.name, e.options, **_extras(e.name, reference)) for e in recipe.strategy.plugins]
     _check_groups(recipe, model)
     if thin is not None:
@@ -117,6 +120,18 @@ def _check_groups(recipe: Recipe, model: ClipClassifier) -> None:
         weights = dict(model.named_parameters())
         learning = {name for name, p in weights.items() if p.requires_grad}
         Grouping(recipe.train.groups, model).check(weights, learning)
+
+
+def _check_batch_norm(recipe: Recipe, model: ClipClassifier) -> None:
+    """MulkiError if several ranks would each normalise by the statistics of their own share of the batch."""
+    if place() is None or recipe.strategy.base == "none":
+        return
+    learning = [part for part in model.clip.children() if any(p.requires_grad for p in part.parameters())]
+    if any(isinstance(module, _BatchNorm) for part in learning for module in part.modules()):
+        raise MulkiError(
+            f"the model {recipe.model.name} normalises over the batch (BatchNorm), and each rank has only its share of it",
+            "use a model without BatchNorm, such as a ViT, freeze its tower (model.train=text), or use one process",
+        )
 
 
 def _make_cache(choice: str) -> PixelCache | None:
@@ -164,8 +179,10 @@ def _extras(plugin: str, reference: Reference | None) -> dict[str, Any]:
 def choose_device(name: str) -> torch.device:
     """The device of that name; `auto` is a CUDA GPU if the machine has one, else the CPU. MulkiError if it is missing."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
+    if device.type == "cuda" and (rank := place()) is not None:
+        return torch.device("cuda", rank.local_rank)
     available = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),

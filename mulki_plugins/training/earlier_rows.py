@@ -87,7 +87,7 @@ def _fill(run: Run, checkpoint: Checkpoint, initial: Weights) -> None:
             f"not tested on the further tasks: the model after {', '.join(unknown)}: {reason}; "
             "metrics that need these accuracies have no value"
         )
-    run.result.write(run.folder)
+    run.save_result()
     run.checkpointing.evaluated()
 
 

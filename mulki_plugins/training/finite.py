@@ -11,6 +11,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
 from mulki_plugins.errors import MulkiError
+from mulki_plugins.ranks import collectives
 
 if TYPE_CHECKING:
     from mulki_plugins.training.step import StepTemplate
@@ -30,6 +31,8 @@ class Step:
     """Its number in the task, from 1."""
     batch: Sequence[Tensor]
     loss: Tensor
+    own_loss: Tensor | None
+    """The loss of this rank's share of the batch, if there are several ranks."""
     largest: Tensor
     """The largest gradient."""
     losses: Sequence[tuple[str, Tensor]]
@@ -50,7 +53,9 @@ def explain_step(step: Step, strategy: StepTemplate, name_of: Callable[[object],
     None if half precision overflowed, so that the gradient scaler left the step out. name_of: a plugin's registered name.
     """
     if not bool(torch.isfinite(step.loss).all()):
-        return Diverged(f"{float(step.loss.sum()):g}{_why_the_loss(step, strategy)}")
+        diverged = Diverged(f"{float(step.loss.sum()):g}{_why_the_loss(step, strategy)}")
+        elsewhere = step.own_loss is not None and bool(torch.isfinite(step.own_loss).all())
+        return _from_elsewhere(diverged) if elsewhere else diverged
     who = _first_not_finite(step.gradients)
     if not who and strategy.scaler.is_enabled():
         return None
@@ -58,8 +63,9 @@ def explain_step(step: Step, strategy: StepTemplate, name_of: Callable[[object],
     if step.batch is strategy.mbatch:  # else its gradients are gone
         learning = _learning(strategy).items()
         names = [n for n, p in learning if p.grad is not None and not bool(p.grad.isfinite().all())]
-    who = who or _whose_gradient(step, strategy, name_of)
-    return error_at(
+    with collectives.by_itself():
+        who = who or _whose_gradient(step, strategy, name_of)
+    error = error_at(
         strategy,
         step.number,
         f"the gradient of {listed(names) or 'a weight'} is not finite, though the loss is {float(step.loss.sum()):g}"
@@ -68,6 +74,13 @@ def explain_step(step: Step, strategy: StepTemplate, name_of: Callable[[object],
         if who
         else "try a lower train.optimizer.lr, train.gradient_clip, or another train.precision",
     )
+    return error if who else _from_elsewhere(error)
+
+
+def _from_elsewhere(error: Exception) -> Exception:
+    """What the rank says whose share of the batch is to blame, if there are several ranks and one of them knows."""
+    known = collectives.error_elsewhere()
+    return known if isinstance(known, Exception) else error
 
 
 def error_at(strategy: StepTemplate, step: int, message: str, hint: str) -> MulkiError:

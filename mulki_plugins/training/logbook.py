@@ -19,9 +19,11 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor
 
 from mulki_plugins.errors import MulkiError
+from mulki_plugins.ranks import collectives
 from mulki_plugins.registry.catalog import Part
 from mulki_plugins.registry.guard import cause_of
 from mulki_plugins.training.finite import Diverged
+from mulki_plugins.training.over_ranks import over_ranks
 
 Reduction = Literal["last", "sum", "mean"]
 Warn = Callable[[str, BaseException | None], None]
@@ -103,16 +105,19 @@ class Journal:
                 self.evaluator.publish_metric_value(value)
 
     def settle(self, *, partial: bool = False) -> None:
-        """Read the steps that wait; the loggers get their values now. partial: with those of a step that is not over.
+        """Read the steps that wait; the loggers get their values now. partial: with those of a step that is not over, and, on
+        several ranks, of this rank alone.
 
         Raises the error of the first step that was not finite, after the loggers have the values up to that step.
         """
         if partial:
             self.log.end_step()
-        self._deliver(self._read())
+        self._deliver(self._read(common=not partial))
 
     def settle_after(self, error: BaseException) -> None:
         """Read what waits after the training has failed. An earlier step that was not finite is the reason then."""
+        if collectives.several():  # the others do not know of it yet
+            return
         try:
             self.settle()
         except (Diverged, MulkiError) as earlier:
@@ -120,8 +125,8 @@ class Journal:
         except Exception:  # the device may be out of order; the error that is on its way says why
             return
 
-    def _read(self) -> list[MetricValue]:
-        values = self.log.read()
+    def _read(self, *, common: bool = True) -> list[MetricValue]:
+        values = over_ranks(self.log.read()) if common else self.log.read()
         failure = self._first_failure([at for tag, at, value in values if tag == _LEFT_OUT and bool(value)])
         metrics = [MetricValue(self, tag, value, at) for tag, at, value in values if tag != _LEFT_OUT]
         if failure is None:

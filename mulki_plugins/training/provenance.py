@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from mulki_plugins.models.classifier import ClipClassifier
+from mulki_plugins.ranks import collectives
 from mulki_plugins.recipe.files import find_strategy_provenance, warn_of_borrowed_name
 from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.recipe.settings import fingerprint, flatten, select_decisive
@@ -74,6 +75,7 @@ def new_result(recipe: Recipe, built: Built, seed: int, folder: Path) -> Result:
             "name": _device_name(built.device),
             "platform": platform.platform(),
             "threads": torch.get_num_threads(),
+            **({"ranks": collectives.world()} if collectives.several() else {}),
             "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         },
         started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -131,12 +133,13 @@ def identity(recipe: Recipe, built: Built, seed: int) -> dict[str, Any]:
         "versions": {"python": ".".join(platform.python_version_tuple()[:2]), **_versions()},
         "device": built.device.type,
         "threads": torch.get_num_threads(),
+        "ranks": collectives.world(),
     }
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """A line for each change: where, the value before, the value now. A value that was not recorded before is no change."""
-    separate = ("files", "threads")
+    separate = ("files", "threads", "ranks")
     old, new = (
         dict(flatten({key: item for key, item in each.items() if key not in separate})) for each in (before, now)
     )
@@ -150,11 +153,12 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def other_threads(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """A warning if a run is resumed with another number of threads; empty if it is not, or if that is unknown."""
-    was, threads = before.get("threads"), now["threads"]
-    if was in (None, threads):
-        return ""
-    return f"warning: the run began with {was} threads and resumes with {threads}: its last digits may differ"
+    """A warning if a run is resumed with another number of threads or ranks; empty if it is not, or if that is unknown."""
+    for what in ("ranks", "threads"):
+        was = before.get(what, 1 if what == "ranks" else None)
+        if was not in (None, now[what]):
+            return f"warning: the run began with {was} {what} and resumes with {now[what]}: its last digits may differ"
+    return ""
 
 
 def peak_memory(device: torch.device) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from attrs import evolve
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.files import locked
+from mulki_plugins.ranks.collectives import is_first, of_all
 from mulki_plugins.recipe.resolve import Resolution, resolve
 from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.recipe.settings import select_decisive
@@ -16,7 +18,7 @@ from mulki_plugins.report.folder import refuse_links
 from mulki_plugins.report.progress import ProgressLogger
 from mulki_plugins.report.result import FILE, Result, read_result
 from mulki_plugins.training.build import build_seeded
-from mulki_plugins.training.checkpoint import checkpoints, latest_checkpoint
+from mulki_plugins.training.checkpoint import Checkpoint, checkpoints, latest_checkpoint, read_checkpoint
 from mulki_plugins.training.provenance import differences, identity
 from mulki_plugins.training.run import Run, start
 
@@ -40,9 +42,9 @@ def resume_experiment(
             raise MulkiError(
                 f"{folder}: cannot resume a run with the plugin {entry.name!r}: {reason}", "start it again"
             )
-    with locked(folder):
+    with locked(folder) if is_first() else contextlib.nullcontext():
         refuse_links(folder)
-        checkpoint, problems = latest_checkpoint(folder)
+        checkpoint, problems = _latest(folder)
         for line in problems:
             progress.say(f"{line}; it is skipped")
         if checkpoint is not None:
@@ -51,6 +53,15 @@ def resume_experiment(
             return Run(recipe, built, folder, seed, progress).execute(checkpoint, force)
     progress.say(f"{folder}: no checkpoint to resume from, so the run starts again")
     return start(recipe, seed, folder, progress)
+
+
+def _latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The latest checkpoint that is whole, as the first rank finds it: the others take the same."""
+    found, problems = latest_checkpoint(folder) if is_first() else (None, [])
+    [path, *_] = of_all(str(found.path) if found else "")
+    if is_first() or not path:
+        return found, problems
+    return read_checkpoint(Path(path)), []
 
 
 def _complete(folder: Path) -> Result | None:

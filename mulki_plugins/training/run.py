@@ -13,8 +13,10 @@ from attrs import evolve
 from avalanche.training.plugins import EvaluationPlugin
 
 from mulki_plugins.characters import printable
-from mulki_plugins.errors import MulkiError, UnexpectedError, describe_error
+from mulki_plugins.errors import MulkiError, describe_error
 from mulki_plugins.files import locked, write_text
+from mulki_plugins.ranks.collectives import is_first, of_all
+from mulki_plugins.ranks.session import on_forced_end
 from mulki_plugins.recipe.emit import dump_yaml
 from mulki_plugins.recipe.resolve import Resolution
 from mulki_plugins.recipe.schema import Recipe, as_data
@@ -25,15 +27,17 @@ from mulki_plugins.report.classes import write_classes
 from mulki_plugins.report.folder import prepare_folder, run_folder
 from mulki_plugins.report.progress import ProgressLogger
 from mulki_plugins.report.result import Result, as_plain_data
-from mulki_plugins.report.run_log import RunLog
+from mulki_plugins.report.run_log import RunLog, SilentLog
 from mulki_plugins.training.accuracy import AccuracyRecorder, compute_metrics
 from mulki_plugins.training.build import Built, build_seeded
 from mulki_plugins.training.checkpoint import Checkpoint
 from mulki_plugins.training.contents import StackEntry
 from mulki_plugins.training.earlier_rows import restore
+from mulki_plugins.training.ending import log_error, where
 from mulki_plugins.training.explain import explain, quiet_writers, undisturbed
 from mulki_plugins.training.final_weights import write_final_weights
 from mulki_plugins.training.logbook import GuardedLogger, LastTerms
+from mulki_plugins.training.over_ranks import check_weights
 from mulki_plugins.training.provenance import (
     count_parameters,
     differences,
@@ -62,6 +66,8 @@ def start(recipe: Recipe, seed: int, folder: Path, progress: ProgressLogger) -> 
     """Run a recipe from its beginning. An earlier run in the folder is moved aside."""
     with progress.during(f"building the stream {recipe.stream.name} and the model {recipe.model.name}"):
         built = build_seeded(recipe, seed)
+    if not is_first():
+        return Run(recipe, built, folder, seed, progress).execute()
     aside = prepare_folder(folder)
     if aside:
         progress.say(f"{folder}: moved an earlier run to {aside}")
@@ -74,7 +80,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, built: Built, folder: Path, seed: int, progress: ProgressLogger) -> None:
         self.recipe, self.built, self.folder, self.seed, self.progress = recipe, built, folder, seed, progress
-        self.log = progress.log = RunLog(folder)
+        self.log = progress.log = RunLog(folder) if is_first() else SilentLog(folder)
         self.recorder = AccuracyRecorder()
         self.terms = LastTerms()
         self.stop = StopRequest()
@@ -98,8 +104,10 @@ class Run:
         self.result.identity = {key: value for key, value in measured_with.items() if key != "recipe"}
         try:
             with self.stop.listening(), quiet_writers():
-                write_text(self.folder / "recipe.yaml", dump_yaml(as_data(self.recipe)))
-                write_classes(self.folder, self.built.stream.tasks)
+                on_forced_end(self.write_failure)
+                if is_first():
+                    write_text(self.folder / "recipe.yaml", dump_yaml(as_data(self.recipe)))
+                    write_classes(self.folder, self.built.stream.tasks)
                 self.call_hooks("mulki_run_started")
                 self.set_up(measured_with)
                 if checkpoint is not None:
@@ -111,13 +119,14 @@ class Run:
                 return self.result
         except BaseException as error:
             with undisturbed():
-                explanation = explain(error, self.plugins, self.terms.values, self.where(), self.folder, self.recipe)
-                report = self.log_error(error, explanation)
+                explanation = explain(error, self.plugins, self.terms.values, where(self), self.folder, self.recipe)
+                report = log_error(self, error, explanation)
                 self.write_failure(report or error)
             if report is None or report is error:
                 raise
             raise report from error
         finally:
+            on_forced_end(None)
             with contextlib.suppress(OSError):  # the run's own error is on its way
                 self.close()
             self.call_hooks("mulki_run_finished")
@@ -153,11 +162,11 @@ class Run:
     def set_up(self, measured_with: dict[str, Any]) -> None:
         """Make the loggers, the strategy and the checkpointing."""
         recipe, built = self.recipe, self.built
-        parts = [catalog().find("logger", name) for name in recipe.loggers]
+        parts = [catalog().find("logger", name) for name in recipe.loggers] if is_first() else []
         self.loggers += [GuardedLogger(part, self.folder, self.warn) for part in parts]
         self.records = Records(
             folder=self.folder, result=self.result, stream=built.stream, loggers=self.loggers,
-            only_warning=self.only_warning, predictions=recipe.evaluate.predictions,
+            only_warning=self.only_warning, predictions=recipe.evaluate.predictions and is_first(),
         )  # fmt: skip
         loggers = [*self.loggers, self.terms, self.progress]
         self.strategy = TEMPLATES[recipe.strategy.base](
@@ -185,6 +194,8 @@ class Run:
         self.result.parameters = count_parameters(self.recipe, self.built.model)
         if len(self.result.tasks) > 1:
             self.result.metrics = compute_metrics(self.recipe, self.result, self.warn)
+        if not is_first():
+            return
         if self.recipe.strategy.base != "none":
             with self.only_warning("the final weights cannot be written"):
                 write_final_weights(self.folder, len(self.result.tasks), self.strategy.model)
@@ -200,6 +211,8 @@ class Run:
 
     def call_hooks(self, event: Event) -> None:
         """Call this hook of every package. A failure in one is reported and changes nothing."""
+        if not is_first():
+            return
         result = None
         if event == "mulki_run_finished":
             result = as_plain_data(self.result)
@@ -223,34 +236,16 @@ class Run:
         except Exception as error:
             self.warn(f"{what}; the run goes on: {describe_error(error)}", error)
 
-    def where(self) -> str:
-        """How far the run is, for an error: `task digits, step 17`; or where the checkpoint is that could not be written."""
-        strategy = getattr(self, "strategy", None)
-        experience = getattr(strategy, "experience", None)
-        moment = str(getattr(getattr(self, "checkpointing", None), "failed_at", ""))
-        if strategy is None or experience is None:
-            return moment or str(self.folder)
-        at = f"step {strategy.step}" if strategy.is_training else "evaluation"
-        return moment or f"task {getattr(experience, 'task_name', '')}, {at}"
-
-    def log_error(self, error: BaseException, explanation: MulkiError | None) -> MulkiError | None:
-        """Log an error with its traceback; returns what to report. An unforeseen error says where its traceback is."""
-        report = explanation
-        if not isinstance(error, MulkiError) or error.__cause__ is not None:
-            hint = f"the full traceback is in {self.log.path}" if self.log.traceback(error) else ""
-            if report is None and isinstance(error, Exception):
-                report = UnexpectedError(f"{self.where()}: {describe_error(error)}", hint)
-            elif report is not None and not report.hint:
-                report.hint = hint
-        for line in report.lines() if report else [type(error).__name__]:
-            self.log.line(f"ended: {line}")
-        return report
-
     def write_failure(self, error: BaseException) -> None:
         """Write into result.json how the run ended, if that is still possible."""
         self.result.status = "stopped" if isinstance(error, Stopped) else "failed"
         self.result.error = describe_error(error)
         with contextlib.suppress(OSError):  # such as a full disk, which may be the error itself
+            self.save_result()
+
+    def save_result(self) -> None:
+        """Write result.json, on the first rank."""
+        if is_first():
             self.result.write(self.folder)
 
     # The task loop
@@ -262,7 +257,7 @@ class Run:
             self.records.keep_predictions(self.recorder.answers, [0])
             self.records.log_row(0, peak_memory(self.built.device))
             self.progress.say(f"zero-shot: mean accuracy {fmean(self.result.zero_shot):.1f} %")
-            self.result.write(self.folder)
+            self.save_result()
             self.checkpointing.started()
         if base == "none":
             self.train_nothing()
@@ -308,6 +303,7 @@ class Run:
             self.progress.task_begins(learned - 1 if name != "all" else 0, name)
             workers = self.built.workers
             self.strategy.train(experiences, eval_streams=[], num_workers=workers, persistent_workers=workers > 0)
+            check_weights(self.strategy.model, name)
             self.result.seconds.setdefault("train", []).append(round(self.checkpointing.task_seconds(), 2))
             self.checkpointing.learned(learned, name)
         began = time.monotonic()
@@ -318,7 +314,7 @@ class Run:
         self.records.keep_predictions(self.recorder.answers, range(before + 1, len(self.result.matrix) + 1))
         self.records.log_row(learned, peak_memory(self.built.device))
         self.count_left_out()
-        self.result.write(self.folder)
+        self.save_result()
         self.checkpointing.evaluated()
         return row
 
@@ -336,10 +332,11 @@ class Run:
             return
         streams = {"train": self.built.benchmark.train_stream, "test": self.built.benchmark.test_stream}
         for kind, experiences in streams.items():
-            for experience in experiences:
+            every = of_all([list(experience.images.left_out) for experience in experiences])
+            for experience, left_out in zip(experiences, zip(*every, strict=True), strict=True):
                 name = f"{experience.task_name}/{kind}"
                 known = self.result.left_out.get(name, [])
-                if new := set(experience.images.left_out) - set(known):
+                if new := {image for each in left_out for image in each} - set(known):
                     self.result.left_out[name] = sorted({*known, *new})
                     first = ", ".join(map(str, sorted(new)[:3]))
                     self.progress.say(f"    {name}: {len(new)} images cannot be read and are left out, such as {first}")

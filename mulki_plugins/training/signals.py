@@ -10,17 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from mulki_plugins.errors import MulkiError
+from mulki_plugins.errors import Stopped
+from mulki_plugins.ranks.session import place
+
+__all__ = ["StopRequest", "Stopped"]
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-
-class Stopped(MulkiError):
-    """A signal stopped the run; `status` is the exit status of the program."""
-
-    def __init__(self, message: str, hint: str, number: int) -> None:
-        super().__init__(message, hint)
-        self.status = 128 + number
 
 
 class StopRequest:
@@ -28,6 +23,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        """The signal that this process has received."""
 
     @property
     def name(self) -> str:
@@ -43,12 +39,14 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():  # others cannot handle signals
             yield
             return
-        process = os.getpid()
+        process, several = os.getpid(), place() is not None
         before = {number: signal.getsignal(number) for number in _SIGNALS}
         before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
 
         def note(number: int, frame: FrameType | None) -> None:
             self.number = number
+            if several:  # torchrun sends its ranks the signal that they have received from the terminal once more
+                return
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             if os.getpid() == process:
                 shown = b"\x1b[?25h" if os.isatty(2) else b""  # the progress bar hides the cursor

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 from avalanche.benchmarks.utils import concat_datasets
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from mulki_plugins.errors import describe_error
 from mulki_plugins.models.check import RANDOM
+from mulki_plugins.ranks.collectives import is_first
 from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.report.result import Result, as_plain_data
 from mulki_plugins.training.checkpoint import (
@@ -70,7 +72,7 @@ class Checkpointing:
         self.settings = recipe.train.checkpoint
         self.keep_weights = self.settings.weights == "all" and recipe.strategy.base != "joint"
         self.folder, self.strategy, self.plugins = folder, strategy, plugins
-        self.loggers = dict(zip(recipe.loggers, loggers, strict=True))
+        self.loggers = dict(zip(recipe.loggers, loggers, strict=False))  # only the first rank has any
         self.result, self.identity, self.stop = result, identity, stop
         random = recipe.model.options.get("pretrained") == RANDOM  # nobody could give such weights again
         keeps = self.settings.keep and not random
@@ -84,10 +86,12 @@ class Checkpointing:
         self._began = self._task_began = self._saved = self.clock()
         self._end = ""
         """The name of the checkpoint of the last task's end, which those within the next task build on."""
+        self._writes = is_first()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: tuple[str, Future[None]] | None = None
         """The moment that the thread is writing."""
         strategy.after_step, strategy.between_batches = self.after_step, self.stop_if_asked
+        strategy.wishes = self._wishes
 
     def started(self) -> None:
         """The zero-shot row is measured. No weights are saved: they are the pre-trained ones that the recipe names."""
@@ -108,7 +112,7 @@ class Checkpointing:
     def evaluated(self) -> None:
         """The evaluation after a task is over."""
         self.settle()
-        if self._end:
+        if self._end and self._writes:
             amend(read_checkpoint(self.folder / FOLDER / self._end), self._progress())
 
     def after_step(self) -> None:
@@ -116,16 +120,25 @@ class Checkpointing:
         if self._writing is not None and self._writing[1].done():
             self.settle()
         steps = self.strategy.clock.train_exp_iterations
-        if self._end and (self._is_due(steps) or self.stop.number):
+        signal, due = self.strategy.agreed or [self.stop.number or 0, self._is_due(steps)]
+        if self._end and (due or signal):
             self._save_step(steps)
-        self.stop_if_asked()
+        self._stop(signal)
 
     def stop_if_asked(self) -> None:
-        if self.stop.number:
+        self._stop(self.stop.number or 0)
+
+    def _stop(self, signal: int) -> None:
+        if signal:
             self.settle()
             resume = f"resume it with `mulki resume {shlex.quote(str(self.folder))}`"
             hint = resume if self.settings.keep else "no checkpoint was kept"
-            raise Stopped(f"stopped by {self.stop.name}", hint, self.stop.number)
+            raise Stopped(f"stopped by {Signals(signal).name}", hint, signal)
+
+    def _wishes(self) -> list[int]:
+        """What this rank wants at the end of the step that it computes: to stop by a signal, and to save."""
+        steps = self.strategy.clock.train_exp_iterations + 1
+        return [self.stop.number or 0, int(self._writes and self._is_due(steps))]
 
     def settle(self) -> None:
         """Wait until the last checkpoint is written. Raises the error if it cannot be."""
@@ -178,6 +191,8 @@ class Checkpointing:
     ) -> None:
         """Copy the run and let the thread write it. where: how far the run is, for an error."""
         self.settle()
+        if not self._writes:
+            return
         snapshot, progress = take_snapshot(weights, state), self._progress() | more
         self._saved = self.clock()
         self._writing = where, self._thread.submit(self._write, name, moment, base, snapshot, progress)

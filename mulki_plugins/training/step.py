@@ -26,12 +26,14 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor
 
 from mulki_plugins.losses import smoothed_cross_entropy
+from mulki_plugins.ranks import collectives
 from mulki_plugins.recipe.schema import Evaluate, Train
 from mulki_plugins.training.compilation import CompiledTowers
 from mulki_plugins.training.evaluation import ScopedEvaluation
 from mulki_plugins.training.groups import LABEL, Grouping, all_weights, make_optimizer, step_unless
 from mulki_plugins.training.logbook import Journal, Reduction
 from mulki_plugins.training.micro_batches import Labels, MicroBatch, MicroBatches
+from mulki_plugins.training.over_ranks import SHARE
 from mulki_plugins.training.precision import autocast, matrix_products
 from mulki_plugins.training.schedule import factor, for_task
 from mulki_plugins.training.step_checks import StepChecks
@@ -40,6 +42,10 @@ from mulki_plugins.training.step_checks import StepChecks
 def calls(event: str) -> Callable[..., None]:
     """A method that only calls the plugins."""
     return lambda self, **kwargs: self._call(event, **kwargs)
+
+
+def joins_ranks(plugin: object) -> bool:
+    return bool(getattr(plugin, "joins_ranks", False))
 
 
 class StepTemplate(ScopedEvaluation):
@@ -80,6 +86,10 @@ class StepTemplate(ScopedEvaluation):
         """The current step, from when its batch is fetched until its checkpoint is written."""
         self.after_step: Callable[[], None] = lambda: None
         """Called after each step of training, after all plugins."""
+        self.wishes: Callable[[], list[int]] = list
+        """What this rank asks of the end of the step, as numbers."""
+        self.agreed: list[int] = []
+        """For each wish the largest number among the ranks; empty on one process."""
         self.say: Callable[[str], None] = lambda text: None
         """Called with notices about a task's training."""
         self.journal = Journal(evaluator, self._first_failure, ahead=10 if device.type == "cuda" else 1)
@@ -143,10 +153,18 @@ class StepTemplate(ScopedEvaluation):
             if (logits := self.scope_logits()) is not None:
                 return logits
             self.model.batch_labels = (self._labels if self._part is None else self._part.labels).of(self.mbatch)
+            self.model.batch_tasks = self._tasks_of_ranks()
             try:
                 return super().forward()  # type: ignore[no-any-return]  # Avalanche has no type for it
             finally:
-                self.model.batch_labels = None
+                self.model.batch_labels, self.model.batch_tasks = None, ()
+
+    def _tasks_of_ranks(self) -> list[int]:
+        """The tasks of all ranks' samples, if a stage computes its term with the other ranks."""
+        if collectives.world() == 1 or not self.is_training or not any(joins_ranks(plugin) for plugin in self.stack):
+            return []
+        tasks = sorted(set(map(int, self.mb_task_id.tolist())))
+        return sorted({task for each in collectives.of_all(tasks) for task in each})
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward in the recipe's precision, also for a plugin's own forwards."""
@@ -172,12 +190,11 @@ class StepTemplate(ScopedEvaluation):
     def backward(self) -> None:
         """The gradients of the batch, or those of a part of it, times its share, on top of those of the parts before."""
         part, batches = self._part, self._batches
-        if part is None or part.share == 1:
-            if not self.idle:
-                self.scaler.scale(self.loss).backward(retain_graph=self.retain_graph)
-        else:
-            if not self.idle:
-                self.scaler.scale(part.share * self.loss).backward(retain_graph=self.retain_graph)
+        share = collectives.factor() * (1.0 if part is None else part.share)
+        if not self.idle:
+            loss = self.loss if share == 1 else share * self.loss
+            self.scaler.scale(loss).backward(retain_graph=self.retain_graph)
+        if part is not None and part.share < 1:
             batches.add(part, self.mb_output, self.loss)
             if not part.last:
                 return
@@ -185,11 +202,21 @@ class StepTemplate(ScopedEvaluation):
             self._part = None
         if self.towers:
             self.towers.step_ends()
+        if collectives.several():
+            self._join_ranks()
         if self.idle:
             return
         self.scaler.unscale_(self.optimizer)  # here, so that plugins read the true gradients
         if self.settings.gradient_clip:  # on a GPU, torch computes the norm of all gradients at once
             torch.nn.utils.clip_grad_norm_(self.checks.weights().values(), self.settings.gradient_clip)
+
+    def _join_ranks(self) -> None:
+        """The loss and the gradients of all ranks, and what they agree on: each then ends the step as one process would."""
+        self.agreed = collectives.largest_of_all(self.wishes())
+        held = [p for group in self.optimizer.param_groups for p in group["params"]]
+        weights = dict.fromkeys([*self.checks.weights().values(), *held])
+        collectives.sum_gradients([weight for weight in weights if weight.requires_grad])
+        self.checks.own_loss, self.loss = self.loss.detach(), collectives.weighted_sum(self.loss.detach())
 
     _after_backward = calls("after_backward")
     _before_update = calls("before_update")
@@ -231,6 +258,7 @@ class StepTemplate(ScopedEvaluation):
     def _after_training_iteration(self, **kwargs: Any) -> None:
         self._call("after_training_iteration", **kwargs)
         self.checks.step_ends()
+        collectives.end_step()
         self.after_step()
         self.step += 1
 
@@ -274,6 +302,8 @@ class StepTemplate(ScopedEvaluation):
             correct = (self.mb_output.detach().argmax(1) == self.mb_y).float().mean()
             self.publish("train/accuracy", 100 * correct)
             self.publish("train/loss/total", self.loss.detach())
+            if collectives.several():
+                self.journal.log.add(SHARE, self.clock.train_iterations, collectives.factor(), "last")
         self.journal.end_step(read=event != "after_training_iteration")
 
     def _first_failure(self, left_out: list[int]) -> tuple[int, Exception] | None:

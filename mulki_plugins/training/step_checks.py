@@ -45,6 +45,8 @@ class StepChecks:
         self._warned: set[str] = set()
         self._weights: dict[str, nn.Parameter] = {}
         """The weights of this step by name, from its backward pass on: to walk through all modules costs time."""
+        self.own_loss: Tensor | None = None
+        """The loss of this rank's share of the batch, if there are several ranks; `strategy.loss` is then that of all."""
         self._noted: list[Step] = []
         """The steps whose check has not been read yet."""
 
@@ -153,6 +155,7 @@ class StepChecks:
             number=strategy.step,
             batch=strategy.mbatch,
             loss=strategy.loss.detach(),
+            own_loss=self.own_loss,
             largest=self._latest_gradient().to(strategy.loss.device),
             losses=self._losses,
             gradients=self._gradients,

@@ -135,13 +135,7 @@ class ContinualTemplate(StepTemplate):
         self._known = [p for p in weights.values() if p.requires_grad]
         self.optimized_param_id = dict(self.model.named_parameters())
 
-    # a step
-
-    def _after_training_iteration(self, **kwargs: Any) -> None:
-        self._call("after_training_iteration", **kwargs)
-        self.checks.step_ends()
-        self.after_step()
-        self.step += 1
+    # a task ends
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         self.settle()

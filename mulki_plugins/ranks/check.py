@@ -1,0 +1,38 @@
+"""What several ranks need of a recipe, checked before anything is imported or read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from mulki_plugins.errors import Mistakes
+from mulki_plugins.ranks.launch import launched
+from mulki_plugins.recipe.resolve import Resolution
+from mulki_plugins.recipe.schema import Recipe
+from mulki_plugins.registry.discovery import catalog
+
+
+def check_ranks(recipes: Sequence[Resolution]) -> None:
+    """Mistakes if torchrun has started several ranks and one of the recipes cannot use them."""
+    if (launch := launched()) is None:
+        return
+    if wrong := list(dict.fromkeys(line for each in recipes for line in problems(each.recipe, launch.world))):
+        raise Mistakes(wrong)
+
+
+def problems(recipe: Recipe, ranks: int) -> Iterator[str]:
+    """What keeps a recipe from running on so many ranks."""
+    size = recipe.train.batch_size
+    if recipe.strategy.base != "none" and size % ranks:
+        below, above = size // ranks * ranks, -(-size // ranks) * ranks
+        fitting = " or ".join(str(each) for each in (below, above) if each)
+        divisors = ", ".join(str(n) for n in range(2, size + 1) if size % n == 0)
+        yield (
+            f"$.train.batch_size: {size} images are no equal shares for {ranks} ranks; "
+            f"set it to {fitting}, or use one of {divisors} ranks"
+        )
+    for entry in recipe.strategy.plugins:
+        part = catalog().parts.get(("plugin", entry.name))
+        if part is not None and part.one_process:
+            yield (
+                f"$.strategy.plugins: the {part} works in one process only: {part.one_process}; start without torchrun"
+            )
