@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from mulki_plugins.models.adapter import Adapter, apply_adapters, is_parametrized, merge_adapters, plain_name
+from mulki_plugins.models.routes import Route, Routes
 from mulki_plugins.models.text import HasPrompts, Union, as_prompts, union_of
 from mulki_plugins.models.text_tower import encode_sentences
 from mulki_plugins.models.tokens import Tokens
@@ -102,12 +103,13 @@ class ClipClassifier(MultiTaskModule):
         self.batch_labels: Sequence[int] | None = None
         """The task label of each sample of the batch, if the caller knows them; else the device is asked, which waits."""
         self._requests: dict[object, Request] = {}
-        self._cache: dict[tuple[int, Templates, bool], tuple[tuple[int, ...], Tensor]] = {}
+        self._cache: dict[tuple[int, Templates, bool, Route], tuple[tuple[int, ...], Tensor]] = {}
         self._unions: dict[tuple[int, ...], Union] = {}
         for name, parameter in clip.named_parameters():
             parameter.requires_grad_(_learns(name, train))
         self.adapters = list(adapters)
         self._own = apply_adapters(clip, self.adapters)
+        self.routes = Routes(clip, self.adapters, self._own)
         self._prepared: list[int] = []
         if train == "none":
             clip.requires_grad_(False)
@@ -124,6 +126,7 @@ class ClipClassifier(MultiTaskModule):
             for adapter in self.adapters:
                 adapter.before_task(self.clip, task)
             self.to(self.clip.logit_scale.device)
+            self.routes.tasks.add(task)
 
     def after_task(self, task: int) -> None:
         """Let the adapters react to the end of a task."""
@@ -152,14 +155,17 @@ class ClipClassifier(MultiTaskModule):
         task are MASKED. Without task labels: the logits of the only task, or a dict of logits by task id, as Avalanche
         expects of a MultiTaskModule.
         """
-        z = self.encode_image(x)
         if task_labels is None and len(self.prompts) > 1:
-            return {task: self.logits(z, self.text_features(task)) for task in range(len(self.prompts))}
+            z, routes = self.routes.encode(self.encode_directly, x)
+            return {task: self._logits_among(z, routes, [task]) for task in range(len(self.prompts))}
         if isinstance(task_labels, Tensor):
             labels = task_labels.tolist() if self.batch_labels is None else self.batch_labels
         else:
             labels = [task_labels or 0] * len(x)
         ids = tuple(sorted(set(labels)))
+        if self.routes.adapter is not None and not self.training:
+            return self._logits_by_route(x, labels)
+        z = self.routes.encode_by_task(self.encode_directly, x, labels)
         texts, requested = self._texts(ids)
         features = Features(image=z, text=texts, task_labels=labels, scale=self.scale, classes=requested)
         if self.training:
@@ -183,8 +189,25 @@ class ClipClassifier(MultiTaskModule):
 
     def union_logits(self, x: Tensor, tasks: Sequence[int]) -> Tensor:
         """Logits [B, C] over the C classes in the union of several tasks."""
-        texts = torch.cat([self.text_features(task) for task in tasks])
-        return self.logits(self.encode_image(x), texts[self.union(tasks).first])
+        return self._logits_among(*self.routes.encode(self.encode_directly, x), tasks)
+
+    def _logits_among(self, z: Tensor, routes: Sequence[Route], tasks: Sequence[int]) -> Tensor:
+        """Logits [B, C] over the union of several tasks' classes, each image by the sentences of its route."""
+
+        def logits() -> Tensor:
+            texts = torch.cat([self.text_features(task) for task in tasks])
+            return self.logits(z, texts[self.union(tasks).first] if len(tasks) > 1 else texts)
+
+        return self.routes.select(routes, logits)
+
+    def _logits_by_route(self, x: Tensor, labels: Sequence[int]) -> Tensor:
+        """What `forward` returns outside of training if an adapter chooses a route for each image."""
+        z, routes = self.routes.encode(self.encode_directly, x)
+        logits = {task: self._logits_among(z, routes, [task]) for task in sorted(set(labels))}
+        out = z.new_full((len(z), max(each.shape[1] for each in logits.values())), MASKED)
+        for row, task in enumerate(labels):
+            out[row, : logits[task].shape[1]] = logits[task][row]
+        return out
 
     def union(self, tasks: Sequence[int]) -> Union:
         """The union of the classes of several tasks, in the order of the tasks.
@@ -206,7 +229,11 @@ class ClipClassifier(MultiTaskModule):
         ]
 
     def encode_image(self, x: Tensor) -> Tensor:
-        """Unit-norm image features [B, d], at least in single precision."""
+        """Unit-norm image features [B, d], at least in single precision; each image by the route that it chooses."""
+        return self.routes.encode(self.encode_directly, x)[0]
+
+    def encode_directly(self, x: Tensor) -> Tensor:
+        """Unit-norm image features [B, d] by the current route; without one, an adapter with routes is switched off."""
         with self._parametrized_once():
             return _unit(self.clip.encode_image(x))
 
@@ -235,7 +262,7 @@ class ClipClassifier(MultiTaskModule):
         every, gradients = templates == "all", torch.is_grad_enabled()
         if gradients and self._text_learns():
             return self.encode_text(task, all_templates=every)
-        key, version = (task, templates, gradients), self._text_version()
+        key, version = (task, templates, gradients, self.routes.of_texts(task)), self._text_version()
         cached = self._cache.get(key)
         if cached is None or cached[0] != version:
             texts = self.encode_text(task, all_templates=every)
@@ -250,7 +277,7 @@ class ClipClassifier(MultiTaskModule):
         Features that need a gradient come from one pass of the text tower over all sentences.
         """
         requests = self._requests if self.training else {}
-        together = len(tasks) > 1 or bool(requests)
+        together = (len(tasks) > 1 or bool(requests)) and self.routes.adapter is None  # else each task has a route
         if not together or self.templates_in_use == "all" or not (torch.is_grad_enabled() and self._text_learns()):
             every = {task: self.text_features(task) for task in tasks}
             return every, {plugin: self._requested(request) for plugin, request in requests.items()}
@@ -273,7 +300,9 @@ class ClipClassifier(MultiTaskModule):
 
         All sentences pass the text tower at once. IndexError for an unknown task.
         """
-        t = self._encode(self._tokens.on(self.clip.logit_scale.device, [task], all_templates), [task], all_templates)
+        tokens = self._tokens.on(self.clip.logit_scale.device, [task], all_templates)
+        with self.routes.taking(self.routes.of_texts(task)):
+            t = self._encode(tokens, [task], all_templates)
         classes = len(self.prompts[task].class_names)
         return _unit(t.reshape(-1, classes, t.shape[1]).mean(0)) if len(t) > classes else t
 

@@ -18,6 +18,7 @@ from mulki_plugins.stages.teachers import Teachers
 from mulki_plugins.training.batches import TaskBatches
 from mulki_plugins.training.finite import overrides
 from mulki_plugins.training.precision import matrix_products
+from mulki_plugins.training.routes import learn_routes
 from mulki_plugins.training.schedule import add_new_weights, leave_out_frozen, make_optimizer
 from mulki_plugins.training.step import StepTemplate, calls
 
@@ -71,6 +72,7 @@ class ContinualTemplate(StepTemplate):
         self._before_train_dataset_adaptation(**kwargs)  # from here to the plugins as Avalanche does
         self.train_dataset_adaptation(**kwargs)
         self._after_train_dataset_adaptation(**kwargs)
+        learn_routes(self, self._beginning(), workers=int(kwargs.get("num_workers") or 0))
         self.make_train_dataloader(**kwargs)
         self.check_model_and_optimizer(**kwargs)
         self._call("before_training_exp", **kwargs)
