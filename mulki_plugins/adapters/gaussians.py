@@ -82,7 +82,7 @@ class Gaussian(nn.Module):
                 self._buffers[name] = tensor.to(moved.device)
         return self
 
-    def fit(self, features: Iterable[Tensor], claimed: float = 1.0) -> None:
+    def fit(self, features: Iterable[Tensor], claimed: float) -> None:
         """Learn from batches [B, d] of a task's features; they are read once.
 
         claimed: the share of the task's own images that it should claim. Every fifth image is scored by the Gaussian of the
@@ -133,30 +133,21 @@ class Gaussians(nn.ModuleDict):
         if str(task) not in self:
             self[str(task)] = Gaussian(width)
 
-    def most_likely(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """For each image [B] the highest log density, and the number of its task. features: [B, d]."""
-        best = self._log_densities(features).max(0)
-        return best.values, self._numbers(features.device)[best.indices]
+    def most_likely(self, features: Tensor, *, claiming: bool) -> tuple[Tensor, Tensor]:
+        """For each image [B] the highest log density, −∞ if there is none, and the number of its task, or −1.
 
-    def claims(self, features: Tensor) -> Tensor:
-        """For each image [B] the number of its task: of those that claim it, the one of the highest log density.
-
-        −1 if none does. features: [B, d].
+        features: [B, d]. claiming: only of tasks that claim the image, by their thresholds.
         """
-        densities = self._log_densities(features)
-        thresholds = torch.stack([gaussian.threshold for gaussian in self._all()])
-        claimed = densities >= thresholds[:, None]
-        best = densities.masked_fill(~claimed, -math.inf).argmax(0)
-        return torch.where(claimed.any(0), self._numbers(features.device)[best], -1)
+        densities = torch.stack([gaussian.log_density(features) for gaussian in self._all()])
+        if claiming:
+            thresholds = torch.stack([gaussian.threshold for gaussian in self._all()])
+            densities = densities.masked_fill(densities < thresholds[:, None], -math.inf)
+        best = densities.max(0)
+        numbers = torch.tensor([int(task) for task in self], device=features.device)
+        return best.values, numbers[best.indices].masked_fill(best.values == -math.inf, -1)
 
     def _all(self) -> list[Gaussian]:
         return [cast(Gaussian, each) for each in self.values()]
-
-    def _log_densities(self, features: Tensor) -> Tensor:
-        return torch.stack([gaussian.log_density(features) for gaussian in self._all()])
-
-    def _numbers(self, device: torch.device) -> Tensor:
-        return torch.tensor([int(task) for task in self], device=device)
 
 
 def gaussians_of(clip: nn.Module) -> Gaussians:

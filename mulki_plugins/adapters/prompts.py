@@ -13,7 +13,7 @@ from mulki_plugins.adapters.blocks import as_tokens, feature_width, like, residu
 from mulki_plugins.adapters.gaussians import Gaussians, gaussians_of
 from mulki_plugins.adapters.projections import Towers
 from mulki_plugins.models.adapter import NO_ROUTE, RoutedAdapter
-from mulki_plugins.types import Count, Positive, checked
+from mulki_plugins.types import Count, Fraction, Positive, checked
 
 
 class KeysAndValues(nn.Module):
@@ -91,6 +91,8 @@ class ContextPrompts(RoutedAdapter):
         scale: Factor of V_p. AdamW moves V_p by about the learning rate in each step, whatever the gradient; the authors
             train it by SGD with a rate of 5.
         levels: Levels of ω above 0.
+        claimed: Share of a task's own images that may take its prompts, by a threshold on the density; null for no threshold,
+            as in the paper.
         towers: The towers that get prompts.
     """
 
@@ -104,9 +106,11 @@ class ContextPrompts(RoutedAdapter):
         blocks: Count | None = 8,
         scale: Positive = 1.0,
         levels: Count = 4,
+        claimed: Fraction | None = None,
         towers: Towers = "all",
     ) -> None:
-        self.length, self.blocks, self.scale, self.levels, self.towers = length, blocks, scale, levels, towers
+        self.length, self.blocks, self.scale, self.towers = length, blocks, scale, towers
+        self.levels, self.claimed = levels, claimed
 
     def apply(self, clip: nn.Module) -> None:
         for block in residual_blocks(clip, self.towers):
@@ -133,10 +137,10 @@ class ContextPrompts(RoutedAdapter):
         return (task + 1) * self.levels - 1  # ω = 1
 
     def learn_route(self, clip: nn.Module, task: int, features: Iterable[Tensor]) -> None:
-        gaussians_of(clip).of(task).fit(features)
+        gaussians_of(clip).of(task).fit(features, self.claimed or 1.0)
 
     def route(self, clip: nn.Module, features: Tensor) -> Tensor:
-        density, task = gaussians_of(clip).most_likely(features)
+        density, task = gaussians_of(clip).most_likely(features, claiming=self.claimed is not None)
         level = (self.levels * strength(density, features.shape[1])).round().long()
         return torch.where(level > 0, task * self.levels + level - 1, NO_ROUTE)
 
