@@ -22,7 +22,10 @@ _LEAST_NOISE = 0.01
 
 
 class Expert(nn.Module):
-    """Up(Drop(ReLU(Down x))): Down [hidden, w] starts at random (Kaiming-uniform, √5), Up [hidden, w], transposed, and the biases at 0."""
+    """Up(Drop(ReLU(Down x))): Down [hidden, w] starts at random (Kaiming-uniform, √5), Up [hidden, w] and biases at 0.
+
+    Up is kept transposed.
+    """
 
     def __init__(self, weight: Tensor, width: int, hidden: int) -> None:
         super().__init__()
@@ -116,7 +119,8 @@ class Mixture(nn.Module):
             hidden = torch.einsum("blw,bkhw->blkh", x, down) + of_each[:, None]
             mixed = torch.einsum("blkh,bkhw->blw", self._activate(hidden, gates), up)
         else:
-            hidden = F.linear(x, down.flatten(0, 1), down_bias.flatten()).unflatten(2, down_bias.shape)
+            hidden = F.linear(x, down.flatten(0, 1), down_bias.flatten())
+            hidden = hidden.reshape(*x.shape[:2], *down_bias.shape)
             mixed = self._activate(hidden, shares).flatten(2) @ up.flatten(0, 1)
         return self.scale * (mixed + (shares @ up_bias)[:, None])
 

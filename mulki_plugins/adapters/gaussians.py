@@ -75,7 +75,7 @@ class Gaussian(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gaussian:
         """Move to another device, but keep single precision in a model of half precision."""
         before = dict(self._buffers)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch has no types for it
         for name, tensor in before.items():
             moved = self._buffers[name]
             if tensor is not None and moved is not None and moved.dtype != tensor.dtype:

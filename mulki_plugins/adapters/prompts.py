@@ -54,7 +54,7 @@ class Prompts(nn.Module):
 
     def _by_head(self, x: Tensor) -> Tensor:
         """[B, L, w] -> [B, heads, L, h]"""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 def _attend_twice(

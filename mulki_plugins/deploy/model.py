@@ -17,12 +17,14 @@ from attrs import frozen
 from PIL import Image
 from torch import Tensor, nn
 
-from mulki_plugins.deploy.adapted import merged_file
+from mulki_plugins.deploy.adapted import all_merge, apply_trained, merged_file, own_file, refuse_unmerged
+from mulki_plugins.deploy.candidates import Candidates
 from mulki_plugins.deploy.skip_init import SkipInitialisation
 from mulki_plugins.deploy.source import CONFIG, Source
 from mulki_plugins.errors import MulkiError, describe_error
 from mulki_plugins.models.check import TINY
 from mulki_plugins.models.load import LoadedClip, load_clip
+from mulki_plugins.models.routes import Routes
 from mulki_plugins.models.tensors import load_state, read_state
 from mulki_plugins.models.text import Prompts, sentences
 from mulki_plugins.models.tiny import mulki_tiny
@@ -47,6 +49,8 @@ class DeployedClip:
     """An image in RGB -> [3, H, W]."""
     device: torch.device
     precision: str = "fp32"
+    routes: Routes | None = None
+    """The routes of an adapter that could not be merged; None for a plain model."""
 
     @property
     def scale(self) -> Tensor:
@@ -58,7 +62,19 @@ class DeployedClip:
     def encode_images(self, batch: Tensor) -> Tensor:
         """Unit-norm features [B, d] of prepared images [B, 3, H, W]."""
         with self._autocast():
-            return _unit(self.clip.encode_image(batch.to(self.device)))
+            return self._encode(batch.to(self.device))
+
+    @torch.inference_mode()
+    def answer_images(self, batch: Tensor, candidates: Candidates) -> Tensor:
+        """Logits [B, C] of prepared images over the candidates; each image by the route that it chooses, if there are any."""
+        if self.routes is None:
+            return self.logits(self.encode_images(batch), candidates.features)
+        with self._autocast():
+            z, routes = self.routes.encode(self._encode, batch.to(self.device))
+        return self.routes.select(routes, lambda: self.logits(z, candidates.of_route(self)))
+
+    def _encode(self, batch: Tensor) -> Tensor:
+        return _unit(self.clip.encode_image(batch))
 
     @torch.inference_mode()
     def encode_classes(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
@@ -103,10 +119,11 @@ def choose_device(name: str) -> torch.device:
 
 def load_model(source: Source, device: torch.device) -> DeployedClip:
     """The model of a run or of an exported folder, on a device, for inference. MulkiError if it cannot be loaded."""
+    routes = None
     if source.exported:
         clip, tokenizer, transform = load_export(source.folder)
     else:
-        loaded = load_trained(source)
+        loaded, routes = load_adapted(source)
         clip, tokenizer, transform = loaded.clip, loaded.tokenizer, loaded.transform(train=False)
     return DeployedClip(
         clip=clip.to(device).eval().requires_grad_(False),
@@ -114,7 +131,39 @@ def load_model(source: Source, device: torch.device) -> DeployedClip:
         transform=transform,
         device=device,
         precision=source.precision,
+        routes=routes,
     )
+
+
+def load_adapted(source: Source) -> tuple[LoadedClip, Routes | None]:
+    """The model of a run with its trained weights; with its adapters, and their routes, if they cannot be merged."""
+    assert source.recipe is not None
+    name, options, entries = _model_of(source)
+    if source.weights is None or all_merge(entries):
+        return load_trained(source), None
+    state = _read_state(source.weights)
+    _refuse_added_weights(source.weights, state)
+    with own_file(source, _any_weights(name, options)) as weights:
+        loaded = _load_weights(name, options, weights)
+    adapters, own = apply_trained(source, loaded.clip, entries, state)
+    loaded.clip.requires_grad_(False)
+    routes = Routes(loaded.clip, adapters, own)
+    routes.tasks = set(range(len(source.tasks)))
+    return loaded, routes
+
+
+def _model_of(source: Source) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
+    """The name of a run's model, its options, and its adapters."""
+    assert source.recipe is not None
+    options = dict(source.recipe.model.options)
+    options.pop("train", None)
+    entries = options.pop("adapters", [])
+    return source.recipe.model.name, options, entries
+
+
+def _any_weights(name: str, options: dict[str, Any]) -> nn.Module:
+    ours = name == TINY or ("model", name) not in catalog().parts
+    return load_clip(name, **({"pretrained": "random"} if ours else options)).clip
 
 
 def load_trained(source: Source) -> LoadedClip:
@@ -122,18 +171,14 @@ def load_trained(source: Source) -> LoadedClip:
 
     MulkiError if a plugin has added weights, which no other code knows, or if an adapter cannot be merged.
     """
-    assert source.recipe is not None
-    name, options = source.recipe.model.name, dict(source.recipe.model.options)
-    options.pop("train", None)
-    entries = options.pop("adapters", [])
+    name, options, entries = _model_of(source)
     if source.weights is None:
         return _load_untrained(source, name, options)
+    refuse_unmerged(entries, source.folder)
     state = _read_state(source.weights)
     _refuse_added_weights(source.weights, state)
     if entries and source.weights.name == WEIGHTS:  # a checkpoint has weights and adapters apart
-        ours = name == TINY or ("model", name) not in catalog().parts
-        clip = load_clip(name, **({"pretrained": "random"} if ours else options)).clip
-        with merged_file(source, clip, entries, state) as weights:
+        with merged_file(source, _any_weights(name, options), entries, state) as weights:
             return _load_weights(name, options, weights)
     return _load_weights(name, options, source.weights)
 

@@ -90,6 +90,11 @@ def plain_name(name: str) -> str:
     return _PARAMETRIZED.sub(r"\1", name)
 
 
+def can_merge(adapter: Adapter) -> bool:
+    """Whether an adapter can be merged into plain weights: whether it defines `merge`."""
+    return type(adapter).merge is not Adapter.merge
+
+
 def apply_adapters(clip: nn.Module, adapters: Iterable[Adapter]) -> set[str]:
     """Apply adapters to a model in their order; returns the names of the weights and buffers that it had.
 

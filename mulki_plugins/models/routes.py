@@ -49,11 +49,16 @@ class Routes:
             yield
         finally:
             self._stack.pop()
-            self.adapter.use(self.clip, self._stack[-1] if self._stack else None)
+            self.adapter.use(self.clip, self.current)
 
     def own(self, task: int) -> Route:
         """The route that a task takes in training; None before it has begun."""
         return self.adapter.own_route(task) if self.adapter is not None and task in self.tasks else None
+
+    @property
+    def current(self) -> Route:
+        """The route that the towers take now."""
+        return self._stack[-1] if self._stack else None
 
     def of_texts(self, task: int) -> Route:
         """The route that a task's sentences take now: that of the `taking` block, or without one the task's own."""
