@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import field, frozen
 
 from mulki_plugins.deploy.source import Source
 from mulki_plugins.errors import MulkiError, did_you_mean, format_value
-from mulki_plugins.models.text import Prompts, union_of
+from mulki_plugins.models.text import HasPrompts, Prompts, union_of
 from mulki_plugins.streams.names import class_key, is_template
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from mulki_plugins.deploy.features import TextFeatures
     from mulki_plugins.deploy.model import DeployedClip
+    from mulki_plugins.models.routes import Route
 
 TEMPLATE = "a photo of a {}."
 """The template of class names that belong to no task."""
@@ -35,6 +36,24 @@ class Candidates:
     """[C, d], unit norm."""
     places: dict[int, list[int]]
     """For each task in the scope, by index, the candidate that each of its classes is; -1 for a task that the run lacks."""
+    prompts: tuple[HasPrompts, ...] = ()
+    """What the features were computed from: of each class of these tasks one after the other."""
+    first: tuple[int, ...] = ()
+    """For each candidate its place among these."""
+    _by_route: dict[Route, Tensor] = field(factory=dict)
+
+    def of_route(self, model: DeployedClip) -> Tensor:
+        """The features [C, d] by the route that the model's towers take now; kept."""
+        assert model.routes is not None
+        route = model.routes.current
+        if route is None:
+            return self.features
+        if route not in self._by_route:
+            import torch
+
+            texts = [model.encode_classes(each.class_names, each.templates) for each in self.prompts]
+            self._by_route[route] = torch.cat(texts)[list(self.first)]
+        return self._by_route[route]
 
     def named(self, name: str) -> list[int]:
         """The candidates with this name, in whatever case."""
@@ -92,18 +111,23 @@ def choose_candidates(source: Source, model: DeployedClip, classes: str, templat
     indices = tasks_in(source, classes)
     if indices is None:
         names = tuple(_list_names(classes))
-        features = compute_features(model, Prompts(names, tuple(templates) or (TEMPLATE,)))
-        return Candidates(names, (None,) * len(names), features.text, {})
+        each = Prompts(names, tuple(templates) or (TEMPLATE,))
+        features = compute_features(model, each)
+        return Candidates(names, (None,) * len(names), features.text, {}, (each,), tuple(range(len(names))))
     if templates:
         prompts = {i: Prompts(source.tasks[i].class_names, tuple(templates)) for i in indices}
-        return unite(source, {i: compute_features(model, each) for i, each in prompts.items()})
+        return unite(source, {i: compute_features(model, each) for i, each in prompts.items()}, prompts)
     return unite(source, text_features(source, model, indices))
 
 
-def unite(source: Source, features: dict[int, TextFeatures]) -> Candidates:
-    """The classes of several tasks of a source as candidates."""
+def unite(
+    source: Source, features: dict[int, TextFeatures], prompts: Mapping[int, HasPrompts] | None = None
+) -> Candidates:
+    """The classes of several tasks of a source as candidates. prompts: what their features were computed from; by default
+    the source's own."""
     import torch
 
+    texts: Sequence[HasPrompts] | Mapping[int, HasPrompts] = source.tasks if prompts is None else prompts
     union = union_of([each.keys for each in features.values()])
     pairs = [(name, source.tasks[i].name) for i in features for name in source.tasks[i].class_names]
     return Candidates(
@@ -111,4 +135,6 @@ def unite(source: Source, features: dict[int, TextFeatures]) -> Candidates:
         tasks=tuple(pairs[first][1] for first in union.first),
         features=torch.cat([each.text for each in features.values()])[union.first],
         places=dict(zip(features, union.places, strict=True)),
+        prompts=tuple(texts[i] for i in features),
+        first=tuple(union.first),
     )

@@ -83,7 +83,9 @@ def _index_of(source: Source, texts: TaskTexts) -> int | None:
 def _unite_unknown(task: TaskTexts, features: TextFeatures) -> Candidates:
     """The classes of a task that the run does not know as candidates."""
     [places] = union_of([features.keys]).places
-    return Candidates(task.class_names, (task.name,) * len(places), features.text, {-1: places})
+    return Candidates(
+        task.class_names, (task.name,) * len(places), features.text, {-1: places}, (task,), tuple(range(len(places)))
+    )
 
 
 def _match_task(plan: Plan, candidates: Candidates, task: Task) -> None:

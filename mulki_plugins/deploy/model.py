@@ -17,7 +17,7 @@ from attrs import frozen
 from PIL import Image
 from torch import Tensor, nn
 
-from mulki_plugins.deploy.adapted import merged_file
+from mulki_plugins.deploy.adapted import all_merge, apply_trained, merged_file, own_file, refuse_unmerged
 from mulki_plugins.deploy.candidates import Candidates
 from mulki_plugins.deploy.head import head_of
 from mulki_plugins.deploy.skip_init import SkipInitialisation
@@ -26,6 +26,7 @@ from mulki_plugins.errors import MulkiError, describe_error
 from mulki_plugins.models.check import TINY
 from mulki_plugins.models.head import HEAD, Head, Scope, logits_of
 from mulki_plugins.models.load import LoadedClip, load_clip
+from mulki_plugins.models.routes import Routes
 from mulki_plugins.models.tensors import left_out_of, load_state, read_state
 from mulki_plugins.models.text import Prompts, sentences
 from mulki_plugins.models.tiny import mulki_tiny
@@ -52,6 +53,8 @@ class DeployedClip:
     precision: str = "fp32"
     head: Head | None = None
     """What turns features into logits; None for the cosines with the sentences."""
+    routes: Routes | None = None
+    """The routes of an adapter that could not be merged; None for a plain model."""
 
     @property
     def scale(self) -> Tensor:
@@ -63,7 +66,19 @@ class DeployedClip:
     def encode_images(self, batch: Tensor) -> Tensor:
         """Unit-norm features [B, d] of prepared images [B, 3, H, W]."""
         with self._autocast():
-            return _unit(self.clip.encode_image(batch.to(self.device)))
+            return self._encode(batch.to(self.device))
+
+    @torch.inference_mode()
+    def answer_images(self, batch: Tensor, candidates: Candidates) -> Tensor:
+        """Logits [B, C] of prepared images over the candidates; each image by the route that it chooses, if there are any."""
+        if self.routes is None:
+            return self._answer(self.encode_images(batch), candidates, candidates.features)
+        with self._autocast():
+            z, routes = self.routes.encode(self._encode, batch.to(self.device))
+        return self.routes.select(routes, lambda: self._answer(z, candidates, candidates.of_route(self)))
+
+    def _encode(self, batch: Tensor) -> Tensor:
+        return _unit(self.clip.encode_image(batch))
 
     @torch.inference_mode()
     def encode_classes(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
@@ -85,12 +100,11 @@ class DeployedClip:
         """Scaled cosines s·z·tᵀ: [B, d], [C, d] -> [B, C]."""
         return self.scale.to(z.dtype) * z @ t.to(z).T
 
-    @torch.inference_mode()
-    def answer(self, z: Tensor, candidates: Candidates) -> Tensor:
-        """The head's logits [B, C] of encoded images, z [B, d], over the candidates."""
+    def _answer(self, z: Tensor, candidates: Candidates, t: Tensor) -> Tensor:
+        """The head's logits [B, C] of encoded images, z [B, d], over the candidates, whose text features are t [C, d]."""
         if self.head is None:
-            return self.logits(z, candidates.features)
-        return logits_of(self.head, z, Scope(candidates.features.to(z), self.scale, candidates.places))
+            return self.logits(z, t)
+        return logits_of(self.head, z, Scope(t.to(z), self.scale, candidates.places))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = _DTYPES.get(self.precision)
@@ -116,10 +130,11 @@ def choose_device(name: str) -> torch.device:
 def load_model(source: Source, device: torch.device) -> DeployedClip:
     """The model of a run or of an exported folder, on a device, for inference. MulkiError if it cannot be loaded."""
     head = None
+    routes = None
     if source.exported:
         clip, tokenizer, transform = load_export(source.folder)
     else:
-        loaded = load_trained(source)
+        loaded, routes = load_adapted(source)
         clip, tokenizer, transform = loaded.clip, loaded.tokenizer, loaded.transform(train=False)
         state = {} if source.weights is None else _read_state(source.weights)
         head = head_of(source, state, lambda: int(loaded.clip.encode_text(tokenizer([""])).shape[-1]))  # type: ignore[operator]  # open_clip's model
@@ -130,6 +145,7 @@ def load_model(source: Source, device: torch.device) -> DeployedClip:
         device=device,
         precision=source.precision,
         head=None if head is None else head.to(device),
+        routes=routes,
     )
 
 
@@ -138,25 +154,58 @@ def has_head(source: Source) -> bool:
     return bool(source.recipe and not source.exported and source.recipe.model.options.get("head"))
 
 
+def load_adapted(source: Source) -> tuple[LoadedClip, Routes | None]:
+    """The model of a run with its trained weights; with its adapters, and their routes, if they cannot be merged."""
+    assert source.recipe is not None
+    name, options, entries = _model_of(source)
+    if source.weights is None or all_merge(entries):
+        return load_trained(source), None
+    state = _read_state(source.weights)
+    _refuse_added_weights(source.weights, state)
+    with own_file(source, _base(source, name, options)) as weights:
+        loaded = _load_weights(name, options, weights)
+    adapters, own = apply_trained(source, loaded.clip, entries, state)
+    loaded.clip.requires_grad_(False)
+    routes = Routes(loaded.clip, adapters, own)
+    routes.tasks = set(range(len(source.tasks)))
+    return loaded, routes
+
+
+def _model_of(source: Source) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
+    """The name of a run's model, its options, and its adapters."""
+    assert source.recipe is not None
+    options = dict(source.recipe.model.options)
+    options.pop("train", None)
+    entries = options.pop("adapters", [])
+    options.pop("head", None)
+    return source.recipe.model.name, options, entries
+
+
+def _base(source: Source, name: str, options: dict[str, Any]) -> nn.Module:
+    """The model before any training; with random weights if that is quicker and no weight of it is asked for."""
+    ours = name == TINY or ("model", name) not in catalog().parts
+    return load_clip(name, **({"pretrained": "random"} if ours and not _leaves_out(source) else options)).clip
+
+
+def _leaves_out(source: Source) -> bool:
+    """Whether the weights are a checkpoint's that leaves out those that are as pre-trained."""
+    assert source.weights is not None
+    return source.weights.name == WEIGHTS and bool(left_out_of(source.weights))
+
+
 def load_trained(source: Source) -> LoadedClip:
     """The model of a run with its trained weights, adapters merged into them.
 
     MulkiError if a plugin has added weights, which no other code knows, or if an adapter cannot be merged.
     """
-    assert source.recipe is not None
-    name, options = source.recipe.model.name, dict(source.recipe.model.options)
-    options.pop("train", None)
-    entries = options.pop("adapters", [])
-    options.pop("head", None)
+    name, options, entries = _model_of(source)
     if source.weights is None:
         return _load_untrained(source, name, options)
+    refuse_unmerged(entries, source.folder)
     state = _read_state(source.weights)
     _refuse_added_weights(source.weights, state)
-    left_out = source.weights.name == WEIGHTS and left_out_of(source.weights)
-    if source.weights.name == WEIGHTS and (entries or left_out):  # a checkpoint keeps weights and adapters apart
-        ours = name == TINY or ("model", name) not in catalog().parts
-        clip = load_clip(name, **({"pretrained": "random"} if ours and not left_out else options)).clip
-        with merged_file(source, clip, entries, state) as weights:
+    if source.weights.name == WEIGHTS and (entries or _leaves_out(source)):  # weights and adapters are kept apart
+        with merged_file(source, _base(source, name, options), entries, state) as weights:
             return _load_weights(name, options, weights)
     return _load_weights(name, options, source.weights)
 

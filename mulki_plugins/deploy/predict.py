@@ -76,7 +76,7 @@ def _answer(
     prepared = [future.result() for future in futures]
     images = [each for each in prepared if isinstance(each, Tensor)]
     if images:
-        logits = model.answer(model.encode_images(torch.stack(images)), candidates)
+        logits = model.answer_images(torch.stack(images), candidates)
         values, indices = logits.softmax(1).topk(min(top, logits.shape[1]))
         rows = iter(zip(values.tolist(), indices.tolist(), strict=True))
     for image, content in zip(part, prepared, strict=True):

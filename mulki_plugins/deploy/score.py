@@ -62,7 +62,7 @@ def score(
     loader: Any = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=_collate)
     for batch, labels, unreadable in loader:
         if batch is not None:
-            choice = model.answer(model.encode_images(batch), candidates).argmax(1).cpu()
+            choice = model.answer_images(batch, candidates).argmax(1).cpu()
             right += int(accepted[labels, choice].sum())
         left_out += unreadable
         advance(len(labels) + len(unreadable))

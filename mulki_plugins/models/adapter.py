@@ -11,6 +11,8 @@ from torch.nn.utils import parametrize
 
 from mulki_plugins.errors import MulkiError
 
+NO_ROUTE = -1
+"""What `RoutedAdapter.route` answers for an image that no learned task claims."""
 _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original$")
 
 
@@ -47,9 +49,50 @@ class Adapter:
         """Restore what `state_dict` returned, after `before_task` of the tasks that had begun."""
 
 
+class RoutedAdapter(Adapter):
+    """An adapter with routes through the model, such as the experts or the prompts of each task.
+
+    A route is a number of its own choice, at least 0; without a route the adapter is switched off. In training a task's
+    images and sentences take its own route. Elsewhere each image takes the route that its features choose; it is compared
+    with sentences that took the same route. So the answer depends neither on the image's task nor on the other images of
+    the batch, and an image without a route gets exactly the logits of the model as it was loaded.
+
+    A model has at most one such adapter, and nothing else in it may learn (`model.train: adapters`): the features by which
+    images choose must stay what they were.
+    """
+
+    def use(self, clip: nn.Module, route: int | None) -> None:
+        """Let both towers take this route from now on; None switches the adapter off."""
+        raise NotImplementedError
+
+    def route(self, clip: nn.Module, features: Tensor) -> Tensor:
+        """The route of each image, or NO_ROUTE: [B], int64, each from its own row alone.
+
+        features: [B, d], unit norm, of the images with the adapter switched off.
+        """
+        raise NotImplementedError
+
+    def own_route(self, task: int) -> int:
+        """The route that a task takes in training: by default the task's number."""
+        return task
+
+    def learn_route(self, clip: nn.Module, task: int, features: Iterable[Tensor]) -> None:
+        """Learn to recognise the images of a task that has begun, after its `before_task`.
+
+        features: batches [B, d], unit norm, of all its training images in their order, through the evaluation transform and
+        with the adapter switched off. A resumed run reads them again if it goes on within the task.
+        """
+        raise NotImplementedError
+
+
 def plain_name(name: str) -> str:
     """The name of a weight without its parametrization: `attn.parametrizations.w.original` is the plain weight `attn.w`."""
     return _PARAMETRIZED.sub(r"\1", name)
+
+
+def can_merge(adapter: Adapter) -> bool:
+    """Whether an adapter can be merged into plain weights: whether it defines `merge`."""
+    return type(adapter).merge is not Adapter.merge
 
 
 def apply_adapters(clip: nn.Module, adapters: Iterable[Adapter]) -> set[str]:

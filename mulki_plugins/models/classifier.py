@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 
 from mulki_plugins.models.adapter import Adapter, apply_adapters, is_parametrized, merge_adapters, plain_name
 from mulki_plugins.models.head import Head, Headed, Scope, TextHead
+from mulki_plugins.models.routes import Route, Routes
 from mulki_plugins.models.text import HasPrompts, Union, as_prompts, union_of
 from mulki_plugins.models.text_tower import encode_sentences
 from mulki_plugins.models.tokens import Tokens
@@ -107,12 +108,13 @@ class ClipClassifier(Headed, MultiTaskModule):
         self.batch_tasks: Sequence[int] = ()
         """Tasks whose texts the next forward encodes beside those of its batch: of samples that other ranks have."""
         self._requests: dict[object, Request] = {}
-        self._cache: dict[tuple[int, Templates, bool], tuple[tuple[int, ...], Tensor]] = {}
+        self._cache: dict[tuple[int, Templates, bool, Route], tuple[tuple[int, ...], Tensor]] = {}
         self._unions: dict[tuple[int, ...], Union] = {}
         for name, parameter in clip.named_parameters():
             parameter.requires_grad_(_learns(name, train))
         self.adapters = list(adapters)
         self._own = apply_adapters(clip, self.adapters)
+        self.routes = Routes(clip, self.adapters, self._own)
         self._prepared: list[int] = []
         if train == "none":
             clip.requires_grad_(False)
@@ -132,6 +134,7 @@ class ClipClassifier(Headed, MultiTaskModule):
             self.head.before_task(task, len(self.prompts[task].class_names))
             self.train(self.training)  # what has grown may learn in a tower that did not
             self.to(self.clip.logit_scale.device)
+            self.routes.tasks.add(task)
 
     def after_task(self, task: int) -> None:
         """Let the adapters react to the end of a task."""
@@ -164,13 +167,16 @@ class ClipClassifier(Headed, MultiTaskModule):
         task are MASKED. Without task labels: the logits of the only task, or a dict of logits by task id, as Avalanche
         expects of a MultiTaskModule.
         """
-        z = self.encode_image(x)
         if task_labels is None and len(self.prompts) > 1:
-            return {task: self.answer(z, task, self.text_features(task)) for task in range(len(self.prompts))}
+            z, routes = self.routes.encode(self.encode_directly, x)
+            return {task: self._answer_by_route(z, routes, task) for task in range(len(self.prompts))}
         if isinstance(task_labels, Tensor):
             labels = task_labels.tolist() if self.batch_labels is None else self.batch_labels
         else:
             labels = [task_labels or 0] * len(x)
+        if self.routes.adapter is not None and not self.training:
+            return self._logits_by_route(x, labels)
+        z = self.routes.encode_by_task(self.encode_directly, x, labels)
         ids = tuple(sorted({*labels, *self.batch_tasks}))
         texts, requested = self._texts(ids)
         features = Features(image=z, text=texts, task_labels=labels, scale=self.scale, classes=requested)
@@ -195,6 +201,20 @@ class ClipClassifier(Headed, MultiTaskModule):
         if len(indices):
             self._requests[plugin] = Request(tuple(tasks), indices)
 
+    def _answer_by_route(self, z: Tensor, routes: Sequence[Route], task: int) -> Tensor:
+        """Logits [B, C] over a task's classes, each image by the sentences of its route."""
+        return self.routes.select(routes, lambda: self.answer(z, task, self.text_features(task)))
+
+    def _logits_by_route(self, x: Tensor, labels: Sequence[int]) -> Tensor:
+        """What `forward` returns outside of training if an adapter chooses a route for each image."""
+        z, routes = self.routes.encode(self.encode_directly, x)
+        self.image_features, self.image_routes = z.detach(), routes
+        logits = {task: self._answer_by_route(z, routes, task) for task in sorted(set(labels))}
+        out = z.new_full((len(z), max(each.shape[1] for each in logits.values())), MASKED)
+        for row, task in enumerate(labels):
+            out[row, : logits[task].shape[1]] = logits[task][row]
+        return out
+
     def union(self, tasks: Sequence[int]) -> Union:
         """The union of the classes of several tasks, in the order of the tasks.
 
@@ -215,7 +235,11 @@ class ClipClassifier(Headed, MultiTaskModule):
         ]
 
     def encode_image(self, x: Tensor) -> Tensor:
-        """Unit-norm image features [B, d], at least in single precision."""
+        """Unit-norm image features [B, d], at least in single precision; each image by the route that it chooses."""
+        return self.routes.encode(self.encode_directly, x)[0]
+
+    def encode_directly(self, x: Tensor) -> Tensor:
+        """Unit-norm image features [B, d] by the current route; without one, an adapter with routes is switched off."""
         with self._parametrized_once():
             return _unit(self.clip.encode_image(x))
 
@@ -244,7 +268,7 @@ class ClipClassifier(Headed, MultiTaskModule):
         every, gradients = templates == "all", torch.is_grad_enabled()
         if gradients and self._text_learns():
             return self.encode_text(task, all_templates=every)
-        key, version = (task, templates, gradients), self._text_version()
+        key, version = (task, templates, gradients, self.routes.of_texts(task)), self._text_version()
         cached = self._cache.get(key)
         if cached is None or cached[0] != version:
             texts = self.encode_text(task, all_templates=every)
@@ -259,7 +283,7 @@ class ClipClassifier(Headed, MultiTaskModule):
         Features that need a gradient come from one pass of the text tower over all sentences.
         """
         requests = self._requests if self.training else {}
-        together = len(tasks) > 1 or bool(requests)
+        together = (len(tasks) > 1 or bool(requests)) and self.routes.adapter is None  # else each task has a route
         if not together or self.templates_in_use == "all" or not (torch.is_grad_enabled() and self._text_learns()):
             every = {task: self.text_features(task) for task in tasks}
             return every, {plugin: self._requested(request) for plugin, request in requests.items()}
@@ -282,7 +306,9 @@ class ClipClassifier(Headed, MultiTaskModule):
 
         All sentences pass the text tower at once. IndexError for an unknown task.
         """
-        t = self._encode(self._tokens.on(self.clip.logit_scale.device, [task], all_templates), [task], all_templates)
+        tokens = self._tokens.on(self.clip.logit_scale.device, [task], all_templates)
+        with self.routes.taking(self.routes.of_texts(task)):
+            t = self._encode(tokens, [task], all_templates)
         classes = len(self.prompts[task].class_names)
         return _unit(t.reshape(-1, classes, t.shape[1]).mean(0)) if len(t) > classes else t
 

@@ -11,6 +11,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from mulki_plugins.errors import MulkiError
+from mulki_plugins.models.routes import Route, Routes
 from mulki_plugins.models.text import Prompts, Union
 
 HEAD = "head."
@@ -134,6 +135,9 @@ class Headed(nn.Module):
     head: Head
     image_features: Tensor | None = None
     """[B, d] of the batch of the last forward in evaluation mode: `classify` takes them, so nobody encodes it again."""
+    image_routes: Sequence[Route] = ()
+    """Their routes, if an adapter chooses one for each image."""
+    routes: Routes
     _fresh: tuple[Head]
 
     @property
@@ -146,7 +150,7 @@ class Headed(nn.Module):
     def union(self, tasks: Sequence[int]) -> Union:
         raise NotImplementedError
 
-    def encode_image(self, x: Tensor) -> Tensor:
+    def encode_directly(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
     def put_on(self, head: Head) -> None:
@@ -165,18 +169,25 @@ class Headed(nn.Module):
         """The head's logits [B, C] over the classes of one task, whose text features are t [C, d]."""
         return logits_of(self.head, z, Scope(t, self.scale, {task: range(len(t))}))
 
-    def classify(self, z: Tensor, tasks: Sequence[int]) -> Tensor:
-        """Logits [B, C] of encoded images, z [B, d], over the classes of one task, or over the union of those of several."""
-        union, texts = self.union(tasks), torch.cat([self.text_features(task) for task in tasks])
-        scope = Scope(texts[union.first], self.scale, dict(zip(tasks, union.places, strict=True)))
-        return logits_of(self.head, z, scope)
+    def classify(self, z: Tensor, tasks: Sequence[int], routes: Sequence[Route] = ()) -> Tensor:
+        """Logits [B, C] of encoded images, z [B, d], over the classes of one task, or over the union of those of several.
+
+        routes: the images' routes if an adapter chooses them: `classify(model.image_features, tasks, model.image_routes)`.
+        """
+
+        def logits() -> Tensor:
+            union, texts = self.union(tasks), torch.cat([self.text_features(task) for task in tasks])
+            scope = Scope(texts[union.first], self.scale, dict(zip(tasks, union.places, strict=True)))
+            return logits_of(self.head, z, scope)
+
+        return self.routes.select(routes, logits)
 
     def union_logits(self, x: Tensor, tasks: Sequence[int]) -> Tensor:
         """Logits [B, C] of images over the classes of one task, or over the union of those of several."""
-        z = self.encode_image(x)
+        z, routes = self.routes.encode(self.encode_directly, x)
         if not self.training:
-            self.image_features = z.detach()
-        return self.classify(z, tasks)
+            self.image_features, self.image_routes = z.detach(), routes
+        return self.classify(z, tasks, routes)
 
     def make_room(self, weights: Mapping[str, Tensor]) -> None:
         """Give the head's buffers the shapes of kept weights, which are then loaded strictly."""

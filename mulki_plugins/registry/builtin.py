@@ -38,8 +38,10 @@ def mulki_register(register: Register) -> None:
     register.folder("strategies", _yaml_folder("strategies"))
     _register_stages(register)
     _register_baselines(register)
+    register.adapter("experts", "mulki_plugins.adapters.experts:Experts")
     register.adapter("lora", "mulki_plugins.adapters.lora:LoRA")
     register.adapter("null-space", "mulki_plugins.adapters.null_space:NullSpace")
+    register.adapter("prompts", "mulki_plugins.adapters.prompts:ContextPrompts")
     register.head("text", "mulki_plugins.models.head:TextHead")
     register.head("rail", "mulki_plugins.heads.rail:Rail")
     for name, attribute in (("adamw", "adamw"), ("adam", "adam"), ("sgd", "sgd"), ("muon", "Muon")):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.files import in_place_of, link_or_copy
+from mulki_plugins.models.adapter import can_merge
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.models.head import HEAD, TextHead
 from mulki_plugins.models.weights import FINAL, FINAL_HEAD, WEIGHTS
@@ -23,7 +24,8 @@ def write_final_weights(run: Path, tasks: int, model: ClipClassifier) -> None:
     """Write the weights after the last of so many tasks below the run's folder, under open_clip's names.
 
     A checkpoint of that moment holds them already: the file then is a second name for the same bytes on the disk. Adapters
-    are merged into the weights, which the checkpoint keeps apart, and nothing is left out. MulkiError if one cannot be merged.
+    are merged into the weights, which the checkpoint keeps apart, and nothing is left out. Those that cannot be merged stay
+    beside them, under the names that they have in the model; MulkiError if one of them also keeps something outside the model.
     What a head keeps is written beside them.
     """
     if not isinstance(model.head, TextHead):
@@ -31,7 +33,8 @@ def write_final_weights(run: Path, tasks: int, model: ClipClassifier) -> None:
     if not model.adapters and (end := find_end(run, tasks)) is not None and not end.left_out:
         _link(end.path / WEIGHTS, run / FINAL)
         return
-    weights = model.merged_weights() if model.adapters else model.clip.state_dict()
+    apart = not all(map(can_merge, model.adapters)) and not any(adapter.state_dict() for adapter in model.adapters)
+    weights = model.merged_weights() if model.adapters and not apart else model.clip.state_dict()
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     with in_place_of(run / FINAL) as temporary:
         save_file(ready, temporary, metadata={"format": "pt", **model.weights_metadata})

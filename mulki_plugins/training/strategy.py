@@ -27,6 +27,7 @@ from mulki_plugins.training.groups import (
     move_plugin_weights,
 )
 from mulki_plugins.training.precision import matrix_products
+from mulki_plugins.training.routes import learn_routes
 from mulki_plugins.training.step import StepTemplate, calls
 
 _LOGGED_AT = ("before_training_exp", "after_training_iteration", "after_training_exp")
@@ -86,6 +87,7 @@ class ContinualTemplate(StepTemplate):
         self._before_train_dataset_adaptation(**kwargs)  # from here to the plugins as Avalanche does
         self.train_dataset_adaptation(**kwargs)
         self._after_train_dataset_adaptation(**kwargs)
+        learn_routes(self, self._beginning(), workers=int(kwargs.get("num_workers") or 0))
         self.make_train_dataloader(**kwargs)
         self.check_model_and_optimizer(**kwargs)
         self._call("before_training_exp", **kwargs)
