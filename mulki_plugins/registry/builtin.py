@@ -36,6 +36,7 @@ PROVENANCE = Provenance(distribution=OURS, version=_version())
 def mulki_register(register: Register) -> None:
     register.folder("recipes", _yaml_folder("recipes"))
     register.folder("strategies", _yaml_folder("strategies"))
+    register.folder("studies", _yaml_folder("studies"))
     _register_stages(register)
     _register_baselines(register)
     register.adapter("lora", "mulki_plugins.adapters.lora:LoRA")
