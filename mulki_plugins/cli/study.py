@@ -120,8 +120,10 @@ def run(conductor: Conductor, only: tuple[str, ...], **options: Any) -> None:
             echo_note("the other runs wait for the choice of settings; call this again when its runs are done")
             return
     from mulki_plugins.study.conduct import choose_jobs
+    from mulki_plugins.study.tables import results_text
 
-    _run(conductor, choose_jobs(conductor.reported(), only), **options)
+    if _run(conductor, choose_jobs(conductor.reported(), only), **options):
+        _echo_text(results_text(conductor.look(conductor.reported()), conductor.file.study))
 
 
 @study.command()
@@ -141,7 +143,7 @@ def choose(conductor: Conductor, only: tuple[str, ...], **options: Any) -> None:
     jobs = choose_jobs(list(choice_jobs(conductor.file.study)), only)
     _run(conductor, jobs, **options)
     if not options["dry_run"]:
-        click.echo(printable(choice_table(conductor.look(jobs), rule)))
+        _echo_text(choice_table(conductor.look(jobs), rule))
 
 
 @study.command()
@@ -220,12 +222,12 @@ def collect(conductor: Conductor, into: Path | None, figure: Path | None, as_jso
     chosen = choice_table(tried, study_.choice) if study_.choice is not None else ""
     if into is not None:
         write_between_marks(into, {"study": text} | ({"choice": chosen} if chosen else {}))
-    if figure is not None:
+    if figure is not None and lines:
         _draw(conductor, found, figure)
     if as_json:
         echo_json([asdict(state.line) for state in [*found, *tried] if state.line is not None])
     else:
-        click.echo(printable(text))
+        _echo_text(text)
     for what, values in (
         ("versions of the code", {x.code for x in lines}),
         ("types of device", {x.device for x in lines}),
@@ -264,7 +266,7 @@ def cost(conductor: Conductor, into: Path | None, **options: Any) -> None:
     text = cost_table(costs, rule.base)
     if into is not None:
         write_between_marks(into, {"cost": text})
-    click.echo(printable(text))
+    _echo_text(text)
 
 
 def _open(name: str, out: Path, table: Path | None) -> Conductor:
@@ -291,7 +293,7 @@ def _all_jobs(conductor: Conductor) -> list[Job]:
 def _run(
     conductor: Conductor, jobs: Sequence[Job], *, dry_run: bool, no_wait: bool, options: tuple[str, ...], **more: Any
 ) -> bool:
-    """Run what is missing of these; returns whether everything is done. Exits with 1 if a run failed."""
+    """Run what is missing of these; returns whether everything is done. Exits with 1 if a run failed or was cancelled."""
     from mulki_plugins.study.conduct import summary, with_options
     from mulki_plugins.study.slurm import minutes
 
@@ -304,13 +306,17 @@ def _run(
         _print_commands(conductor, jobs)
         return False
     found = conductor.run(jobs, how, wait=not no_wait)
-    failed = [state for state in found if state.status == "failed"]
+    unfinished = [state for state in found if state.status in ("failed", "stopped", "missing")]
     echo_note(summary(found))
-    for state in failed:
-        click.echo(printable(f"error: {state.run.job.title}: {state.reason}"), err=True)
-    if failed:
+    for state in unfinished:
+        click.echo(printable(f"error: {state.run.job.title}: {state.status}: {state.reason}"), err=True)
+    if unfinished:
         raise SystemExit(1)
     return all(state.status == "done" for state in found)
+
+
+def _echo_text(text: str) -> None:
+    click.echo("\n".join(map(printable, text.splitlines())))
 
 
 def _print_commands(conductor: Conductor, jobs: Sequence[Job]) -> None:

@@ -88,6 +88,8 @@ class Conductor:
 
     def run(self, jobs: Sequence[Job], how: Execution, *, wait: bool = True) -> list[State]:
         """Run what is missing of these. Returns how far each is in the end. MulkiError if another process runs the study."""
+        if os.name != "posix":
+            raise MulkiError("mulki study runs on Linux and macOS only", "`--dry-run` prints the commands of its runs")
         with self._alone():
             found = self.collect(jobs)
             self.say(summary(found))

@@ -43,10 +43,8 @@ def gpu_rooms(gpus: Sequence[str], per_run: int, threads: int | None, cores: int
     """The GPUs in groups of `per_run`, with the cores shared out. MulkiError if there are too few."""
     groups = [tuple(gpus[i : i + per_run]) for i in range(0, len(gpus) - per_run + 1, per_run)]
     if not groups:
-        found = f"{len(gpus)} GPUs" if len(gpus) != 1 else "one GPU"
-        raise MulkiError(
-            f"--on gpus: this machine shows {found or 'none'}, and a run needs {per_run}", "use --on local"
-        )
+        message = f"--on gpus: a run needs {per_run}, and this machine shows {len(gpus) or 'none'}"
+        raise MulkiError(message, "use --on local, or fewer with --gpus-per-run")
     return [Room(threads=threads or max(1, cores // len(groups) // per_run), gpus=group) for group in groups]
 
 

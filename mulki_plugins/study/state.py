@@ -109,10 +109,11 @@ def states(
     runs: Sequence[PlannedRun], root: Path, lines: Sequence[Line], device: str, queued: Mapping[str, str] | None = None
 ) -> list[State]:
     """The state of each run. lines: of earlier tables. queued: by the key of a run what Slurm says of it."""
-    return [_state(run, files_of(root, run), lines, device, queued or {}) for run in runs]
+    return [_state(run, root, lines, device, queued or {}) for run in runs]
 
 
-def _state(run: PlannedRun, files: JobFiles, lines: Sequence[Line], device: str, queued: Mapping[str, str]) -> State:
+def _state(run: PlannedRun, root: Path, lines: Sequence[Line], device: str, queued: Mapping[str, str]) -> State:
+    files = files_of(root, run)
     if (line := find_line(run, lines, device)) is not None:
         return State(run=run, status="done", line=line)
     result = result_of(run)
@@ -124,10 +125,16 @@ def _state(run: PlannedRun, files: JobFiles, lines: Sequence[Line], device: str,
     if run.key in queued:
         slurm = queued[run.key]
         return State(run=run, status="running" if slurm.startswith("RUNNING") else "waiting", reason=f"Slurm: {slurm}")
+    if record.get("fingerprint", run.fingerprint) not in run.known:  # of a run with other settings
+        record = {}
     if result is None and not record:
         return State(run=run, status="missing")
     if record.get("cancelled") or (result is not None and result.status == "stopped"):
         return State(run=run, status="stopped", reason="resumes when the study runs again")
+    if "slurm" in record and not record.get("began"):
+        return State(
+            run=run, status="failed", reason=f"its job ended before the run began; see {root / 'slurm' / 'logs'}"
+        )
     if record.get("exit") in (None, 0) and (result is None or result.status != "failed"):
         return State(run=run, status="stopped", reason="its process ended without a result")
     return State(run=run, status="failed", reason=_explain(files, record, result))
