@@ -80,11 +80,14 @@ def test_the_stream_of_folders_is_valid():
 
 
 def test_every_yaml_block_fits_the_schema():
-    schema = json.loads((ROOT / "recipes" / "recipe.schema.json").read_text("utf-8"))
-    validator = jsonschema.Draft202012Validator(schema)
+    recipe, study = (
+        jsonschema.Draft202012Validator(json.loads((ROOT / name).read_text("utf-8")))
+        for name in ("recipes/recipe.schema.json", "studies/study.schema.json")
+    )
     blocks = blocks_in("yaml")
     assert len(blocks) >= 2
     for text in blocks:
+        validator = study if "recipes:" in text else recipe
         errors = [error.message for error in validator.iter_errors(parse_yaml(text, "page").value)]
         missing = "(name|model|strategy|train)' is a required"
         assert [message for message in errors if not re.search(missing, message)] == [], text
@@ -112,6 +115,8 @@ def test_every_command_works(page):
     if not any("new recipe" in command for command in commands):
         [recipe] = [block for block in blocks_in("yaml") if "name: mine" in block]
         Path("mine.yaml").write_text(recipe)
+    for text in (text for language, text in blocks_of(page) if language == "yaml" and "recipes:" in text):
+        Path(f"{parse_yaml(text, 'page').value['name']}.yaml").write_text(text)
     for command in commands:
         assert not re.search(r"[\[{*?]", re.sub(r"'[^']*'", "", command)), "some shells expand it without quotes"
         words = shlex.split(command)[1:]
@@ -129,7 +134,7 @@ def test_every_command_works(page):
         )
         if words[0] in after_a_run or (words[0] == "data" and "mine.yaml" not in words):
             words = [*words[: 2 if words[0] == "data" else 1], "--help"]
-        if words[0] == "run":
+        if words[0] == "run" or (words[0] == "study" and words[1] not in main.commands["study"].commands):
             words.append("--dry-run")
         done = CliRunner().invoke(main, words)
         assert done.exit_code == 0, (command, done.output)

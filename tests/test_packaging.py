@@ -17,7 +17,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):
         for p in (ROOT / "mulki_plugins").rglob("*")
         if p.is_file() and "__pycache__" not in p.parts
     }
-    for kind in ("recipes", "strategies"):
+    for kind in ("recipes", "strategies", "studies"):
         expected |= {
             f"mulki_plugins/{kind}/{p.name}" for p in (ROOT / kind).iterdir() if p.suffix in (".yaml", ".json")
         }

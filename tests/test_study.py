@@ -1,37 +1,38 @@
-"""The study's tool: what it plans, that it goes on where it stopped, and what it writes."""
+"""`mulki study`: what it plans, that it runs only what is missing and each run once, and what it writes."""
 
 import csv
-import importlib.util
-import multiprocessing
+import json
 import os
 import signal
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
+from mulki_plugins.cli import main
+from mulki_plugins.files import is_locked
+from mulki_plugins.recipe.settings import fingerprint, known_fingerprints
 from mulki_plugins.registry.catalog import Catalog, Provenance
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.register import Register
 from mulki_plugins.streams import TaskStream
 from mulki_plugins.streams.mini.stream import ORDERS
+from mulki_plugins.study import execute, launch, state
+from mulki_plugins.study.conduct import seconds_left
+from mulki_plugins.study.plan import choice_jobs, plan_run, reported_jobs
+from mulki_plugins.study.read import read_study
+from mulki_plugins.study.state import JobFiles, State, held
+from mulki_plugins.study.table import Line, find_line, read_lines, write_lines
+from mulki_plugins.study.tables import cost_table
 from tests.conftest import small_stream
 
 ROOT = Path(__file__).parent.parent
-TOOLS = ROOT / "tools"
-
-
-@pytest.fixture(scope="module")
-def study():
-    sys.path.insert(0, str(TOOLS))
-    spec = importlib.util.spec_from_file_location("study", TOOLS / "study.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["study"] = module
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(TOOLS))
 
 
 def ordered_stream(*, tasks: list[str] | None = None, order: str | list[str] = "I", evaluate_on: str = "test"):
@@ -43,19 +44,57 @@ def ordered_stream(*, tasks: list[str] | None = None, order: str | list[str] = "
     return TaskStream(name="ordered", tasks=tuple(small[name] for name in names))
 
 
+class Forked:
+    """A run's process that shares the test's libraries and parts: as `subprocess.Popen`, without the seconds of imports."""
+
+    def __init__(self, words, env, log):
+        self.returncode = None
+        self.pid = os.fork()
+        if self.pid:
+            return
+        os.setsid()
+        for descriptor in (1, 2):
+            os.dup2(log, descriptor)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        os.environ.update(env)
+        torch.set_num_threads(1)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        code = 1
+        try:
+            main.main(list(words[words.index("mulki_plugins") + 1 :]), prog_name="mulki")
+        except SystemExit as end:
+            code = end.code or 0
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def poll(self):
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+
 @pytest.fixture
-def plan(study, tmp_path, small_parts, monkeypatch):
+def in_forks(monkeypatch):
+    """Runs begin as forks of this process. Yields their command lines."""
+    started = []
+
+    def start(words, env, log, lock):
+        started.append((words, env))
+        return Forked(words, env, log)
+
+    monkeypatch.setattr(launch, "start_process", start)
+    monkeypatch.setattr(execute, "POLL", 0.02)
+    return started
+
+
+@pytest.fixture
+def small_study(tmp_path, small_parts, monkeypatch):
     """Two strategies on two small tasks in two orders, with an ablation; each run takes about a second."""
-    import study_jobs
-
-    monkeypatch.setattr(study_jobs, "_context", lambda: multiprocessing.get_context("fork"))  # they see `ordered` too
-    quiet_run = study_jobs.quiet_run
-
-    def with_descriptor(*arguments):
-        sys.stderr = sys.__stderr__  # the forked process inherits the test runner's, which has no descriptor
-        return quiet_run(*arguments)
-
-    monkeypatch.setattr(study_jobs, "quiet_run", with_descriptor)
     parts = Catalog()
     register = Register(parts, Provenance(distribution="mulki", version=""))
     register.stream("ordered", ordered_stream, summary="small tasks in an order")
@@ -65,162 +104,510 @@ def plan(study, tmp_path, small_parts, monkeypatch):
     recipe["stream"] = {"name": "ordered", "tasks": ["first", "second"]}
     recipe["model"] = {"name": "small-clip"}
     recipe["train"] |= {"iterations": 2, "batch_size": 4, "schedule": {"warmup": 0}}
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe))
-    said = {
-        "recipe": str(tmp_path / "small.yaml"),
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe | {"name": "small"}))
+    monkeypatch.chdir(tmp_path)
+    return {
+        "name": "tried",
+        "recipes": ["small.yaml"],
+        "device": "cpu",
+        "settings": ["loggers=[]"],
         "orders": {"I": "I", "random": ["second", "first"]},
-        "many": ["mulki", "finetune"],
-        "few": ["lwf"],
-        "seeds": {"I": {"many": [0, 1], "few": []}, "random": {"many": [0], "few": []}},
-        "once": ["zero-shot"],
-        "alone": {"stream": "mtil-mini", "strategy": "finetune", "seeds": []},
-        "ablation": {
-            "strategy": "mulki", "seeds": [0], "without": {"without adding": ["adding"]},
-            "changed": {"only the previous teacher": ["strategy.teachers.use=previous"]},
+        "parts": {
+            "study": {
+                "title": "Order {order}",
+                "runs": [
+                    {"strategies": ["zero-shot"], "orders": ["I", "random"], "in_tables": False},
+                    {"strategies": ["mulki", "finetune"], "orders": ["I"], "seeds": [0, 1]},
+                    {"strategies": ["mulki", "finetune"], "orders": ["random"]},
+                ],
+            },
+            "ablation": {
+                "beside": {"part": "study", "label": "mulki"},
+                "runs": [
+                    {
+                        "strategies": ["mulki"],
+                        "orders": ["I"],
+                        "variants": {
+                            "without adding": {"without": ["adding"]},
+                            "only the previous teacher": {"settings": ["strategy.teachers.use=previous"]},
+                        },
+                    }
+                ],
+            },
         },
-        "choice": {"seed": 9, "settings": {"wise-ft": [["strategy.connecting.inter=0.1"], ["strategy.connecting.inter=0.9"]]}},
+        "choice": {
+            "seed": 9,
+            "settings": {"wise-ft": [["strategy.connecting.inter=0.1"], ["strategy.connecting.inter=0.9"]]},
+        },
     }  # fmt: skip
-    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(said))
-    return tmp_path / "plan.yaml"
 
 
-def invoke(study, plan, *words):
-    folder = plan.parent
-    result = CliRunner().invoke(study.main, ["--plan", str(plan), "--table", str(folder / "runs.csv"), *words])
-    assert result.exit_code == 0, result.output
-    return result
+def mulki(*words, status=0):
+    done = CliRunner().invoke(main, ["study", *map(str, words)])
+    assert done.exit_code == status, done.output
+    return done
 
 
-def test_the_shipped_plan_covers_what_is_promised(study):
-    import study_jobs
+def written(study, name="tried.yaml"):
+    Path(name).write_text(yaml.safe_dump(study, sort_keys=False))
+    return name
 
-    plan = yaml.safe_load((TOOLS / "study.yaml").read_text())
-    jobs = list(study.planned(plan))
-    assert len({(j.part, j.order, j.label, j.seed) for j in jobs}) == len(jobs)
+
+def rows(path="runs/studies/tried/study.csv"):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+# The study of docs/results.md
+
+
+def test_the_shipped_study_covers_what_is_promised():
+    study = read_study("mini").study
+    jobs = list(reported_jobs(study))
+    assert len({(j.part, j.order, j.label, j.seed) for j in jobs}) == len(jobs) == 136
     count = {}
     for job in jobs:
         count[job.part, job.order, job.label] = count.get((job.part, job.order, job.label), 0) + 1
     for name in ("mulki", "finetune", "lwf", "wise-ft", "weight-ensemble", "snd", "zscl"):
         assert count["study", "I", name] >= 5
         assert min(count["study", "II", name], count["study", "random", name]) >= 3
-    assert all(count["study", order, "zero-shot"] == 1 for order in plan["orders"])
+    assert all(count["study", order, "zero-shot"] == 1 for order in study.orders)
     assert sum(part == "alone" for part, _, _ in count) == 11
     for name in ("joint", "lwf-vr", "l2", "icarl", "ewc", "replay", "si", "mas"):
         assert count["study", "I", name] >= 3
-    assert sorted(plan["orders"]["random"]) == sorted(catalog().find("stream", "mtil-mini").tasks)
-    assert plan["orders"]["random"] not in (list(ORDERS["I"]), list(ORDERS["II"]))
-    for job in [*jobs, *study.choices(plan)]:
-        recipe = study_jobs.resolved(plan, job).recipe
+    assert sorted(study.orders["random"]) == sorted(catalog().find("stream", "mtil-mini").tasks)
+    assert study.orders["random"] not in (list(ORDERS["I"]), list(ORDERS["II"]))
+    for job in [*jobs, *choice_jobs(study)]:
+        recipe = plan_run(job, Path()).recipe
         assert recipe.seeds == [job.seed]
         assert recipe.stream.options["evaluate_on"] == ("validation" if job.part == "choice" else "test")
-    reported = {job.seed for job in jobs}
-    assert plan["choice"]["seed"] not in reported
-    budgets = {len(settings) for settings in plan["choice"]["settings"].values()}
-    assert budgets == {4, 5}, "every method is given as many settings, and one more where the best lay at their edge"
+    assert {len(settings) for settings in study.choice.settings.values()} == {4, 5}, (
+        "every method is given as many settings, and one more where the best lay at their edge"
+    )
 
 
-def test_runs_what_is_missing_and_reports(study, plan, no_slow_output):
-    folder = plan.parent
-    out = ("--out", str(folder / "out"), "--jobs", "1")
-    assert "10 are missing" in invoke(study, plan, "run", "--dry-run", *out).output
-    invoke(study, plan, "run", "--only", "study", "--only", "random", *out)
-    with (folder / "runs.csv").open() as file:
-        first = list(csv.DictReader(file))
-    assert [row["label"] for row in first] == ["zero-shot", "mulki", "finetune"]
-    assert {row["order"] for row in first} == {"random"}
-    assert "3 runs are there, 7 are missing" in invoke(study, plan, "run", *out).output
-    assert "10 runs are there, 0 are missing" in invoke(study, plan, "run", *out).output
-    marks = "<!-- study: begin -->\nold\n<!-- study: end -->\n<!-- choice: begin -->\n<!-- choice: end -->\n"
-    (folder / "results.md").write_text(f"Before.\n{marks}After.\n")
-    no_slow_output.undo()  # the report's figure is real
-    table = invoke(study, plan, "report").output
-    document = (folder / "results.md").read_text()
+def test_what_was_measured_is_not_measured_again(tmp_path):
+    """Of 136 runs the documentation says that 7 are still to come; all 55 candidates have been tried."""
+    counts = json.loads(mulki("status", "mini", "--out", tmp_path, "--json").stdout)["counts"]
+    assert counts == {"done": 129, "missing": 7}
+    study = read_study("mini")
+    lines = read_lines(study.measured)
+    tried = [plan_run(job, tmp_path) for job in choice_jobs(study.study)]
+    assert all(find_line(run, lines, "cpu") for run in tried)
+    assert not any(find_line(run, lines, "cuda") for run in tried), "a line of a CPU is no line of a GPU"
+
+
+def test_a_line_of_an_earlier_version_is_known_by_its_options():
+    study = read_study("mini").study
+    job = next(job for job in reported_jobs(study) if job.label == "mulki")
+    recipe = plan_run(job, Path()).recipe
+    known = known_fingerprints(recipe)
+    assert {"013621680752", fingerprint(recipe)} <= known, "as docs/study.csv has it, and as it is now"
+    [connecting] = [entry for entry in recipe.strategy.plugins if entry.name == "connecting"]
+    connecting.options["initial"] = 0.1
+    assert "013621680752" not in known_fingerprints(recipe), "an option that changes the numbers makes another run"
+    connecting.options["initial"] = 0.0
+
+
+def test_the_tables_of_the_documentation_come_from_its_lines(tmp_path):
+    document = tmp_path / "results.md"
+    document.write_text((ROOT / "docs" / "results.md").read_text())
+    mulki("collect", "mini", "--out", tmp_path, "--into", document)
+    assert document.read_text() == (ROOT / "docs" / "results.md").read_text()
+
+
+# Running
+
+
+def test_runs_what_is_missing_and_collects(small_study, in_forks, no_slow_output):
+    name = written(small_study)
+    planned = mulki(name, "--dry-run").stdout.splitlines()
+    assert len(planned) == 10
+    assert all(line.startswith("mulki run small.yaml --strategy ") for line in planned)
+    mulki(name, "--only", "study", "--only", "random", "--processes", "1", "--threads", "1")
+    assert [row["label"] for row in rows()] == ["zero-shot", "mulki", "finetune"]
+    assert {row["order"] for row in rows()} == {"random"}
+    done = mulki(name, "--processes", "2", "--threads", "1")
+    assert "10 runs: 3 done, 7 missing" in done.stderr
+    assert "10 runs: 10 done" in done.stderr
+    assert len(in_forks) == 10
+    assert {env["OMP_NUM_THREADS"] for _, env in in_forks} == {"1"}
+    mulki(name)
+    assert len(in_forks) == 10, "nothing runs twice"
+    assert len(rows()) == 10
+    Path("results.md").write_text(
+        "Before.\n<!-- study: begin -->\nold\n<!-- study: end -->\n<!-- choice: begin -->\n<!-- choice: end -->\nAfter.\n"
+    )
+    no_slow_output.undo()  # the figure is real
+    table = mulki("collect", name, "--into", "results.md", "--figure", "study.png").stdout
+    document = Path("results.md").read_text()
     assert document.startswith("Before.\n")
     assert document.endswith("After.\n")
     assert "old" not in document
-    assert "| setting | Transfer |" in document
     assert "| without adding | 1 |" in document
-    assert "Zero-shot: " in document
     assert "| only the previous teacher | 1 |" in table
-    assert (folder / "study.png").stat().st_size > 10_000
-    with (folder / "runs.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    mulki = [row for row in rows if (row["part"], row["order"], row["label"]) == ("study", "I", "mulki")]
-    mean = sum(float(row["last"]) for row in mulki) / 2
-    line = next(line for line in table.splitlines() if line.startswith("| mulki | 2"))
-    assert f"{mean:.1f} ±" in line
-    assert float(mulki[0]["memory"]) > 100
-    assert float(mulki[0]["seconds"]) > 0
-    changed = yaml.safe_load(plan.read_text())
-    changed["ablation"]["changed"]["only the previous teacher"] = ["strategy.teachers.use=initial"]
-    plan.write_text(yaml.safe_dump(changed))
-    assert "9 runs are there, 1 are missing" in invoke(study, plan, "run", "--dry-run", *out).output
-
-
-def test_chooses_on_validation_images(study, plan):
-    out = ("--out", str(plan.parent / "out"), "--jobs", "2")
-    output = invoke(study, plan, "choose", *out).output
-    rows = [line for line in output.splitlines() if line.startswith("| wise-ft:")]
-    assert len(rows) == 2
-    assert float(rows[0].split("|")[5]) >= float(rows[1].split("|")[5])
-
-
-def test_a_run_that_fails_ends_no_other(study, plan):
-    changed = yaml.safe_load(plan.read_text())
-    changed["once"] = []
-    changed["many"] = ["finetune"]
-    changed["seeds"] = {"I": {"many": [0], "few": []}, "random": {"many": [], "few": []}}
-    changed["ablation"] |= {"without": {}, "changed": {"broken": ["device=cuda:7"]}}
-    plan.write_text(yaml.safe_dump(changed))
-    output = invoke(study, plan, "run", "--out", str(plan.parent / "out"), "--jobs", "1").output
-    assert "broken seed 0: FAILED: $.device: cuda:7 is not on this machine" in output
-    assert "1 runs are there, 1 are missing" in invoke(study, plan, "run", "--dry-run").output
-
-
-def test_a_killed_run_ends_no_other(study, plan, monkeypatch):
-    """A process that dies takes only its own run with it."""
-    import study_jobs
-
-    jobs = [
-        study_jobs.Job(part="study", order="I", label=name, seed=0, strategy=name) for name in ("finetune", "zero-shot")
+    assert Path("study.png").stat().st_size > 10_000
+    mulki_rows = [row for row in rows() if (row["part"], row["order"], row["label"]) == ("study", "I", "mulki")]
+    mean = sum(float(row["last"]) for row in mulki_rows) / 2
+    assert f"{mean:.1f} ±" in next(line for line in table.splitlines() if line.startswith("| mulki | 2"))
+    assert float(mulki_rows[0]["memory"]) > 100
+    assert float(mulki_rows[0]["seconds"]) > 0
+    small_study["parts"]["ablation"]["runs"][0]["variants"]["only the previous teacher"]["settings"] = [
+        "strategy.teachers.use=initial"
     ]
-    monkeypatch.setattr(study_jobs, "undisturbed", study_jobs.run_job, raising=False)
-    monkeypatch.setattr(study_jobs, "run_job", dying)
-    study_jobs.work_off(yaml.safe_load(plan.read_text()), jobs, plan.parent / "runs.csv", plan.parent / "out", 2, 1)
-    with (plan.parent / "runs.csv").open() as file:
-        assert [row["label"] for row in csv.DictReader(file)] == ["zero-shot"]
+    assert "10 runs: 9 done, 1 missing" in mulki(written(small_study), "--dry-run").stderr
 
 
-def dying(plan, job, out, threads):
-    import study_jobs
-
-    if job.label == "finetune":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return study_jobs.undisturbed(plan, job, out, threads)
-
-
-def test_only_what_there_is(study, plan):
-    result = CliRunner().invoke(study.main, ["--plan", str(plan), "run", "--only", "mulkee"])
-    assert result.exit_code == 2
-    assert "no run is of mulkee" in result.output
+def test_a_lost_table_is_collected_again(small_study, in_forks):
+    name = written(small_study)
+    mulki(name, "--only", "zero-shot")
+    before = sorted(rows(), key=str)
+    Path("runs/studies/tried/study.csv").unlink()
+    mulki("collect", name)
+    assert sorted(rows(), key=str) == before
+    mulki("collect", name, "--table", "other.csv")
+    assert sorted(rows("other.csv"), key=str) == before
 
 
-def test_a_line_of_another_device_is_no_line_of_this_one(study, plan):
-    import study_jobs
-    from study_report import Line
-
-    said = yaml.safe_load(plan.read_text())
-    job = next(iter(study.planned(said)))
-    recipe = study_jobs.resolved(said, job).recipe
-    from mulki_plugins.training.provenance import fingerprint
-
-    common = {"part": job.part, "order": job.order, "label": job.label, "seed": job.seed, "code": ""}
-    here, there = (Line(**common, fingerprint=fingerprint(recipe), device=d, last=50.0) for d in ("cpu", "tpu"))
-    assert study.missing(said, [job], [there])[0] == [job]
-    assert study.missing(said, [job], [there, here]) == ([], [here])
+def test_the_same_numbers_as_the_run_of_the_command_line(small_study, in_forks):
+    name = written(small_study)
+    mulki(name, "--only", "finetune", "--only", "seed-1")
+    words = next(line for line in mulki(name, "--dry-run", "--only", "zero-shot", "--out", "x").stdout.splitlines())
+    assert " --seed 0 --out x/tried/study/I --name zero-shot" in words
+    alone = ["run", "small.yaml", "--strategy", "finetune", "--seed", "1", "--set", "stream.order=I", "--out", "alone"]
+    assert CliRunner().invoke(main, alone).exit_code == 0
+    [result] = Path("alone").rglob("result.json")
+    assert float(rows()[0]["last"]) == round(json.loads(result.read_text())["metrics"]["last"], 4)
 
 
-def test_costs_are_ratios(study):
-    table = study.cost_table({"finetune": [(2.0, 100.0), (4.0, 100.0)], "mulki": [(3.0, 110.0), (8.0, 110.0)]})
+def test_chooses_by_the_rule(small_study, in_forks):
+    table = mulki("choose", written(small_study), "--processes", "2").stdout
+    found = [row for row in table.splitlines() if row.startswith("| wise-ft:")]
+    assert len(found) == 2
+    means = [float(row.split("|")[5]) for row in found]
+    assert means == sorted(means, reverse=True)
+    assert {row["part"] for row in rows()} == {"choice"}
+
+
+def test_the_chosen_settings_are_applied(small_study, in_forks):
+    small_study["choice"]["apply"] = True
+    small_study["parts"] = {"study": {"runs": [{"strategies": ["wise-ft", "finetune"], "orders": ["I"]}]}}
+    name = written(small_study)
+    assert len(mulki(name, "--dry-run", "--only", "study").stdout.splitlines()) == 1, "wise-ft waits for its settings"
+    table = mulki("choose", name).stdout
+    best = next(row for row in table.splitlines() if row.startswith("| wise-ft:")).split("|")[1].split(": ")[1].strip()
+    mulki(name)
+    [recipe] = Path("runs/studies/tried/study").rglob("wise-ft/seed-0/recipe.yaml")
+    [stack] = yaml.safe_load(recipe.read_text())["strategy"]["plugins"]
+    assert stack["connecting"]["inter"] == float(best.rpartition("=")[2])
+
+
+def test_a_run_that_fails_ends_no_other(small_study, in_forks):
+    small_study["parts"] = {
+        "study": {
+            "runs": [{"strategies": ["finetune"], "orders": ["I"], "variants": {"broken": {"settings": ["device=cuda:7"]}}}]
+        },
+        "more": {"runs": [{"strategies": ["finetune"], "orders": ["I"]}]},
+    }  # fmt: skip
+    del small_study["device"]
+    name = written(small_study)
+    failed = mulki(name, "--processes", "1", status=1)
+    reason = "$.device: cuda:7 is not on this machine"
+    assert f"study I broken seed 0: FAILED: {reason}" in failed.stderr
+    assert "2 runs: 1 done, 1 failed" in failed.stderr
+    shown = mulki("status", name).stdout
+    assert "2 runs: 1 done, 1 failed" in shown
+    assert reason in shown
+    data = json.loads(mulki("status", name, "--json").stdout)
+    assert data["counts"] == {"done": 1, "failed": 1}
+    assert next(run["reason"] for run in data["runs"] if run["status"] == "failed").startswith(reason)
+
+
+def test_a_killed_run_ends_no_other(small_study, in_forks, monkeypatch):
+    """A process that dies takes only its own run with it, and the run is started again by the next call."""
+    forked = Forked.__init__
+
+    def dying(self, words, env, log):
+        forked(self, words, env, log)
+        if "finetune" in words:
+            os.kill(self.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(Forked, "__init__", dying)
+    small_study["parts"] = {"study": {"runs": [{"strategies": ["finetune", "zero-shot"], "orders": ["I"]}]}}
+    name = written(small_study)
+    assert "was ended by SIGKILL" in mulki(name, "--processes", "2", status=1).stderr
+    assert [row["label"] for row in rows()] == ["zero-shot"]
+    monkeypatch.setattr(Forked, "__init__", forked)
+    mulki(name)
+    assert {row["label"] for row in rows()} == {"zero-shot", "finetune"}
+
+
+def test_a_changed_setting_moves_the_earlier_run_aside(small_study, in_forks):
+    small_study["parts"] = {"study": {"runs": [{"strategies": ["finetune"], "orders": ["I"]}]}}
+    mulki(written(small_study))
+    small_study["settings"].append("train.iterations=3")
+    mulki(written(small_study))
+    runs = Path("runs/studies/tried/study/I/small/finetune")
+    assert sorted(path.name for path in runs.iterdir()) == ["seed-0", "seed-0.before-1"]
+    assert len({row["fingerprint"] for row in rows()}) == 2
+
+
+# Interrupted, adopted, cancelled
+
+
+def test_runs_of_a_study_that_was_killed_are_picked_up(small_study, in_forks):
+    """The lock of a run is its process's: a second study waits for it and starts nothing."""
+    small_study["parts"] = {"study": {"runs": [{"strategies": ["finetune"], "orders": ["I"]}]}}
+    name = written(small_study)
+    study = read_study(name).study
+    run = plan_run(next(reported_jobs(study)), Path("runs/studies/tried"))
+    files = state.files_of(Path("runs/studies/tried"), run)
+    with held(files.lock) as lock:
+        assert lock is not None
+        orphan = subprocess.Popen(["sleep", "2"], pass_fds=(lock,))
+    files.write(began="x", pid=orphan.pid, host=socket.gethostname(), exit=None)
+    assert is_locked(files.lock), "the process holds it, not this one"
+    shown = mulki("status", name).stdout
+    assert f"process {orphan.pid} on {socket.gethostname()}" in shown
+    again = mulki(name, status=1)
+    assert "1 run: 1 running" in again.stderr
+    assert "its process ended without a result" in again.stderr
+    assert not in_forks, "the study has waited, and started nothing"
+    orphan.wait()
+    mulki(name)
+    assert len(in_forks) == 1
+
+
+def test_two_studies_at_once_are_refused(small_study, in_forks):
+    name = written(small_study)
+    jobs = Path("runs/studies/tried/jobs")
+    with held(jobs / "study.lock") as lock:
+        assert lock is not None
+        (jobs / "runner.json").write_text(json.dumps({"pid": 42, "host": "elsewhere"}))
+        refused = mulki(name, status=2)
+        assert "process 42 on elsewhere is running this study" in refused.stderr
+        assert "process 42 on elsewhere is running this study" in mulki("status", name).stdout
+        assert mulki("cancel", name).stdout == "cancelled 0 runs\n", "a process elsewhere gets no signal from here"
+    assert not in_forks
+
+
+def test_cancel_stops_the_process_of_a_run(small_study):
+    small_study["parts"] = {"study": {"runs": [{"strategies": ["finetune"], "orders": ["I"], "seeds": [0, 1]}]}}
+    name, root = written(small_study), Path("runs/studies/tried")
+    started = []
+    for job in reported_jobs(read_study(name).study):
+        files = state.files_of(root, plan_run(job, root))
+        with held(files.lock) as lock:
+            process = subprocess.Popen(["sleep", "60"], pass_fds=(lock,), start_new_session=True)
+        files.write(began="x", pid=process.pid, host=socket.gethostname(), exit=None)
+        started.append(process)
+    assert mulki("cancel", name, "--only", "seed-1").stdout == "cancelled 1 run\n"
+    assert started[1].wait(10) == -signal.SIGTERM
+    assert started[0].poll() is None
+    assert "1 running, 1 stopped" in mulki("status", name).stdout
+    assert mulki("cancel", name).stdout == "cancelled 1 run\n"
+    assert started[0].wait(10) == -signal.SIGTERM
+
+
+def test_a_signal_stops_the_runs_and_the_next_call_goes_on(small_study, in_forks):
+    small_study["settings"] += ["train.iterations=4000"]
+    small_study["parts"] = {"study": {"runs": [{"strategies": ["finetune"], "orders": ["I"]}]}}
+    name = written(small_study)
+    child = os.fork()
+    if not child:  # the study in a process of its own, which gets the signal
+        os.setsid()
+        code = CliRunner().invoke(main, ["study", name]).exit_code
+        os._exit(code)
+    checkpoints = Path("runs/studies/tried/study/I/small/finetune/seed-0/checkpoints")
+    deadline = time.monotonic() + 60
+    while not checkpoints.is_dir() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGTERM
+    assert "1 stopped" in mulki("status", name).stdout
+    assert any("step" in path.name for path in checkpoints.iterdir()), "it stopped with a checkpoint within the task"
+    [run] = [state.files_of(Path("runs/studies/tried"), plan_run(j, Path("runs/studies/tried"))) for j in _jobs(name)]
+    assert run.read()["exit"] == 128 + signal.SIGTERM
+
+
+def _jobs(name):
+    return list(reported_jobs(read_study(name).study))
+
+
+# Where runs go
+
+
+def test_rooms_share_out_the_machine():
+    threads = [room.threads for room in execute.local_rooms(None, None, 8, False)]
+    assert threads == [1] * 8
+    assert [room.threads for room in execute.local_rooms(3, None, 8, False)] == [2, 2, 2]
+    assert [room.threads for room in execute.local_rooms(None, 4, 8, False)] == [4, 4]
+    assert [room.threads for room in execute.local_rooms(None, None, 8, True)] == [8], (
+        "one GPU is not shared by default"
+    )
+    rooms = execute.gpu_rooms(["0", "1", "GPU-3", "5"], 2, None, 16)
+    assert [(room.gpus, room.threads) for room in rooms] == [(("0", "1"), 4), (("GPU-3", "5"), 4)]
+    with pytest.raises(execute.MulkiError, match="a run needs 2, and this machine shows 1"):
+        execute.gpu_rooms(["0"], 2, None, 16)
+
+
+def test_each_gpu_gets_a_run(small_study, in_forks, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    mulki(written(small_study), "--on", "gpus", "--only", "random")
+    assert {env["CUDA_VISIBLE_DEVICES"] for _, env in in_forks} == {"2", "3"}
+    assert len(in_forks) == 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "this machine shows none" in mulki("tried.yaml", "--on", "gpus", "--only", "I", status=2).stderr
+
+
+def test_several_gpus_share_a_run_through_torchrun(small_study):
+    run = plan_run(_jobs(written(small_study))[0], Path("out"))
+    words = launch.command(run, 4)
+    assert words[:6] == [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "4", "--standalone"]
+    assert words[6:9] == ["-m", "mulki_plugins", "run"]
+    meeting = launch.Rendezvous(nodes=2, host="node-1", port=20_001, job="17")
+    words = launch.command(run, 4, meeting)
+    assert words[words.index("--nnodes") + 1] == "2"
+    assert words[words.index("--rdzv-endpoint") + 1] == "node-1:20001"
+    assert "--resume" not in words, "there is no folder to continue"
+
+
+def test_the_time_left_is_counted_from_finished_runs(small_study):
+    jobs = _jobs(written(small_study))
+    runs = {(run.job.label, run.job.order, run.job.seed): run for run in (plan_run(j, Path("none")) for j in jobs)}
+
+    def finished(label, seconds):
+        run = runs[label, "I", 0]
+        line = Line(
+            part="study", order="I", label=label, seed=0, fingerprint="", device="cpu", code="", seconds=seconds
+        )
+        return State(run=run, status="done", line=line)
+
+    left = [State(run=runs["mulki", "I", 1], status="running"), State(run=runs["finetune", "I", 1], status="running")]
+    assert seconds_left(left) is None
+    assert seconds_left([finished("mulki", 100.0), finished("finetune", 20.0), *left]) == 60.0
+    assert seconds_left([finished("mulki", 100.0), *left]) == 100.0, "what has not run takes as long as the others"
+
+
+def test_a_damaged_record_is_no_record(tmp_path):
+    files = JobFiles(folder=tmp_path, key="x")
+    files.record.write_text("{")
+    assert files.read() == {}
+    files.write(pid=3)
+    assert files.read() == {"pid": 3}
+
+
+# The file
+
+
+MISTAKES = """\
+name: wrong
+recipes: [mtil]
+strategies: [mulki, finetun]
+seeds: [0]
+orders: {I: I, odd: [digits, nothing]}
+settings: [train.iteration=5]
+choice:
+  seed: 1
+  settings:
+    lwf: [[strategy.lwf.imag=3]]
+"""
+
+
+def test_all_mistakes_are_reported_with_their_lines(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("wrong.yaml").write_text(MISTAKES)
+    lines = mulki("wrong.yaml", "--dry-run", status=2).stderr.splitlines()
+    assert "error: wrong.yaml:3: $.strategies[1]: no strategy is named 'finetun'" in lines[0]
+    assert lines[1].startswith("error: wrong.yaml:5: $.orders.odd: ")
+    assert "no task 'nothing'" in lines[1]
+    assert lines[2].startswith("error: wrong.yaml:6: $.settings[0]: train.iteration=5: ")
+    assert "did you mean 'iterations'" in lines[2] or "train.iterations" in lines[2]
+    assert lines[3].startswith("error: wrong.yaml:10: $.choice.settings.lwf[0][0]: strategy.lwf.imag=3: ")
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strategys": []}, "$.strategys: unknown option (did you mean 'strategies'?)"),
+        ({"seeds": ["a"]}, "$.seeds[0]: expected a whole number, got 'a'"),
+        ({"name": "../x"}, "names a folder"),
+        ({"recipes": []}, "$.recipes: expected at least one recipe"),
+        ({"recipes": ["nowhere"]}, "$.recipes[0]: nowhere: no such file, and no recipe of that name"),
+        ({"parts": {"jobs": {"runs": [{}]}}}, "a part cannot be called 'jobs'"),
+        ({"parts": {"a": {"runs": []}}}, "$.parts.a.runs: expected at least one block of runs"),
+        ({"parts": {"a": {"runs": [{"orders": ["III"]}]}}}, "no order is named 'III'"),
+        ({"parts": {"a": {"runs": [{}, {}]}}}, "is there 2 times; name variants apart"),
+        ({"choice": {"seed": 0, "settings": {"lwf": [[]]}}}, "the seed 0 is one of the reported runs"),
+        (
+            {"choice": {"seed": 5, "budget": 1, "settings": {"l2": [["strategy.l2.weight=1"], ["strategy.l2.weight=2"]]}}},
+            "2 candidates, but the budget (choice.budget) is 1",
+        ),
+        ({"cost": {"strategies": ["lwf"]}}, "$.cost.base: expected one of the strategies that are measured"),
+        ({"run": {"on": "moon"}}, "expected 'local' or 'gpus' or 'slurm', got 'moon'"),
+    ],
+)  # fmt: skip
+def test_a_mistake_says_where_and_what(tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.yaml").write_text(yaml.safe_dump({"name": "bad", "recipes": ["mtil"]} | change))
+    assert message in mulki("status", "bad.yaml", status=2).stderr
+
+
+def test_a_recipe_is_no_study_and_a_study_no_recipe():
+    assert (
+        "this is a recipe, not a study; type `mulki run recipes/mtil.yaml`"
+        in mulki("recipes/mtil.yaml", status=2).stderr
+    )
+    assert "'mini' is a study; type `mulki study mini`" in CliRunner().invoke(main, ["run", "mini"]).stderr
+    assert "'mtil' is a recipe; type `mulki run mtil`" in mulki("mtil", status=2).stderr
+
+
+def test_only_words_of_its_runs(small_study):
+    wrong = mulki(written(small_study), "--only", "mulkee", status=2)
+    assert "no run is of mulkee" in wrong.stderr
+    assert "finetune" in wrong.stderr
+
+
+def test_several_recipes_have_their_own_lines(small_study, in_forks):
+    recipe = Path("small.yaml").read_text()
+    Path("other.yaml").write_text(recipe.replace("name: small\n", "name: other\n").replace("- second", "- third"))
+    study = {"name": "two", "recipes": ["small.yaml", "other.yaml"], "strategies": ["zero-shot"]}
+    table = mulki(written(study)).stdout
+    assert "| small: zero-shot | 1 |" in table
+    assert "| other: zero-shot | 1 |" in table
+    assert len(list(Path("runs/studies/two").rglob("result.json"))) == 2
+
+
+def test_a_table_that_is_none_is_reported(small_study):
+    Path("notes.csv").write_text("a,b\n1,2\n")
+    assert "not the table of a study" in mulki("status", written(small_study), "--table", "notes.csv", status=2).stderr
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path):
+    line = Line(
+        part="a", order="", label="x, y", seed=3, fingerprint="f", device="cpu", code="c", last=1.25, average=None
+    )
+    write_lines(tmp_path / "t.csv", [line])
+    assert read_lines(tmp_path / "t.csv") == [line]
+
+
+def test_costs_are_ratios():
+    table = cost_table({"finetune": [(2.0, 100.0), (4.0, 100.0)], "mulki": [(3.0, 110.0), (8.0, 110.0)]}, "finetune")
     assert "| finetune | 1.00 | 1.00 – 1.00 | 1.00 |" in table
     assert "| mulki | 1.75 | 1.50 – 2.00 | 1.10 |" in table
+
+
+def test_costs_are_measured_one_after_another(small_study, in_forks):
+    small_study["cost"] = {"strategies": ["finetune", "lwf"], "rounds": 2}
+    table = mulki("cost", written(small_study)).stdout
+    assert "| finetune | 1.00 | 1.00 – 1.00 | 1.00 |" in table
+    assert "| lwf | " in table
+    assert [words[words.index("--strategy") + 1] for words, _ in in_forks] == ["finetune", "lwf"] * 2
+
+
+def test_planning_imports_no_torch():
+    code = "import sys; from mulki_plugins.cli import main; main(['study', 'status', 'mini'], standalone_mode=False);"
+    code += "assert not {'torch', 'avalanche', 'matplotlib'} & set(sys.modules), 'torch'"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr

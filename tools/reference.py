@@ -1,4 +1,4 @@
-"""Writes the generated files: docs/reference.md, and the JSON Schemas beside the recipes and strategies.
+"""Writes the generated files: docs/reference.md, and the JSON Schemas beside the recipes, strategies and studies.
 
     python tools/reference.py            write them
     python tools/reference.py --check    list stale files and missing documentation; status 1 if there are any
@@ -28,6 +28,7 @@ from mulki_plugins.registry.builtin import open_clip_part
 from mulki_plugins.registry.catalog import Catalog, Part, signature_of
 from mulki_plugins.registry.register import Register
 from mulki_plugins.registry.static import REQUIRED, UNKNOWN
+from mulki_plugins.study.json_schema import study_schema
 from mulki_plugins.testing import HEAD_CHECKS, PLUGIN_CHECKS, STREAM_CHECKS
 from mulki_plugins.types import describe
 
@@ -44,6 +45,7 @@ def generated() -> dict[str, str]:
         "docs/reference.md": reference(),
         "recipes/recipe.schema.json": _json(recipe_schema(None)),
         "strategies/strategy.schema.json": _json(strategy_schema(None)),
+        "studies/study.schema.json": _json(study_schema()),
     }
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mulki_plugins.bench.measure import Learned, Measured
-from mulki_plugins.bench.predict import Prediction
 from mulki_plugins.bench.stopwatch import PARTS
+
+if TYPE_CHECKING:  # these import torch, and `duration` is for commands without it
+    from mulki_plugins.bench.measure import Learned, Measured
+    from mulki_plugins.bench.predict import Prediction
 
 _LABELS = {"student": "student forward"}
 _CALLS = {

@@ -25,6 +25,7 @@ from mulki_plugins.cli.resume import resume
 from mulki_plugins.cli.run import run
 from mulki_plugins.cli.schema import schema
 from mulki_plugins.cli.show import show
+from mulki_plugins.cli.study import study
 from mulki_plugins.cli.usage import HelpfulCommands
 from mulki_plugins.cli.validate import validate
 
@@ -54,6 +55,6 @@ def main() -> None:
 
 for command in (
     run, resume, extend, validate, show, list_command, results, report, predict, evaluate, export, clean, data, cache,
-    plugins, doctor, bench, new, schema, completion,
+    plugins, doctor, bench, study, new, schema, completion,
 ):  # fmt: skip
     main.add_command(command)

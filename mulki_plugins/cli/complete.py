@@ -46,6 +46,12 @@ def complete_strategies(ctx: click.Context, parameter: click.Parameter, incomple
 
 
 @_silently
+def complete_studies(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Installed studies, and files."""
+    return [*_files_of("studies", incomplete), CompletionItem(incomplete, type="file")]
+
+
+@_silently
 def complete_plugins(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     from mulki_plugins.registry.discovery import catalog
 

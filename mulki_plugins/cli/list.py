@@ -9,14 +9,15 @@ import click
 
 from mulki_plugins.cli.common import echo_json, echo_note, report_errors
 from mulki_plugins.errors import Mistakes, MulkiError, did_you_mean
-from mulki_plugins.recipe.files import list_registered
+from mulki_plugins.recipe.files import SINGULAR, list_registered
 from mulki_plugins.recipe.yaml import read_yaml
 from mulki_plugins.registry.builtin import open_clip_models, open_clip_tags
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.report.tables import columns
 
 KINDS = (
-    "recipes", "strategies", "plugins", "adapters", "heads", "optimizers", "streams", "models", "metrics", "loggers",
+    "recipes", "strategies", "studies", "plugins", "adapters", "heads", "optimizers", "streams", "models", "metrics",
+    "loggers",
 )  # fmt: skip
 SYNONYMS = {
     "stage": "plugins", "stages": "plugins", "dataset": "streams", "datasets": "streams", "benchmarks": "streams",
@@ -33,7 +34,7 @@ class Kind(click.Choice):  # type: ignore[type-arg]  # generic only in newer ver
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         word = value.lower()
         for kind in KINDS:
-            if word in (kind, "strategy" if kind == "strategies" else kind.removesuffix("s")):
+            if word in (kind, SINGULAR.get(kind, kind.removesuffix("s"))):
                 return kind
         hint = f"did you mean {SYNONYMS[word]!r}?" if word in SYNONYMS else did_you_mean(word, KINDS)
         self.fail(f"unknown kind of part {value!r} ({hint})", param, ctx)
@@ -47,8 +48,8 @@ class Kind(click.Choice):  # type: ignore[type-arg]  # generic only in newer ver
 def list_command(kind: str | None, text: str | None, as_json: bool) -> None:
     """List the installed parts of recipes.
 
-    These are recipes, strategies, plugins, adapters, heads, optimizers, streams, models, metrics and loggers. With KIND only
-    these, and with TEXT only those with TEXT in their name: `mulki list models ViT-B`.
+    These are recipes, strategies, studies, plugins, adapters, heads, optimizers, streams, models, metrics and loggers. With
+    KIND only these, and with TEXT only those with TEXT in their name: `mulki list models ViT-B`.
     """
     entries = {each: _entries(each) for each in ((kind,) if kind else KINDS)}
     if kind == "models":
@@ -102,7 +103,7 @@ def _mention_open_clip(listed: bool) -> None:
 
 
 def _entries(kind: str) -> list[dict[str, Any]]:
-    if kind in ("recipes", "strategies"):
+    if kind in SINGULAR:
         return _yaml_entries(kind)
     singular: Any = kind.removesuffix("s")
     entries = []
@@ -133,7 +134,7 @@ def _open_clip_entries() -> list[dict[str, Any]]:
 
 
 def _yaml_entries(kind: str) -> list[dict[str, Any]]:
-    """Recipes or strategies. The summary of an unreadable one is its error."""
+    """Recipes, strategies or studies. The summary of an unreadable one is its error."""
     entries = []
     for name, (path, provenance) in list_registered(kind).items():
         entry: dict[str, Any] = {"name": name, "summary": "", "source": ""}

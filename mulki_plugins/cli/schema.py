@@ -8,10 +8,10 @@ from mulki_plugins.cli.common import echo_json, report_errors
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(("recipe", "strategy")), default="recipe")
+@click.argument("kind", type=click.Choice(("recipe", "strategy", "study")), default="recipe")
 @report_errors
 def schema(kind: str) -> None:
-    """Print the JSON Schema of a recipe or a strategy.
+    """Print the JSON Schema of a recipe, a strategy or a study.
 
     It includes all installed parts. Run `mulki schema > recipe.schema.json` and begin a recipe with
     `# yaml-language-server: $schema=recipe.schema.json`.
@@ -19,5 +19,10 @@ def schema(kind: str) -> None:
     from mulki_plugins.recipe.json_schema import recipe_schema, strategy_schema
     from mulki_plugins.registry.builtin import open_clip_models
 
+    if kind == "study":
+        from mulki_plugins.study.json_schema import study_schema
+
+        echo_json(study_schema())
+        return
     make_schema = recipe_schema if kind == "recipe" else strategy_schema
     echo_json(make_schema(open_clip_models() or None))

@@ -31,11 +31,16 @@ def validate(recipe: str, as_json: bool, **options: Any) -> None:
     """Check RECIPE and report all mistakes at once.
 
     It checks the syntax, values, every name and option, and the order of the stack. RECIPE is a path or the name of
-    an installed recipe. A file in a folder called `strategies` is checked as a strategy. Each mistake is reported
-    with file, line and path; the exit status is then 2.
+    an installed recipe. A file in a folder called `strategies` or `studies` is checked as a strategy or a study. Each
+    mistake is reported with file, line and path; the exit status is then 2.
     """
     try:
-        summary = _check_strategy(recipe, options) if _is_strategy(recipe) else _check_recipe(recipe, options)
+        if _is_in_folder(recipe, "studies"):
+            summary = _check_study(recipe, options)
+        elif _is_in_folder(recipe, "strategies"):
+            summary = _check_strategy(recipe, options)
+        else:
+            summary = _check_recipe(recipe, options)
     except MulkiError as error:
         if not as_json:
             raise
@@ -82,9 +87,20 @@ def check_class_names(recipe: Recipe) -> list[str]:
     return check_sentences(tasks, pairs.read, across=recipe.evaluate.classes != "task")
 
 
-def _is_strategy(name: str) -> bool:
+def _is_in_folder(name: str, folder: str) -> bool:
     path = Path(name)
-    return path.parent.name == "strategies" or (os.path.isfile(path) and path.absolute().parent.name == "strategies")
+    return path.parent.name == folder or (os.path.isfile(path) and path.absolute().parent.name == folder)
+
+
+def _check_study(name: str, options: dict[str, Any]) -> str:
+    if any(options.values()):
+        raise MulkiError(f"{name}: a study is checked without options", "--set, --with and the like change a recipe")
+    from mulki_plugins.study.plan import choice_jobs, reported_jobs
+    from mulki_plugins.study.read import read_study
+
+    study = read_study(name).study
+    runs, candidates = sum(1 for _ in reported_jobs(study)), sum(1 for _ in choice_jobs(study))
+    return f"study {study.name}, {runs} runs" + (f", {candidates} to choose settings" if candidates else "")
 
 
 def _check_strategy(name: str, options: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from mulki_plugins.registry.catalog import Provenance
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.types import collect_mistakes, convert
 
-SINGULAR = {"recipes": "recipe", "strategies": "strategy"}
+SINGULAR = {"recipes": "recipe", "strategies": "strategy", "studies": "study"}
 SUFFIXES = (".yaml", ".yml")
 MAX_FILES = 10_000
 """How many files of a folder are searched for a similar name."""
@@ -41,12 +41,12 @@ class YamlFile:
 
 
 def list_registered(kind: str) -> dict[str, tuple[Path, Provenance]]:
-    """Every registered YAML file of a kind (`recipes` or `strategies`) by its name."""
+    """Every registered YAML file of a kind (`recipes`, `strategies` or `studies`) by its name."""
     return catalog().files[kind]  # type: ignore[index]  # the kinds are a Literal there
 
 
 def find(kind: str, name: str) -> YamlFile:
-    """A file of `recipes` or `strategies`. An existing path wins; else a registered name, with or without the folder.
+    """A file of `recipes`, `strategies` or `studies`. An existing path wins; else a registered name, with or without the folder.
 
     Raises Mistakes if there is neither.
     """
@@ -59,7 +59,7 @@ def find(kind: str, name: str) -> YamlFile:
     if in_our_folder and stem in registered and not any(Path(file).stem == stem for file in similar):
         file, provenance = registered[stem]
         return YamlFile(file, f"{kind}/{file.name}", f"{name}: using the {SINGULAR[kind]} {stem!r} of {provenance}")
-    if name and kind == "recipes" and os.path.isdir(path):
+    if name and kind != "strategies" and os.path.isdir(path):
         message = f"this is a folder, expected a YAML file{_suggest_in_folder(path)}"
     else:
         all_of_them = f"`mulki list {kind}` shows all{catalog().hint_at_packages()}"
@@ -113,6 +113,10 @@ def _find_similar_files(path: Path) -> list[str]:
 
 def _suggest_other_kind(kind: str, name: str) -> str:
     """How to use something that is registered as another kind."""
+    if kind != "studies" and name in list_registered("studies"):
+        return f"{name!r} is a study; type `mulki study {name}`"
+    if kind == "studies":
+        return f"{name!r} is a recipe; type `mulki run {name}`" if name in list_registered("recipes") else ""
     if kind == "recipes" and name in list_registered("strategies"):
         return f"{name!r} is a strategy; type `mtil --strategy {name}`, or another recipe in place of mtil"
     if kind == "strategies" and name in list_registered("recipes"):

@@ -28,12 +28,12 @@ _MAY_COME_FROM_A_STRATEGY = {"lr", "optimizer", *DEFAULTABLE}
 
 def recipe_schema(architectures: Iterable[str] | None) -> Schema:
     """The schema of a recipe. architectures: open_clip's names; None to admit any name."""
-    schema = _of_class(Recipe)
+    schema = schema_of_class(Recipe)
     properties = schema["properties"]
     properties["stream"] = _part("stream")
     properties["reference"] = {"anyOf": [_part("stream"), {"type": "null"}]}
     properties["model"] = _model(architectures)
-    written_out = _of_class(Strategy)
+    written_out = schema_of_class(Strategy)
     written_out["properties"]["plugins"] = _stack()
     written_out["required"] = []
     by_name = {
@@ -50,7 +50,7 @@ def recipe_schema(architectures: Iterable[str] | None) -> Schema:
 def strategy_schema(architectures: Iterable[str] | None) -> Schema:
     """The schema of a strategy's file."""
     recipe = recipe_schema(architectures)
-    schema = _of_class(StrategyFile)
+    schema = schema_of_class(StrategyFile)
     schema["properties"]["plugins"] = _stack()
     own = {"train": _TOWERS, "adapters": _adapters(), "head": _head()}
     towers = {"type": "object", "properties": own, "additionalProperties": False}
@@ -64,7 +64,7 @@ def _document(title: str, schema: Schema) -> Schema:
     return {"$schema": DIALECT, "title": title, **schema, "$defs": plugins}
 
 
-def _of_class(class_: Any) -> Schema:
+def schema_of_class(class_: Any) -> Schema:
     """An attrs class as an object; keys without a default are required."""
     hints = get_type_hints(class_, include_extras=True)
     properties, required = {}, []
@@ -87,7 +87,7 @@ def _of_nested_class(class_: Any) -> Schema:
         return {}  # the caller writes these out
     if class_ is Optimizer:
         return _optimizer()
-    schema = _of_class(class_)
+    schema = schema_of_class(class_)
     name = schema["properties"].get("name", {})
     return {"anyOf": [name, schema]} if "default" in name else schema  # its name alone is the short form
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from mulki_plugins.recipe.layers import leaves
 from mulki_plugins.recipe.resolve import Changes, chooses_strategy, resolve
 from mulki_plugins.recipe.schema import Checkpointing, Recipe, as_data
 from mulki_plugins.recipe.yaml import format_path
+from mulki_plugins.registry.catalog import signature_of
 from mulki_plugins.registry.discovery import catalog
 
 MAX_LABEL = 80
@@ -59,6 +61,39 @@ def _as_before(optimizer: dict[str, Any]) -> dict[str, Any]:
 def fingerprint(recipe: Recipe) -> str:
     """A hash of everything but the seed that affects the numbers, so that only repetitions of one experiment are averaged."""
     return _hash(select_decisive(recipe), 12)
+
+
+_LATER_OPTIONS = {
+    "teachers": "images_per_class",
+    "eliciting": "start",
+    "adding": "features",
+    "distinguishing": "weights",
+    "connecting": "initial",
+}
+"""Options that plugins got when runs had been measured without them. Their defaults change no number."""
+
+
+def known_fingerprints(recipe: Recipe) -> set[str]:
+    """The fingerprint of a recipe, and those that earlier versions gave it, before plugins got further options."""
+    data = select_decisive(recipe)
+    later: list[tuple[dict[str, Any], str]] = []
+    for entry in data["strategy"]["plugins"]:
+        for name, options in entry.items():
+            option = _LATER_OPTIONS.get(name, "")
+            if option in options and options[option] == _default(name, option):
+                later.append((options, option))
+    found = set()
+    for length in range(len(later) + 1):
+        for chosen in itertools.combinations(later, length):
+            removed = [(options, option, options.pop(option)) for options, option in chosen]
+            found.add(_hash(data, 12))
+            for options, option, value in removed:
+                options[option] = value
+    return found
+
+
+def _default(plugin: str, option: str) -> Any:
+    return signature_of(catalog().find("plugin", plugin)).options[option].default
 
 
 def _hash(data: Any, length: int) -> str:

@@ -36,6 +36,7 @@ PROVENANCE = Provenance(distribution=OURS, version=_version())
 def mulki_register(register: Register) -> None:
     register.folder("recipes", _yaml_folder("recipes"))
     register.folder("strategies", _yaml_folder("strategies"))
+    register.folder("studies", _yaml_folder("studies"))
     _register_stages(register)
     _register_baselines(register)
     register.adapter("experts", "mulki_plugins.adapters.experts:Experts")
@@ -211,8 +212,9 @@ def _register_commands(register: Register) -> None:
         ("run", "train and evaluate a recipe"),
         ("resume", "continue a run that was stopped or killed"),
         ("extend", "teach the model of a finished run further tasks"),
+        ("study", "run many recipes, strategies, seeds, orders and settings"),
         ("data", "check for a recipe's data sets and download missing ones"),
-        ("validate", "check a recipe or a strategy"),
+        ("validate", "check a recipe, a strategy or a study"),
         ("show", "print a recipe as it will run"),
         ("results", "show the tables of finished runs"),
         ("report", "write a page that compares runs"),

@@ -6,7 +6,7 @@ import copy
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from attrs import define, evolve, field, frozen
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     pass
 
 Kind = Literal["plugin", "adapter", "head", "optimizer", "stream", "model", "metric", "logger", "command"]
-Files = Literal["recipes", "strategies"]
+Files = Literal["recipes", "strategies", "studies"]
 
 OURS = "mulki"
 """The distribution of the built-in parts."""
@@ -168,7 +168,9 @@ class Catalog:
     """All parts and YAML files that are installed, and the state of each package."""
 
     parts: dict[tuple[Kind, str], Part] = field(factory=dict)
-    files: dict[Files, dict[str, tuple[Path, Provenance]]] = field(factory=lambda: {"recipes": {}, "strategies": {}})
+    files: dict[Files, dict[str, tuple[Path, Provenance]]] = field(
+        factory=lambda: {kind: {} for kind in get_args(Files)}
+    )
     refused: dict[tuple[Kind, str], str] = field(factory=dict)
     """Names that somebody may look for, and why there is no such part."""
     packages: list[Package] = field(factory=list)

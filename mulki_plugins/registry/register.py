@@ -156,13 +156,17 @@ class Register:
         """A YAML file with a strategy, which is named after the file, without `.yaml`."""
         self._add_file("strategies", Path(str(path)))
 
+    def study(self, path: Path | str | Traversable) -> None:
+        """A YAML file with a study, which is named after the file, without `.yaml`."""
+        self._add_file("studies", Path(str(path)))
+
     def folder(self, kind: Files, path: Path | str | Traversable) -> None:
-        """A folder of `*.yaml` files that are all recipes, or all strategies.
+        """A folder of `*.yaml` files that are all recipes, all strategies, or all studies.
 
         `register.folder("strategies", importlib.resources.files("my_package") / "strategies")`.
         """
         if kind not in get_args(Files):
-            raise MulkiError(f"register.folder: expected 'recipes' or 'strategies', got {kind!r}")
+            raise MulkiError(f"register.folder: expected 'recipes', 'strategies' or 'studies', got {kind!r}")
         folder = Path(str(path))
         if not folder.is_dir():
             raise MulkiError(f"register.folder: there is no folder {folder}")
@@ -210,6 +214,7 @@ class Register:
             raise MulkiError(f"register: there is no file {path}, expected one that ends in .yaml")
         files = self.catalog.files[kind]
         if path.stem in files:
-            what = f"the {'recipe' if kind == 'recipes' else 'strategy'} {path.stem!r} of {self.provenance}"
+            singular = {"recipes": "recipe", "strategies": "strategy", "studies": "study"}[kind]
+            what = f"the {singular} {path.stem!r} of {self.provenance}"
             raise MulkiError(f"{what} is already there, from {files[path.stem][1]}")
         files[path.stem] = (path, self.provenance)

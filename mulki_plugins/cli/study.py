@@ -1,0 +1,277 @@
+"""`mulki study`: run many recipes, strategies, seeds, orders and settings; see how far they are; make their tables."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mulki_plugins.characters import printable
+from mulki_plugins.cli.common import echo_json, echo_note, report_errors
+from mulki_plugins.cli.study_options import StudyCommands, into_option, only_option, running_options, study_options
+from mulki_plugins.errors import MulkiError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mulki_plugins.study.conduct import Conductor
+    from mulki_plugins.study.plan import Job
+    from mulki_plugins.study.state import State
+
+
+@click.group(cls=StudyCommands, subcommand_metavar="[run] STUDY [OPTIONS] | COMMAND [ARGS]...")
+def study() -> None:
+    """Run a whole study: recipes × strategies × seeds × orders × settings.
+
+    STUDY is a path or the name of an installed study. `mulki study STUDY` runs what is missing, on this machine, on its
+    GPUs, or on Slurm, and may be stopped and started again at any time.
+    """
+
+
+@study.command()
+@study_options
+@only_option
+@running_options
+@report_errors
+def run(conductor: Conductor, only: tuple[str, ...], **options: Any) -> None:
+    """Run what is missing of STUDY.
+
+    A run that fails does not stop the others; the exit status is then 1. Runs that were stopped continue from their
+    checkpoints. With `choice.apply`, the settings are chosen first.
+    """
+    rule = conductor.file.study.choice
+    if rule is not None and rule.apply and not only:
+        from mulki_plugins.study.plan import choice_jobs
+
+        if not _run(conductor, list(choice_jobs(conductor.file.study)), **options):
+            echo_note("the other runs wait for the choice of settings; call this again when its runs are done")
+            return
+    from mulki_plugins.study.conduct import choose_jobs
+    from mulki_plugins.study.tables import results_text
+
+    if _run(conductor, choose_jobs(conductor.reported(), only), **options):
+        _echo_text(results_text(conductor.look(conductor.reported()), conductor.file.study))
+
+
+@study.command()
+@study_options
+@only_option
+@running_options
+@report_errors
+def choose(conductor: Conductor, only: tuple[str, ...], **options: Any) -> None:
+    """Try every method's candidate settings by STUDY's rule, and print them with the best first."""
+    from mulki_plugins.study.conduct import choose_jobs
+    from mulki_plugins.study.plan import choice_jobs
+    from mulki_plugins.study.tables import choice_table
+
+    rule = conductor.file.study.choice
+    if rule is None:
+        raise MulkiError(f"{conductor.file.file.shown}: the study has no `choice`", "docs/study.md describes it")
+    jobs = choose_jobs(list(choice_jobs(conductor.file.study)), only)
+    _run(conductor, jobs, **options)
+    if not options["dry_run"]:
+        _echo_text(choice_table(conductor.look(jobs), rule))
+
+
+@study.command()
+@study_options
+@only_option
+@click.option("--json", "as_json", is_flag=True, help="Print {study, counts, seconds_left, runs} as JSON.")
+@report_errors
+def status(conductor: Conductor, only: tuple[str, ...], as_json: bool) -> None:
+    """Show how far STUDY is: done, running, waiting, failed and why, and the time left."""
+    from mulki_plugins.bench.table import duration
+    from mulki_plugins.study.conduct import choose_jobs, seconds_left, share_done, summary
+
+    found = conductor.look(choose_jobs(_all_jobs(conductor), only))
+    left = seconds_left(found)
+    if as_json:
+        echo_json(_status_data(conductor, found, left))
+        return
+    click.echo(printable(f"{conductor.file.study.name}: {summary(found)}"))
+    for state in found:
+        if state.status not in ("done", "missing"):
+            share = f"{share_done(state):.0%} of its tasks, " if state.status == "running" else ""
+            click.echo(printable(f"  {state.status:8} {state.run.job.title}: {share}{state.reason}"))
+    unfinished = any(state.status != "done" for state in found)
+    if unfinished and left is not None:
+        at_once = sum(state.status == "running" for state in found)
+        running = f"{at_once} at the same time" if at_once else "one after another; nothing is running"
+        click.echo(f"  time left: about {duration(left)}, {running}")
+    if runner := conductor.runner():
+        click.echo(f"  process {runner.get('pid')} on {runner.get('host')} is running this study")
+
+
+@study.command()
+@study_options
+@only_option
+@report_errors
+def cancel(conductor: Conductor, only: tuple[str, ...]) -> None:
+    """Stop the runs of STUDY, those in Slurm's queue too. Each stops with a checkpoint, and can go on later.
+
+    Without --only, the process that runs the study on this machine ends too.
+    """
+    import os
+    import signal
+    import socket
+
+    from mulki_plugins.study.conduct import choose_jobs
+
+    runner = conductor.runner()
+    if runner and not only and runner.get("host") == socket.gethostname() and isinstance(runner.get("pid"), int):
+        os.kill(int(str(runner["pid"])), signal.SIGTERM)
+        echo_note(f"process {runner['pid']}, which runs this study, stops")
+    stopped, elsewhere = conductor.cancel(choose_jobs(_all_jobs(conductor), only))
+    for line in elsewhere:
+        echo_note(f"warning: {line}")
+    click.echo(f"cancelled {stopped} run{'s' if stopped != 1 else ''}")
+
+
+@study.command()
+@study_options
+@into_option("study")
+@click.option(
+    "--figure", type=click.Path(dir_okay=False, path_type=Path), help="Also draw Last over Transfer: a PNG, SVG or PDF."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the lines of the table as JSON.")
+@report_errors
+def collect(conductor: Conductor, into: Path | None, figure: Path | None, as_json: bool) -> None:
+    """Collect the finished runs of STUDY in its table, and print them: mean ± standard deviation over seeds."""
+    from attrs import asdict
+
+    from mulki_plugins.study.plan import choice_jobs
+    from mulki_plugins.study.tables import choice_table, results_text, write_between_marks
+
+    study_ = conductor.file.study
+    found, tried = conductor.collect(conductor.reported()), conductor.collect(choice_jobs(study_))
+    lines = [state.line for state in found if state.line is not None]
+    text = results_text(found, study_) if lines else "Not run yet."
+    chosen = choice_table(tried, study_.choice) if study_.choice is not None else ""
+    if into is not None:
+        write_between_marks(into, {"study": text} | ({"choice": chosen} if chosen else {}))
+    if figure is not None and lines:
+        _draw(conductor, found, figure)
+    if as_json:
+        echo_json([asdict(state.line) for state in [*found, *tried] if state.line is not None])
+    else:
+        _echo_text(text)
+    for what, values in (
+        ("versions of the code", {x.code for x in lines}),
+        ("types of device", {x.device for x in lines}),
+    ):
+        if len(values) > 1:
+            echo_note(f"note: these lines were measured with {len(values)} {what}")
+
+
+@study.command()
+@study_options
+@running_options
+@into_option("cost")
+@report_errors
+def cost(conductor: Conductor, into: Path | None, **options: Any) -> None:
+    """Measure time and peak memory of each strategy of STUDY over those of a base, one run at a time.
+
+    Time is that of the last task, from its prototypes to its last step. Memory is the process's peak, or what tensors took
+    on a GPU.
+    """
+    from mulki_plugins.study.plan import cost_jobs
+    from mulki_plugins.study.state import result_of
+    from mulki_plugins.study.tables import cost_table, write_between_marks
+
+    rule = conductor.file.study.cost
+    if rule is None:
+        raise MulkiError(f"{conductor.file.file.shown}: the study has no `cost`", "docs/study.md describes it")
+    jobs = list(cost_jobs(conductor.file.study))
+    _run(conductor, jobs, **{**options, "processes": options["processes"] or 1})
+    if options["dry_run"]:
+        return
+    costs: dict[str, list[tuple[float, float]]] = {name: [] for name in rule.strategies}
+    for state in conductor.look(jobs):
+        if (result := result_of(state.run)) is not None and result.status == "complete" and result.seconds.get("train"):
+            seconds = float(result.seconds["train"][-1])
+            costs[state.run.job.label].append((seconds, float(result.device["peak_memory_mib"])))
+    text = cost_table(costs, rule.base)
+    if into is not None:
+        write_between_marks(into, {"cost": text})
+    _echo_text(text)
+
+
+def _all_jobs(conductor: Conductor) -> list[Job]:
+    from mulki_plugins.study.plan import choice_jobs
+
+    rule = conductor.file.study.choice
+    first = list(choice_jobs(conductor.file.study)) if rule is not None and rule.apply else []
+    return [*first, *conductor.reported()]
+
+
+def _run(
+    conductor: Conductor, jobs: Sequence[Job], *, dry_run: bool, no_wait: bool, options: tuple[str, ...], **more: Any
+) -> bool:
+    """Run what is missing of these; returns whether everything is done. Exits with 1 if a run failed or was cancelled."""
+    from mulki_plugins.study.conduct import summary, with_options
+    from mulki_plugins.study.slurm import minutes
+
+    pairs = dict(option.partition("=")[::2] for option in options)
+    if wrong := [option for option in options if "=" not in option]:
+        raise MulkiError(f"--slurm {wrong[0]}: expected KEY=VALUE, such as account=lab")
+    how = with_options(conductor.file.study.run, options=pairs, **more)
+    minutes(how.slurm.time)
+    if dry_run:
+        _print_commands(conductor, jobs)
+        return False
+    found = conductor.run(jobs, how, wait=not no_wait)
+    unfinished = [state for state in found if state.status in ("failed", "stopped", "missing")]
+    echo_note(summary(found))
+    for state in unfinished:
+        click.echo(printable(f"error: {state.run.job.title}: {state.status}: {state.reason}"), err=True)
+    if unfinished:
+        raise SystemExit(1)
+    return all(state.status == "done" for state in found)
+
+
+def _echo_text(text: str) -> None:
+    click.echo("\n".join(map(printable, text.splitlines())))
+
+
+def _print_commands(conductor: Conductor, jobs: Sequence[Job]) -> None:
+    from mulki_plugins.study.conduct import summary
+    from mulki_plugins.study.launch import arguments
+
+    found = conductor.look(jobs)
+    echo_note(summary(found))
+    for state in found:
+        if state.status != "done":
+            click.echo(printable(f"mulki run {shlex.join(arguments(state.run))}"))
+
+
+def _status_data(conductor: Conductor, found: Sequence[State], left: float | None) -> dict[str, Any]:
+    from collections import Counter
+
+    from mulki_plugins.study.conduct import share_done
+
+    return {
+        "study": conductor.file.study.name,
+        "folder": str(conductor.root),
+        "counts": dict(Counter(state.status for state in found)),
+        "seconds_left": left,
+        "runs": [
+            {
+                "part": state.run.job.part, "order": state.run.job.order, "label": state.run.job.label,
+                "seed": state.run.job.seed, "status": state.status, "reason": state.reason,
+                "share": 1.0 if state.status == "done" else share_done(state), "folder": str(state.run.folder),
+                "fingerprint": state.run.fingerprint,
+            }
+            for state in found
+        ],
+    }  # fmt: skip
+
+
+def _draw(conductor: Conductor, found: Sequence[State], path: Path) -> None:
+    from mulki_plugins.study.figure import draw
+
+    try:
+        draw(found, conductor.file.study).savefig(path, dpi=130)
+    except (OSError, ValueError) as error:  # a folder that is missing, a format that is unknown
+        raise MulkiError(f"{path}: the figure cannot be written: {error}") from error

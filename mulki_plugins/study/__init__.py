@@ -1,0 +1,1 @@
+"""Studies: recipes × strategies × seeds × orders × settings, run where there is room, each run once."""

@@ -1,0 +1,169 @@
+"""A study's file: found, read and checked together with the recipe of each of its runs. All mistakes are collected."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from attrs import frozen
+
+from mulki_plugins.errors import Location, Mistakes, MulkiError, OptionError, did_you_mean
+from mulki_plugins.recipe.check import check_name
+from mulki_plugins.recipe.files import YamlFile, find
+from mulki_plugins.recipe.layers import get
+from mulki_plugins.recipe.yaml import Tree, locate, read_yaml, sort_by_line
+from mulki_plugins.study.plan import CHOICE, COST, Job, choice_jobs, cost_jobs, plan_run, reported_jobs
+from mulki_plugins.study.schema import Study
+from mulki_plugins.types import collect_mistakes, convert
+
+_RESERVED = (CHOICE, COST, "jobs")
+"""Names of parts that would share a folder with something else."""
+
+
+@frozen(kw_only=True)
+class StudyFile:
+    """A checked study, and the file it was read from."""
+
+    study: Study
+    file: YamlFile
+
+    @property
+    def measured(self) -> Path | None:
+        """The table of earlier runs that the study names."""
+        return None if self.study.measured is None else self.file.path.parent / self.study.measured
+
+
+def read_study(name: str) -> StudyFile:
+    """The study of that path or name, with every run's recipe checked. Raises Mistakes."""
+    file = find("studies", name)
+    tree = read_yaml(file.path, file.shown)
+    if {"stream", "model"} <= set(tree.value):
+        raise Mistakes([f"{file.shown}: this is a recipe, not a study; type `mulki run {name}`"])
+    study: Study | None = None
+    wrong: list[OptionError] = []
+    try:
+        study = convert(tree.value, Study)
+    except Exception as error:
+        wrong += collect_mistakes(error)
+    if study is not None:
+        wrong += _check_values(study)
+    if study is None or wrong:
+        raise Mistakes(sort_by_line(dict.fromkeys(locate(tree.origin(e.path), e.path, str(e)) for e in wrong)))
+    lines = [line for job in _all_jobs(study) for line in _mistakes_of(job, tree)]
+    lines = lines or [locate(tree.origin(e.path), e.path, str(e)) for e in _check_runs(study)]
+    if lines:
+        raise Mistakes(sort_by_line(dict.fromkeys(lines)))
+    return StudyFile(study=study, file=file)
+
+
+def _all_jobs(study: Study) -> Iterator[Job]:
+    """Every run that the file can lead to, whatever settings are chosen."""
+    chosen = {(recipe, strategy): () for recipe in study.recipes for strategy in (study.choice or _NOTHING).settings}
+    try:
+        yield from reported_jobs(study, chosen)
+    except MulkiError:  # a recipe that cannot be read: reported with the first run of it below
+        for recipe in study.recipes:
+            yield next(_jobs_of_recipe(study, recipe))
+    yield from choice_jobs(study)
+    yield from cost_jobs(study)
+
+
+class _NOTHING:
+    settings: tuple[str, ...] = ()
+
+
+def _jobs_of_recipe(study: Study, recipe: str) -> Iterator[Job]:
+    from mulki_plugins.recipe.resolve import Changes
+
+    yield Job(part="", order="", label="", seed=0, recipe=recipe, changes=Changes())
+
+
+def _mistakes_of(job: Job, tree: Tree) -> list[str]:
+    """What is wrong with the recipe of a run, located in the study's file."""
+    try:
+        plan_run(job, Path())
+    except MulkiError as error:
+        return [_relocate(line, job, tree) for line in error.lines()]
+    return []
+
+
+def _relocate(line: str, job: Job, tree: Tree) -> str:
+    """`--set key=value: $.key: wrong` as `file:line: $.place: key=value: $.key: wrong`."""
+    for flag, place in sorted(job.places.items(), key=lambda pair: -len(pair[0])):
+        if line.startswith(f"{flag}: "):
+            rest = line[len(flag) + 2 :]
+            what = flag.removeprefix("--set ") if flag.startswith("--set ") else ""
+            return locate(tree.origin(place), place, f"{what}: {rest}" if what else rest.partition(": ")[2] or rest)
+    place = _place_of_recipe(job, tree)
+    return locate(tree.origin(place), place, line)
+
+
+def _place_of_recipe(job: Job, tree: Tree) -> Location:
+    names = get(tree.value, ("recipes",))
+    if isinstance(names, list) and job.recipe in names:
+        return ("recipes", names.index(job.recipe))
+    return ("recipes",)
+
+
+def _check_values(study: Study) -> Iterator[OptionError]:
+    """What only shows across the values of the file."""
+    if problem := check_name(study.name):
+        yield OptionError(problem, ("name",))
+    if not study.recipes:
+        yield OptionError("expected at least one recipe", ("recipes",))
+    for part in study.parts:
+        if part in _RESERVED:
+            yield OptionError(f"a part cannot be called {part!r}; choose another name", ("parts", part))
+    yield from _check_orders(study)
+    for name, part_ in study.parts.items():
+        if not part_.runs:
+            yield OptionError("expected at least one block of runs", ("parts", name, "runs"))
+        if part_.beside is not None and part_.beside.part not in study.parts:
+            hint = did_you_mean(part_.beside.part, study.parts)
+            yield OptionError(f"no part is named {part_.beside.part!r} ({hint})", ("parts", name, "beside", "part"))
+    yield from _check_choice(study)
+    if study.cost is not None and study.cost.base not in study.cost.strategies:
+        yield OptionError("expected one of the strategies that are measured", ("cost", "base"))
+
+
+def _check_orders(study: Study) -> Iterator[OptionError]:
+    named: list[tuple[str, Location]] = [
+        (order, ("parts", name, "runs", i, "orders", k))
+        for name, part in study.parts.items()
+        for i, block in enumerate(part.runs)
+        for k, order in enumerate(block.orders or ())
+    ]
+    if study.choice is not None and study.choice.order is not None:
+        named.append((study.choice.order, ("choice", "order")))
+    for order, place in named:
+        if order not in study.orders:
+            hint = did_you_mean(order, study.orders) or "the study has no `orders`"
+            yield OptionError(f"no order is named {order!r} ({hint})", place)
+
+
+def _check_choice(study: Study) -> Iterator[OptionError]:
+    rule = study.choice
+    if rule is None:
+        return
+    for strategy, candidates in rule.settings.items():
+        place: Location = ("choice", "settings", strategy)
+        if not candidates:
+            yield OptionError("expected at least one candidate", place)
+        if rule.budget is not None and len(candidates) > rule.budget:
+            message = f"{len(candidates)} candidates, but the budget (choice.budget) is {rule.budget}"
+            yield OptionError(message, place)
+    seeds = {*study.seeds, *(s for p in study.parts.values() for b in p.runs for s in b.seeds or ())}
+    if rule.seed in seeds:
+        message = f"the seed {rule.seed} is one of the reported runs; settings must be chosen with another one"
+        yield OptionError(message, ("choice", "seed"))
+
+
+def _check_runs(study: Study) -> Iterator[OptionError]:
+    """Two runs that would be one line of the table, or share a folder."""
+    count = Counter((job.part, job.order, job.label, job.seed) for job in _all_jobs(study))
+    for (part, order, label, seed), times in count.items():
+        if times > 1:
+            place: Location = ("parts", part) if part in study.parts else (part,) if part in (CHOICE, COST) else ()
+            where = f" in order {order}" if order else ""
+            yield OptionError(f"{label!r} with seed {seed}{where} is there {times} times; name variants apart", place)

@@ -1,0 +1,108 @@
+"""The table of a study: a CSV file with a line for each finished run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import asdict, field, fields, frozen
+
+from mulki_plugins.errors import MulkiError
+from mulki_plugins.files import write_text
+from mulki_plugins.report.result import Result
+from mulki_plugins.study.plan import PlannedRun
+
+
+@frozen(kw_only=True)
+class Line:
+    """What the table keeps of a run."""
+
+    part: str
+    order: str
+    label: str
+    seed: int
+    fingerprint: str
+    """Of the resolved recipe."""
+    device: str
+    code: str
+    """A fingerprint of the package's code."""
+    transfer: float | None = None
+    average: float | None = None
+    last: float | None = None
+    forgetting: float | None = None
+    just_learned: float | None = None
+    zero_shot: float = field(default=0.0)
+    zero_shot_later: float = field(default=0.0)
+    """Mean over all tasks, and over all but the first, which Transfer is to be compared with."""
+    seconds: float = 0.0
+    memory: float = 0.0
+    """Of training, and the peak in MiB."""
+
+
+def line_of(run: PlannedRun, result: Result) -> Line:
+    """A complete run as a line of the table, rounded as the file has it."""
+    matrix, zero, job = result.matrix, result.zero_shot, run.job
+    known = {name: _rounded(result.metrics.get(name)) for name in ("transfer", "average", "forgetting")}
+    return Line(
+        part=job.part, order=job.order, label=job.label, seed=job.seed, fingerprint=run.fingerprint,
+        device=str(result.device.get("type", "")), code=str(result.identity.get("code", {}).get("mulki", ""))[:12], **known,
+        last=_rounded(statistics.fmean(matrix[-1])),
+        just_learned=_rounded(statistics.fmean(row[i] for i, row in enumerate(matrix))),
+        zero_shot=_rounded(statistics.fmean(zero)) or 0.0,
+        zero_shot_later=_rounded(sum(zero[1:]) / max(1, len(zero) - 1)) or 0.0,
+        seconds=_rounded(sum(result.seconds.get("train", []))) or 0.0,
+        memory=_rounded(result.device.get("peak_memory_mib")) or 0.0,
+    )  # fmt: skip
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(float(value), 4)
+
+
+def read_lines(path: Path | None) -> list[Line]:
+    """The lines of a table; none if there is no such file. MulkiError if it is no table of a study."""
+    if path is None or not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [Line(**{a.name: _read(a.type, row[a.name]) for a in fields(Line)}) for row in csv.DictReader(file)]
+    except (KeyError, ValueError, TypeError, csv.Error, OSError) as error:
+        raise MulkiError(f"{path}: not the table of a study: {error}", "name another file with --table") from error
+
+
+def _read(kind: Any, text: str) -> Any:
+    if "float" in str(kind):
+        return float(text) if text else None
+    return int(text) if "int" in str(kind) else text
+
+
+def write_lines(path: Path, lines: Iterable[Line]) -> None:
+    """Write the whole table, atomically."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [a.name for a in fields(Line)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(line) for line in lines)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text.getvalue())
+
+
+def find_line(run: PlannedRun, lines: Sequence[Line], device: str) -> Line | None:
+    """The newest line that was measured with the settings of a run. device: of the study; auto for any."""
+    job = run.job
+    for line in reversed(lines):
+        same = (line.part, line.order, line.label, line.seed) == (job.part, job.order, job.label, job.seed)
+        if same and line.fingerprint in run.known and device in ("auto", line.device):
+            return line
+    return None
+
+
+def mean_of(line: Line, metrics: Sequence[str]) -> float | None:
+    """The mean of these metrics, Forgetting negative; None if the run has not all of them."""
+    values = [getattr(line, name) for name in metrics]
+    if None in values:
+        return None
+    return statistics.fmean(-v if name == "forgetting" else v for name, v in zip(metrics, values, strict=True))
