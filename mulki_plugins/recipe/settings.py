@@ -33,9 +33,12 @@ def select_decisive(recipe: Recipe) -> dict[str, Any]:
     data = as_data(evolve(recipe, summary="", train=train, reference=reference, seeds=[0], loggers=[], device="auto"))
     del data["train"]["checkpoint"], data["train"]["unreadable"], data["evaluate"]["predictions"]
     del data["evaluate"]["cache"]
-    for key, default in (("compile", False), ("accumulate", 1)):  # recipes without them keep their fingerprints
-        if data["train"][key] == default:
-            del data["train"][key]
+    later: tuple[tuple[str, str, Any], ...] = (
+        ("train", "compile", False), ("train", "accumulate", 1), ("evaluate", "held_out", []), ("evaluate", "template", None),
+    )  # fmt: skip
+    for part, key, default in later:  # recipes without them keep their fingerprints
+        if data[part][key] == default:
+            del data[part][key]
     return data
 
 
