@@ -15,15 +15,8 @@ from mulki_plugins.report.beside import HELD_OUT_NOTE, columns_beside, held_out_
 from mulki_plugins.report.compare import COSTS, ORDER, Group, differing_machines, groups, sorted_groups
 from mulki_plugins.report.layout import Cell, Table, lines_of, terminal_width
 from mulki_plugins.report.layout import columns as columns  # the commands import it from here
-from mulki_plugins.report.published import (
-    METRICS,
-    NOT_STATED,
-    ORDERS,
-    Comparison,
-    compare_with_published,
-    explanations,
-    words_for_shots,
-)
+from mulki_plugins.report.published import Comparison, compare_with_published
+from mulki_plugins.report.published_rows import METRICS, NOT_STATED, ORDERS, explanations, words_for_shots
 from mulki_plugins.report.result import Result
 
 
@@ -249,15 +242,18 @@ def published_text(results: Sequence[Result], order: str | None = None) -> str:
 def _comparison(comparison: Comparison) -> Iterator[str]:
     meaning = explanations()
     yield from _warnings(comparison)
-    if not comparison.on_mtil:  # never in one table with numbers of MTIL
+    if not comparison.on_published:  # never in one table with numbers of MTIL
         for run in comparison.runs:
             means = [f"{metric.capitalize()} {cell(*mean)}" for metric in METRICS if (mean := run.mean(metric))]
             yield f"{run.name}, on {printable(str(run.group.protocol.get('stream')))}:   {'   '.join(means)}"
         yield ""
-    protocol = f"{meaning['classes'][comparison.classes]}; {words_for_shots(comparison.shots)}; {meaning['backbone']}"
-    yield f"Published on MTIL, order {comparison.order}: {protocol}"
+    steps = comparison.metrics != METRICS
+    backbone = meaning["backbone_of_steps" if steps else "backbone"]
+    protocol = f"{meaning['classes'][comparison.classes]}; {words_for_shots(comparison.shots)}; {backbone}"
+    what = f"class by class on {comparison.order}" if steps else f"on MTIL, order {comparison.order}"
+    yield f"Published {what}: {protocol}"
     footnotes = {note: i for i, note in enumerate(dict.fromkeys(row.note for row in comparison.rows if row.note), 1)}
-    for metric in METRICS:
+    for metric in comparison.metrics:
         yield ""
         yield from _metric_table(comparison, metric, footnotes)
     yield ""
@@ -283,8 +279,8 @@ def _metric_table(comparison: Comparison, metric: str, footnotes: Mapping[str, i
         dict.fromkeys(row.split for row in published), key=lambda s: (s == NOT_STATED, s != comparison.split)
     )
     published = [row for split in splits for row in published if row.split == split]
-    runs = [(run, mean) for run in comparison.runs if comparison.on_mtil and (mean := run.mean(metric))]
-    tasks = list(ORDERS[comparison.order]) if runs or any(row.cells for row in published) else []
+    runs = [(run, mean) for run in comparison.runs if comparison.on_published and (mean := run.mean(metric))]
+    tasks = list(ORDERS.get(comparison.order, ())) if runs or any(row.cells for row in published) else []
 
     def values(cells: Mapping[str, float]) -> list[str]:
         return [f"{cells[task]:.1f}" if task in cells else "-" for task in tasks]
@@ -313,8 +309,8 @@ def _metric_table(comparison: Comparison, metric: str, footnotes: Mapping[str, i
 def _split_title(comparison: Comparison, split: str) -> str:
     """How the runs relate to the rows that were measured on a split."""
     if split == NOT_STATED:
-        return "split not stated" + (": compare with care" if comparison.on_mtil else "")
-    if not comparison.on_mtil:
+        return "split not stated" + (": compare with care" if comparison.on_published else "")
+    if not comparison.on_published:
         return f"split {split}"
     if split != comparison.split:
         return f"split {split}: not the runs', not comparable with them"

@@ -16,12 +16,9 @@ from mulki_plugins.streams.nested import IN_SPLIT, build_nested
 from mulki_plugins.streams.task import ArrayImages, LabelledImages, Task, TaskStream
 from mulki_plugins.types import Count, Natural
 
-SEED = 1993
-"""The seed by which the class-incremental literature orders classes."""
-
 
 def split(
-    *, of: Any, increment: Count, base: Natural = 0, class_order: Natural | list[str] | None = SEED
+    *, of: Any, increment: Count, base: Natural = 0, class_order: Natural | list[str] | None = 1993
 ) -> TaskStream:
     """Class-incremental learning: one data set's classes in steps, each of which is a task (B-m Inc-n).
 
