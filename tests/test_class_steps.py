@@ -273,6 +273,24 @@ def test_a_run_of_steps_counts_right_answers_among_seen_classes(tmp_path):
     assert shown == [f"{step:.1f}" for step in steps]
 
 
+def test_what_learns_nothing_ends_alike_however_the_classes_are_cut(tmp_path):
+    (tmp_path / "steps.yaml").write_text(RECIPE.replace("finetune", "zero-shot"))
+    ends = {}
+    for base, increment in ((0, 1), (0, 2), (3, 1), (1, 4)):
+        changes = (
+            f"--set=stream.base={base}",
+            f"--set=stream.increment={increment}",
+            f"--out={tmp_path / str(len(ends))}",
+        )
+        mulki("run", tmp_path / "steps.yaml", *changes)
+        [file] = (tmp_path / str(len(ends))).rglob(FILE)
+        result = json.loads(file.read_text())
+        ends[base, increment] = result["metrics"]["incremental-last"]
+        assert len(result["tasks"]) == len(step_sizes(5, base, increment))
+    assert len(set(ends.values())) == 1, ends
+    assert ends[0, 1] > 0
+
+
 def test_metrics_of_seen_classes_need_that_scope(tmp_path):
     (tmp_path / "steps.yaml").write_text(RECIPE.replace("classes: seen", "classes: task"))
     done = mulki("validate", tmp_path / "steps.yaml", code=2)

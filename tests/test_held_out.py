@@ -135,6 +135,8 @@ def test_an_extended_run_keeps_its_columns(tmp_path, classes):
     assert extended["matrix"] == alone["matrix"]
     mulki("extend", tmp_path / "parent", "--tasks", "third", "--out", tmp_path / "by-command")
     assert result(tmp_path / "by-command")["held_out"] == alone["held_out"]
+    refused = mulki("extend", tmp_path / "parent", "--tasks", "fourth", code=2)
+    assert "the run holds fourth out of its training (evaluate.held_out); learn it in a new run" in refused
 
 
 def test_where_it_is_shown(tmp_path):

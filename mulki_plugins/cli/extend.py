@@ -122,6 +122,9 @@ def _settings(
     settings = {f"stream={stream}": "--stream"} if stream else {}
     if tasks:
         further = [part.strip() for text in tasks for part in text.split(",") if part.strip()]
+        if held_out := [task for task in further if task in parent.held_out]:
+            what = f"--tasks: the run holds {', '.join(held_out)} out of its training (evaluate.held_out)"
+            raise MulkiError(what, "learn it in a new run, without holding it out")
         if name == "folders" and not stream:
             raise MulkiError("--tasks: the run's stream is made of folders", "name a further folder with --task")
         settings[f"stream.tasks={dump_inline([*parent.tasks, *further, *parent.held_out])}"] = "--tasks"

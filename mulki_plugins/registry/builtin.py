@@ -193,22 +193,13 @@ def _register_metrics_and_loggers(register: Register) -> None:
         summary="how far each task has fallen from its best by the end; lower is better",
         source="arXiv 1801.10112",
     )
-    register.metric(
-        "incremental",
-        "mulki_plugins.metrics:incremental",
-        summary="accuracy among all seen classes, averaged over the steps of class-incremental learning",
-        source="arXiv 1611.07725",
-        counts_images=True,
-        classes="seen",
-    )
-    register.metric(
-        "incremental-last",
-        "mulki_plugins.metrics:incremental_last",
-        summary="accuracy among all classes after the last step of class-incremental learning",
-        source="arXiv 1611.07725",
-        counts_images=True,
-        classes="seen",
-    )
+    for name, what in (
+        ("incremental", "all seen classes, averaged over the steps of class-incremental learning"),
+        ("incremental-last", "all classes after the last step of class-incremental learning"),
+    ):
+        target = f"mulki_plugins.metrics:{name.replace('-', '_')}"
+        summary = f"accuracy among {what}"
+        register.metric(name, target, summary=summary, source="arXiv 1611.07725", counts_images=True, classes="seen")
     register.logger(
         "tensorboard",
         "mulki_plugins.report.tensorboard:TensorBoardLogger",

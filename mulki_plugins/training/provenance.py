@@ -120,8 +120,11 @@ def _protocol(recipe: Recipe) -> dict[str, Any]:
     if images not in (None, "test"):
         options["images"] = images
     if recipe.stream.name == "split":
-        of = [name for each in (get(whole, ("name",)) or whole, *known_tasks(whole)) if (name := str(each))]
-        options |= {"of": " ".join(of), **{key: stream.get(key) for key in ("base", "increment", "class_order")}}
+        inner = whole if isinstance(whole, str) else get(whole, ("name",))
+        options |= {
+            "of": " ".join([str(inner), *known_tasks(whole)]),
+            **{key: stream.get(key) for key in ("base", "increment", "class_order")},
+        }
     names = {"stream": recipe.stream.name, "model": recipe.model.name, "classes": recipe.evaluate.classes}
     return names | {key: value for key, value in options.items() if value is not None}
 
