@@ -57,6 +57,31 @@ def forgetting(matrix: ArrayLike) -> float:
     return float(np.mean([a[j:, j].max() - a[-1, j] for j in range(len(a) - 1)]))
 
 
+def incremental(matrix: ArrayLike, images: ArrayLike) -> float:
+    """Average incremental accuracy Ā of class-incremental learning: the mean of `incremental_by_step` (arXiv 1611.07725).
+
+    images: [T], the number of test images of each task. ValueError as for `transfer`, or if the numbers do not fit.
+    """
+    return float(incremental_by_step(matrix, images).mean())
+
+
+def incremental_last(matrix: ArrayLike, images: ArrayLike) -> float:
+    """Accuracy A_B on the test images of all classes after the last step. ValueError as for `incremental`."""
+    return float(incremental_by_step(matrix, images)[-1])
+
+
+def incremental_by_step(matrix: ArrayLike, images: ArrayLike) -> NDArray[np.float64]:
+    """[T]: A_b = Σ_{j ≤ b} n_j·a[b, j] / Σ_{j ≤ b} n_j, the accuracy on the n_j test images of each task learned by step b.
+
+    It is that of class-incremental learning if each image is classified among all classes seen so far.
+    """
+    a = _matrix(matrix, np.tril)
+    n = np.asarray(images, dtype=np.float64)
+    if n.shape != (len(a),) or not (np.isfinite(n).all() and (n > 0).all()):
+        raise ValueError(f"expected the numbers of test images of {len(a)} tasks, got {n.tolist()}")
+    return np.array([np.average(a[b, : b + 1], weights=n[: b + 1]) for b in range(len(a))])
+
+
 def wilson_interval(right: int, images: int) -> tuple[float, float]:
     """The 95 % confidence interval of one accuracy, in percent. ValueError unless 0 ≤ right ≤ images and images ≥ 1.
 

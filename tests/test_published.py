@@ -1,6 +1,7 @@
 """The published tables as data, and runs beside them."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,18 @@ from click.testing import CliRunner
 
 from mulki_plugins.cli import main
 from mulki_plugins.metrics import average_by_task, last_by_task, transfer_by_task
-from mulki_plugins.report.published import DATASETS, METRICS, ORDERS, explanations, order_of, published_rows, rows_of
+from mulki_plugins.report.published_rows import (
+    DATASETS,
+    METRICS,
+    ORDERS,
+    STEP_METRICS,
+    explanations,
+    order_of,
+    published_rows,
+    rows_of,
+)
 from mulki_plugins.report.result import Result
+from mulki_plugins.streams.class_steps import step_sizes
 
 MATRICES = json.loads((Path(__file__).parent / "data" / "published_matrices.json").read_text())["matrices"]
 BY_TASK = {"transfer": transfer_by_task, "average": average_by_task, "last": last_by_task}
@@ -56,11 +67,17 @@ def test_every_row_says_what_it_was_measured_on_and_where_it_is_from():
         assert r.classes in said["classes"]
         assert r.sources
         assert set(r.sources) <= set(said["sources"])
-        assert r.order in ORDERS
-        assert r.metric in METRICS
         assert 0 <= r.mean <= 100
         assert all(0 <= value <= 100 for value in r.cells.values())
-        assert r.tasks == (10 if r.classes == "all" else 11)
+        if r.metric in STEP_METRICS:
+            data, base, increment = re.fullmatch(r"(\S+) B(\d+) Inc(\d+)", r.order).groups()
+            classes = {"ImageNet-R": 200, "CUB": 200, "ObjectNet": 200, "SUN": 300}.get(data, 100)
+            assert (r.classes, r.split, r.cells) == ("seen", "c3box", {})
+            assert r.tasks == len(step_sizes(classes, int(base), int(increment)))
+        else:
+            assert r.order in ORDERS
+            assert r.metric in METRICS
+            assert r.tasks == (10 if r.classes == "all" else 11)
         if r.cells:
             first = ORDERS[r.order][0]
             assert set(r.cells) == set(DATASETS) - ({first} if r.metric == "transfer" else set()), r
@@ -225,6 +242,7 @@ def test_few_shots_and_scopes_have_their_own_rows(tmp_path):
     lines = against(tmp_path / "all").splitlines()
     assert [line for line in lines if line.startswith("warning")] == [
         "warning: X-TAIL is published on ten data sets, without CIFAR100, and with one template for all of them"
+        " (evaluate.template)"
     ]
     assert any(line.startswith("RAIL-Primal ") for line in lines)
     write(tmp_path / "seen" / "a", protocol={"classes": "seen"})
@@ -288,3 +306,90 @@ def test_it_needs_no_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "MoE-Adapters" in done.stdout
+
+
+NEWER = {
+    "I": {
+        "PACT": (71.8, 81.1, 90.5), "CMAP": (74.2, 80.5, 88.7), "TRGE": (69.8, 78.5, 87.6), "AFA": (70.3, 78.5, 87.2),
+        "FARA": (70.1, 78.1, 86.6), "LEBA": (69.2, 77.9, 87.3),
+    },
+    "II": {"FARA": (65.9, 76.3, 86.3), "LEBA": (65.1, 75.6, 86.4), "IAP": (64.9, 75.1, 85.9)},
+}  # fmt: skip
+
+
+def test_newer_rows_are_marked_as_second_hand():
+    for order, methods in NEWER.items():
+        for method, values in methods.items():
+            found = [row(method, order, metric) for metric in METRICS]
+            assert tuple(r.mean for r in found) == values
+            assert {(r.split, r.sources) for r in found} == {("not stated", ("notes",))}
+
+
+STEPS = {
+    "stream": "split", "of": "mtil CIFAR100", "base": 0, "increment": 10, "class_order": 1993, "split": "zscl",
+    "model": "ViT-B-16", "pretrained": "laion400m_e32", "classes": "seen",
+}  # fmt: skip
+
+
+def write_steps(folder, **protocol):
+    """A run of two steps, whose accuracies among seen classes are 80 and 70."""
+    folder.mkdir(parents=True)
+    Result(
+        recipe="split-cifar100", strategy="mine", seed=0, status="complete", tasks=["CIFAR100-1", "CIFAR100-2"],
+        zero_shot=[75.0, 75.0], matrix=[[80.0, 75.0], [60.0, 80.0]], test_images=[10, 10], protocol={**STEPS, **protocol},
+    ).write(folder)  # fmt: skip
+
+
+def test_class_incremental_runs_stand_beside_their_own_rows(tmp_path):
+    write_steps(tmp_path / "b0")
+    text = against(tmp_path / "b0")
+    assert text.startswith(
+        "Published class by class on CIFAR100 B0 Inc10: learned tasks among the classes of all learned"
+    )
+    assert "laion400m_e32" in text.splitlines()[0]
+    tables = text.split("\nIncremental")
+    lines = [line for table in tables[1:] for line in table.splitlines()]
+    means = [line.split()[-1] for line in lines if line.startswith("split-cifar100 / mine")]
+    assert means == ["75.00", "70.00"]
+    assert any(line.split()[:2] == ["SimpleCIL", "(1)"] and "84.2" in line for line in lines)
+    assert "split c3box, the runs' own" in text
+    assert "MTIL" not in "\n".join(lines[:4]), "no row of another benchmark"
+    data = json.loads(against(tmp_path / "b0", "--json"))["comparisons"][0]
+    assert data["runs"][0]["comparable"] is True
+    assert data["runs"][0]["metrics"]["incremental"]["mean"] == 75.0
+    shown = {(r["method"], r["metric"]): r["mean"] for r in data["published"]}
+    assert shown["CLIP zero-shot", "incremental"] == 81.81
+    assert shown["BOFA", "incremental-last"] == 79.18
+    write_steps(tmp_path / "b50", base=50)
+    shown = {(r["method"], r["metric"]): r["mean"] for r in
+             json.loads(against(tmp_path / "b50", "--json"))["comparisons"][0]["published"]}  # fmt: skip
+    assert (shown["CLIP zero-shot", "incremental"], shown["RAPF", "incremental"]) == (76.49, 83.41)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "warning"),
+    [
+        ({"pretrained": "openai"}, "the pre-trained weights are openai; most published rows use laion400m_e32"),
+        ({"model": "RN50"}, "the backbone is RN50"),
+        ({"class_order": 1}, "the classes come in that of seed 1; the published tables use seed 1993"),
+        ({"class_order": None}, "the classes come in an order of their own; the published tables use seed 1993"),
+        ({"shots": 16}, "training used 16 images a class"),
+        ({"template": "a {}."}, "one template was used"),
+        ({"of": "mtil Food"}, "the images of Food are parted in another way"),
+        ({"increment": 7}, "nothing here is comparable: the stream is split"),
+        ({"of": "folders birds"}, "nothing here is comparable: the stream is split"),
+        ({"classes": "task"}, "nothing here is comparable: the stream is split"),
+    ],
+)
+def test_what_keeps_class_incremental_runs_from_being_compared(tmp_path, protocol, warning):
+    write_steps(tmp_path / "a", **protocol)
+    assert f"warning: {warning}" in against(tmp_path)
+
+
+def test_the_protocol_of_xtail_needs_its_template(tmp_path):
+    names = [name for name in DATASETS if name != "CIFAR100"]
+    xtail = {"classes": "all", "split": "coop", "shots": 16}
+    write(tmp_path / "a", tasks=names, protocol=xtail)
+    write(tmp_path / "b", tasks=names, protocol={**xtail, "template": "a photo of a {}."}, strategy="other")
+    assert "with one template for all of them (evaluate.template)" in against(tmp_path / "a")
+    assert "warning" not in against(tmp_path / "b")

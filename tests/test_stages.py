@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 
 import pytest
 import torch
@@ -337,6 +338,47 @@ def test_a_mixture_follows_the_teacher_that_is_surer(classifier):
     assert w[0, 0] > 0.95
     assert w[1, 1] > 0.95
     assert torch.allclose(w.sum(0), torch.ones(2))
+
+
+def test_disagreement_weighs_the_teachers_by_their_features():
+    """σ(slope·(‖z⁰ − z¹‖ − threshold)), sample by sample with Python's own arithmetic."""
+    a = [[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]
+    b = [[1.0, 0.0], [0.8, 0.6], [0.0, -1.0]]
+    stage = Distinguishing(weights="disagreement", slope=3.0, threshold=0.5)
+    logits = [torch.zeros(3, 4), torch.ones(3, 4)]
+    w = stage.weigh(logits, torch.tensor([0, 1, 2]), "samples", [torch.tensor(a), torch.tensor(b)])
+    for i in range(3):
+        distance = math.dist(a[i], b[i])
+        expected = 1 / (1 + math.exp(-3.0 * (distance - 0.5)))
+        assert w[1, i].item() == pytest.approx(expected, abs=1e-6)
+        assert w[0, i].item() == pytest.approx(1 - expected, abs=1e-6)
+    with pytest.raises(ValueError, match="disagreement needs each teacher's features"):
+        stage.weigh(logits, torch.tensor([0, 1, 2]), "samples")
+
+
+def test_disagreement_is_that_of_images_and_of_earlier_sentences(classifier, benchmark, monkeypatch):
+    """In training, the features are the teachers' own: of the batch's images, and of the drawn classes' sentences."""
+    seen, stage, teachers = {}, Distinguishing(weights="disagreement"), Teachers(half="never")
+    weigh = stage.weigh
+
+    def watched(logits, targets, rows, features=()):
+        batch = [each.clone() for each in teachers.images(strategy)]
+        seen.setdefault(rows, []).append((batch, [each.clone() for each in features]))
+        return weigh(logits, targets, rows, features)
+
+    monkeypatch.setattr(stage, "weigh", watched)
+    strategy = naive(classifier, [teachers, Adding(), Recalling(), stage])
+    first, second, *_ = benchmark.train_stream
+    strategy.train(first)
+    assert seen == {}, "one teacher on the first task"
+    strategy.train(second)
+    for batch, features in seen["samples"]:
+        assert all(torch.equal(*pair) for pair in zip(batch, features, strict=True))
+        assert not torch.equal(*features)
+    for _, features in seen["classes"]:
+        for each, teacher in zip(features, (teachers.initial, teachers.previous), strict=True):
+            known = teacher.text(0)
+            assert all(torch.isclose(known, row).all(1).any() for row in each), "sentences of the first task"
 
 
 def test_shares_of_interpolation_by_loops():

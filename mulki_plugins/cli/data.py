@@ -33,26 +33,34 @@ def check(recipe: str, decode: bool, as_json: bool, **options: Any) -> None:
     The exit status is 0 if all data sets are complete and as published, and 2 if one is missing, damaged or different.
     Nothing is changed.
     """
-    stream = resolve_recipe(recipe, read_changes(options)).recipe.stream
-    if stream.name not in ("mtil", "folders"):
+    streams = [each for each in _streams(recipe, options) if each["name"] in ("mtil", "folders")]
+    if not streams:
         return _nothing_to_do(recipe, as_json)
     from mulki_plugins.streams.report import list_problems
     from mulki_plugins.streams.report import report_folders as check_folders
     from mulki_plugins.streams.report import report_mtil as check_mtil
 
-    if stream.name == "folders":
-        report = check_folders(stream.options["tasks"], decode=decode)
-        for note in report["notes"]:
-            echo_note(note)
-    else:
-        report = check_mtil(stream.options, decode=decode)
+    reports = []
+    for stream in streams:
+        if stream["name"] == "folders":
+            reports.append(check_folders(stream["tasks"], decode=decode))
+            for note in reports[-1]["notes"]:
+                echo_note(note)
+        else:
+            reports.append(check_mtil(stream, decode=decode))
     if as_json:
-        echo_json(report)
-        if not report["ok"]:
+        ok = all(report["ok"] for report in reports)
+        whole = {
+            "ok": ok,
+            "datasets": [entry for report in reports for entry in report["datasets"]],
+            "streams": reports,
+        }
+        echo_json(reports[0] if len(reports) == 1 else whole)
+        if not ok:
             raise SystemExit(2)
         return None
-    click.echo("\n".join(_report_lines(report)))
-    if wrong := list_problems(report):
+    click.echo("\n\n".join("\n".join(_report_lines(report)) for report in reports))
+    if wrong := [problem for report in reports for problem in list_problems(report)]:
         raise Mistakes(wrong)
     return None
 
@@ -65,14 +73,22 @@ def fetch(recipe: str, **options: Any) -> None:
 
     Existing files are neither overwritten nor deleted. The exit status is 2 if a data set could not be downloaded.
     """
-    stream = resolve_recipe(recipe, read_changes(options)).recipe.stream
-    if stream.name != "mtil":
+    streams = [each for each in _streams(recipe, options) if each["name"] == "mtil"]
+    if not streams:
         return _nothing_to_do(recipe, as_json=False)
     from mulki_plugins.streams.mtil.fetch import fetch_missing
 
-    if wrong := fetch_missing(stream.options, echo_note):
+    if wrong := [problem for stream in streams for problem in fetch_missing(stream, echo_note)]:
         raise Mistakes(wrong)
     return None
+
+
+def _streams(recipe: str, changes: dict[str, Any]) -> list[dict[str, Any]]:
+    """The streams that read the recipe's data, with their options: its own, or those inside `split` and `mixed`."""
+    from mulki_plugins.streams.nested import innermost
+
+    stream = resolve_recipe(recipe, read_changes(changes)).recipe.stream
+    return innermost({"name": stream.name, **stream.options})
 
 
 def _nothing_to_do(recipe: str, as_json: bool) -> None:

@@ -122,9 +122,12 @@ def _settings(
     settings = {f"stream={stream}": "--stream"} if stream else {}
     if tasks:
         further = [part.strip() for text in tasks for part in text.split(",") if part.strip()]
+        if held_out := [task for task in further if task in parent.held_out]:
+            what = f"--tasks: the run holds {', '.join(held_out)} out of its training (evaluate.held_out)"
+            raise MulkiError(what, "learn it in a new run, without holding it out")
         if name == "folders" and not stream:
             raise MulkiError("--tasks: the run's stream is made of folders", "name a further folder with --task")
-        settings[f"stream.tasks={dump_inline([*parent.tasks, *further])}"] = "--tasks"
+        settings[f"stream.tasks={dump_inline([*parent.tasks, *further, *parent.held_out])}"] = "--tasks"
         if not stream and options.get("order") is not None:
             settings["stream.order=null"] = "--tasks"
     return settings
@@ -173,8 +176,9 @@ def _further(parent: Result, resolved: Resolution, folders: tuple[str, ...], tas
     """What tells the new run's folder from the run's: the names of the further tasks, if they are written anywhere."""
     if not (folders or tasks):
         return []
-    entries = resolved.recipe.stream.options["tasks"][len(parent.tasks) :]
-    return [str(entry["name"] if isinstance(entry, dict) else entry) for entry in entries]
+    entries = resolved.recipe.stream.options["tasks"]
+    names = [str(entry["name"] if isinstance(entry, dict) else entry) for entry in entries]
+    return [name for name in names if name not in parent.tasks and name not in parent.held_out]
 
 
 def beside(run: Path, tasks: list[str]) -> Path:

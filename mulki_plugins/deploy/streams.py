@@ -9,17 +9,20 @@ from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.report.classes import TaskTexts
 from mulki_plugins.streams.task import Task, TaskStream
-from mulki_plugins.training.build import make_stream
+from mulki_plugins.training.build import as_evaluated, make_stream
 
 
 def build_stream(source: Source, other: str | None = None) -> TaskStream:
-    """The stream of the run, or another one, as `--stream` names it. MulkiError if its data are not on this machine."""
+    """The stream of the run without its held-out tasks, or another one, as `--stream` names it.
+
+    MulkiError if its data are not on this machine.
+    """
     if other is not None:
         return make_stream(resolve("mtil", Changes(settings=(f"stream={other}",))).recipe.stream)
     if source.recipe is None:
         what = f"{source.folder}: {RECIPE} is missing, so the test images of the run are not known"
         raise MulkiError(what, "name images with --data or --stream")
-    return make_stream(source.recipe.stream)
+    return as_evaluated(make_stream(source.recipe.stream), source.recipe.evaluate)
 
 
 def texts_of(task: Task) -> TaskTexts:

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mulki_plugins.errors import Location, OptionError, did_you_mean, format_value
+from mulki_plugins.errors import Location, OptionError, format_value
 from mulki_plugins.recipe.layers import get
 from mulki_plugins.recipe.parts import check_names, check_optimizer, check_part, check_plugins, repeated
 from mulki_plugins.recipe.schema import Recipe, as_data, as_recipe
+from mulki_plugins.recipe.tasks import check_held_out, check_selection, known_tasks, unknown_task
 from mulki_plugins.registry.catalog import Kind
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.types import collect_mistakes
@@ -51,6 +52,9 @@ def check_recipe(data: dict[str, Any]) -> tuple[Recipe | None, list[OptionError]
     for check in (
         _check_train,
         _check_tasks,
+        check_held_out,
+        _check_template,
+        _check_metrics,
         _check_folder_names,
         _check_seeds,
         _check_device,
@@ -108,29 +112,15 @@ def _check_train(data: dict[str, Any]) -> Iterator[OptionError]:
 
 def _check_tasks(data: dict[str, Any]) -> Iterator[OptionError]:
     """Names of tasks the stream does not have, if its tasks are known before it is built: fixed, or declared in the recipe."""
-    part = catalog().parts.get(("stream", str(get(data, ("stream", "name")))))
+    stream = data.get("stream")
+    part = catalog().parts.get(("stream", str(get(stream, ("name",)))))
     if part is None:
         return
-    written: list[tuple[Any, Location]] = []
-    if known := part.tasks:
-        order, tasks = (get(data, ("stream", key)) for key in ("order", "tasks"))
-        for key, names in (("order", order), ("tasks", tasks)):
-            if isinstance(names, list):
-                written += [(name, ("stream", key, i)) for i, name in enumerate(names)]
-                for i, name in repeated(enumerate(names)):
-                    yield OptionError(f"the task {name!r} is named twice", ("stream", key, i))
-                if not names:
-                    yield OptionError("expected at least one task, got an empty list", ("stream", key))
-        both = order and tasks and isinstance(order, list) and isinstance(tasks, list)
-        if both and not any(task in order for task in tasks):
-            yield OptionError("none of these tasks is in stream.order, so none is left", ("stream", "tasks"))
-    else:
-        names = [get(entry, ("name",)) for entry in _list_at(data, ("stream", "tasks"))]
-        known = tuple(name for name in names if isinstance(name, str))
-    written += [(name, ("train", "per_task", name)) for name in _mapping_at(data, ("train", "per_task"))]
-    for name, path in written:
+    yield from check_selection(stream, ("stream",))
+    known = part.tasks or known_tasks(stream)
+    for name in _mapping_at(data, ("train", "per_task")):
         if isinstance(name, str) and known and name not in known:
-            yield OptionError(f"the stream {part.name} has no task {name!r} ({did_you_mean(name, known)})", path)
+            yield unknown_task(part.name, name, known, ("train", "per_task", name))
 
 
 def check_name(name: str) -> str:
@@ -170,6 +160,28 @@ def _check_cache(data: dict[str, Any]) -> Iterator[OptionError]:
         return
     hint = f"; write ./{cache} for a new folder of that name" if re.fullmatch(r"[\w.-]+", cache) else ""
     yield OptionError(f"expected auto, off or a folder, got {cache!r}{hint}", ("evaluate", "cache"))
+
+
+def _check_metrics(data: dict[str, Any]) -> Iterator[OptionError]:
+    """Metrics that mean something else among other candidate classes."""
+    classes = get(data, ("evaluate", "classes")) or "task"
+    for i, name in enumerate(_list_at(data, ("evaluate", "metrics"))):
+        part = catalog().parts.get(("metric", str(name)))
+        if part is not None and part.classes not in ("", classes):
+            message = f"the metric {part.name!r} needs evaluate.classes: {part.classes}, got {format_value(classes)}"
+            yield OptionError(message, ("evaluate", "metrics", i))
+
+
+def is_template(template: str) -> bool:
+    """Whether a text has `{}`, which the class name replaces, and no other braces."""
+    return "{}" in template and not any(brace in template.replace("{}", "") for brace in "{}")
+
+
+def _check_template(data: dict[str, Any]) -> Iterator[OptionError]:
+    template = get(data, ("evaluate", "template"))
+    if isinstance(template, str) and not is_template(template):
+        expected = "expected '{}' in the class name's place, and no other braces, as in 'a photo of a {}.'"
+        yield OptionError(f"{expected}, got {format_value(template)}", ("evaluate", "template"))
 
 
 _ALL_IMAGES = {

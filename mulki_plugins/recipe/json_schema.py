@@ -145,7 +145,7 @@ def _model(architectures: Iterable[str] | None) -> Schema:
 
 def _optimizer() -> Schema:
     """A registered optimizer by its name alone, or with its rate, its weight decay and its options; AdamW without a name."""
-    own = _of_class(Optimizer)["properties"]
+    own = schema_of_class(Optimizer)["properties"]
     common = {"lr": own["lr"], "weight_decay": own["weight_decay"]}
     named = _part("optimizer", common)
     default = catalog().find("optimizer", own["name"]["default"])

@@ -137,6 +137,8 @@ class Evaluate:
 
     `predictions`: keep in the run's folder what was predicted for each test image.
     `cache`: where test images are kept once they are decoded and resized: auto (MulKI's cache folder), off, or a folder.
+    `held_out`: tasks of the stream that are tested after each task and never learned; they enter no metric.
+    `template`: one sentence with `{}` for the classes of all tasks, in training too; null for each task's own templates.
     """
 
     classes: Literal["task", "seen", "all"] = "task"
@@ -144,6 +146,8 @@ class Evaluate:
     batch_size: Count = 256
     predictions: bool = True
     cache: str = "auto"
+    held_out: list[str] = field(factory=list)
+    template: str | None = None
 
 
 Base = Literal["naive", "cumulative", "joint", "none"]

@@ -36,13 +36,13 @@ def select_decisive(recipe: Recipe) -> dict[str, Any]:
     del data["train"]["checkpoint"], data["train"]["unreadable"], data["evaluate"]["predictions"]
     del data["evaluate"]["cache"]
     data["train"]["optimizer"] = _as_before(data["train"]["optimizer"])
-    for key, default in (
-        ("compile", False),
-        ("accumulate", 1),
-        ("groups", []),
-    ):  # recipes without them keep their fingerprints
-        if data["train"][key] == default:
-            del data["train"][key]
+    later: tuple[tuple[str, str, Any], ...] = (
+        ("train", "compile", False), ("train", "accumulate", 1), ("train", "groups", []),
+        ("evaluate", "held_out", []), ("evaluate", "template", None),
+    )  # fmt: skip
+    for part, key, default in later:  # recipes without them keep their fingerprints
+        if data[part][key] == default:
+            del data[part][key]
     return data
 
 

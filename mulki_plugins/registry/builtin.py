@@ -165,6 +165,10 @@ def _register_streams_and_models(register: Register) -> None:
         summary="your own images: tasks with one folder per class",
         check="mulki_plugins.streams.folders.tasks:check_options",
     )
+    register.stream(
+        "split", "mulki_plugins.streams.class_steps:split", check="mulki_plugins.streams.nested:check_split"
+    )
+    register.stream("mixed", "mulki_plugins.streams.mixed:mixed", check="mulki_plugins.streams.nested:check_mixed")
     register.model(
         "mulki-tiny",
         "mulki_plugins.models.tiny:mulki_tiny",
@@ -197,6 +201,13 @@ def _register_metrics_and_loggers(register: Register) -> None:
         summary="how far each task has fallen from its best by the end; lower is better",
         source="arXiv 1801.10112",
     )
+    for name, what in (
+        ("incremental", "all seen classes, averaged over the steps of class-incremental learning"),
+        ("incremental-last", "all classes after the last step of class-incremental learning"),
+    ):
+        target = f"mulki_plugins.metrics:{name.replace('-', '_')}"
+        summary = f"accuracy among {what}"
+        register.metric(name, target, summary=summary, source="arXiv 1611.07725", counts_images=True, classes="seen")
     register.logger(
         "tensorboard",
         "mulki_plugins.report.tensorboard:TensorBoardLogger",

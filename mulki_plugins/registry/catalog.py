@@ -67,6 +67,10 @@ class Part:
     """Why a run with this plugin cannot be spread over several ranks; empty if it can."""
     sequential: bool = False
     """A plugin that works from one task to the next, or a metric that compares moments of the stream."""
+    counts_images: bool = False
+    """A metric that also takes the number of test images of each task."""
+    classes: str = ""
+    """The value of `evaluate.classes` that a metric is defined for; empty for any."""
     per_sample: bool = False
     """A plugin whose loss is a mean over the batch's samples, or does not depend on them, so that the batch may be split."""
     tasks: tuple[str, ...] = field(default=(), converter=tuple)

@@ -132,13 +132,17 @@ class Register:
         )  # fmt: skip
 
     def metric(
-        self, name: str, target: Target, *, summary: str | None = None, source: str = "", sequential: bool = True
-    ) -> None:
+        self, name: str, target: Target, *, summary: str | None = None, source: str = "", sequential: bool = True,
+        counts_images: bool = False, classes: str = "",
+    ) -> None:  # fmt: skip
         """A function from a copy of the accuracy matrix [T, T], in percent, to a finite number; if it fails, the run goes on.
 
         sequential: it compares moments of the stream, so it means nothing if all tasks are trained at once.
+        counts_images: its second argument is the number of test images of each task, a list of T numbers.
+        classes: the value of a recipe's `evaluate.classes` that it is defined for, such as `seen`; empty for any.
         """
-        self._add("metric", name, target, summary, source=source, sequential=sequential)
+        facts = {"sequential": sequential, "counts_images": counts_images, "classes": classes}
+        self._add("metric", name, target, summary, source=source, **facts)
 
     def logger(self, name: str, target: Target, *, summary: str | None = None, source: str = "") -> None:
         """A function from a run's folder to an Avalanche `BaseLogger`. A logger that fails is dropped; the run continues."""

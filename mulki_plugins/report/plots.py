@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
 from mulki_plugins.characters import printable
+from mulki_plugins.report.beside import columns_beside
 from mulki_plugins.report.result import Result
 from mulki_plugins.report.tables import labelled_rows
 
@@ -76,7 +77,8 @@ def shorten_label(name: str) -> str:
 def matrix_figure(result: Result) -> Figure:
     """A heat map with a number in each cell: a row for each learned task, the zero-shot row on top, a column for each test set.
 
-    The stair separates tasks not learned yet (above, transfer) from those learned before (below).
+    The stair separates tasks not learned yet (above, transfer) from those learned before (below). Held-out tasks stand at
+    the right, in brackets.
     """
     with drawing():
         return _draw_matrix(result)
@@ -85,10 +87,13 @@ def matrix_figure(result: Result) -> Figure:
 def _draw_matrix(result: Result) -> Figure:
     rows = labelled_rows(result)
     title = f"{shorten_label(result.recipe)}: {shorten_label(result.strategy)}, seed {result.seed}"
-    families = families_for([title, *result.tasks, *result.metrics])
-    tasks = [drawable(shorten_label(name), families) for name in result.tasks]
+    families = families_for([title, *result.tasks, *result.held_out, *result.metrics])
+    held_out = [f"({name})" for name in result.held_out]
+    tasks = [drawable(shorten_label(name), families) for name in (*result.tasks, *held_out)]
     labels = [name if name == "zero-shot" else f"after {drawable(shorten_label(name), families)}" for name, _ in rows]
-    values = np.array([row for _, row in rows], dtype=float)
+    beside = columns_beside(result)
+    more = [[*beside[name], *[math.nan] * len(rows)][: len(rows)] for name in held_out]
+    values = np.array([[*row, *(column[i] for column in more)] for i, (_, row) in enumerate(rows)], dtype=float)
     size = (min(WIDEST, max(6.0, 2.2 + 0.72 * len(tasks))), min(WIDEST, 1.6 + 0.42 * len(rows)))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
@@ -98,6 +103,8 @@ def _draw_matrix(result: Result) -> Figure:
         first = 1 if result.zero_shot else 0
         if len(rows) - first == len(result.matrix):  # joint training's single row has no stair
             _draw_stair(axes, first, len(result.matrix))
+    if held_out:
+        axes.axvline(len(result.tasks) - 0.5, color="white", linewidth=4)
     every = math.ceil(len(tasks) / MOST_TASKS)
     axes.set_xticks(range(0, len(tasks), every), tasks[::every], rotation=35, ha="right", parse_math=False)
     axes.set_yticks(range(0, len(rows), every), labels[::every], parse_math=False)

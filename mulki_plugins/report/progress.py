@@ -138,9 +138,9 @@ class ProgressLogger(BaseLogger):
             self.stop()
             raise
 
-    def expect(self, recipe: Recipe, images: Mapping[str, tuple[int, int]]) -> None:
-        """What the run will do. images: the numbers of training and test images of each task."""
-        self.tasks, self._test_images = len(images), sum(test for _, test in images.values())
+    def expect(self, recipe: Recipe, images: Mapping[str, tuple[int, int]], held_out: int = 0) -> None:
+        """What the run will do. images: the numbers of training and test images of each task; held_out: further test images."""
+        self.tasks, self._test_images = len(images), held_out + sum(test for _, test in images.values())
         plan = trainings(recipe, {name: train for name, (train, _) in images.items()})
         self.left.steps = [training.steps for training in plan]
         self.left.evaluations = evaluations(recipe, self.tasks)

@@ -1,106 +1,37 @@
-"""Published numbers on MTIL (published.csv), and what keeps a run from being compared with them."""
+"""Published numbers on MTIL and of class-incremental CLIP (published.csv), and what keeps a run from being compared with them."""
 
 from __future__ import annotations
 
-import csv
-import functools
 from collections.abc import Callable, Iterator, Sequence
-from importlib.resources import files
 from typing import Any
 
-import yaml
 from attrs import asdict, frozen
 
 from mulki_plugins.characters import printable
 from mulki_plugins.report.compare import Group, groups, mean_and_deviation
+from mulki_plugins.report.published_rows import (
+    METRICS,
+    NOT_STATED,
+    STEP_METRICS,
+    Row,
+    datasets_of,
+    explanations,
+    order_of,
+    rows_of,
+    words_for_shots,
+)
 from mulki_plugins.report.result import Result
 
-DATASETS = (
-    "Aircraft", "Caltech101", "CIFAR100", "DTD", "EuroSAT", "Flowers", "Food", "MNIST", "OxfordPet", "StanfordCars", "SUN397",
-)  # fmt: skip
-ORDERS = {
-    "I": DATASETS,
-    "II": (
-        "StanfordCars", "Food", "MNIST", "OxfordPet", "Flowers", "SUN397", "Aircraft", "Caltech101", "DTD", "EuroSAT",
-        "CIFAR100",
-    ),
-}  # fmt: skip
-METRICS = ("transfer", "average", "last")
+STEPS_OF = "CIFAR100"
+"""The data set whose steps can be rebuilt; the others were published with parts of their own."""
+STEPS_SPLIT, STEPS_BACKBONE, STEPS_WEIGHTS, STEPS_SEED = "c3box", "ViT-B-16", "laion400m_e32", 1993
+"""Split, model, weights and class order of the published class-incremental rows."""
 BACKBONES = ("ViT-B-16", "ViT-B-16-quickgelu")
 WEIGHTS = "openai"
-NOT_STATED = "not stated"
 NEAR = 0.5
 """Largest difference in points to the published zero-shot accuracy of the same weights and protocol."""
 ITERATIONS = {"full": 1000, "5": 500}
 """Steps of 64 images per task, in ZSCL's protocol and in its five-shot variant."""
-
-
-@frozen(kw_only=True)
-class Row:
-    """One published metric of one method, in percent."""
-
-    method: str
-    order: str
-    shots: str
-    """`full`, the number of images per class, or `not stated`."""
-    classes: str
-    """The candidate classes of a test image, as in a recipe's `evaluate.classes`."""
-    split: str
-    tasks: int
-    metric: str
-    mean: float
-    cells: dict[str, float]
-    """By data set, as far as they are published."""
-    sources: tuple[str, ...]
-    note: str
-
-
-@functools.cache
-def published_rows() -> tuple[Row, ...]:
-    """Every row, in the file's order."""
-    return tuple(map(_row, csv.DictReader(_read("published.csv").splitlines())))
-
-
-@functools.cache
-def explanations() -> dict[str, Any]:
-    """The meaning of the words in the rows: backbone, sources, splits, shots and classes."""
-    meaning: dict[str, Any] = yaml.safe_load(_read("published.yaml"))
-    return meaning
-
-
-def _read(name: str) -> str:
-    return files("mulki_plugins.report").joinpath(name).read_text("utf-8")
-
-
-def _row(fields: dict[str, str]) -> Row:
-    return Row(
-        method=fields["method"], order=fields["order"], shots=fields["shots"], classes=fields["classes"],
-        split=fields["split"], tasks=int(fields["tasks"]), metric=fields["metric"], mean=float(fields["mean"]),
-        cells={name: float(fields[name]) for name in DATASETS if fields[name]},
-        sources=tuple(fields["source"].split()), note=fields["note"],
-    )  # fmt: skip
-
-
-def rows_of(order: str, classes: str, shots: str) -> list[Row]:
-    """The rows of one protocol, of every split. X-TAIL rows that do not state their shots count as `16`."""
-    accepted = {shots, NOT_STATED} if (classes, shots) == ("all", "16") else {shots}
-    return [row for row in published_rows() if (row.order, row.classes) == (order, classes) and row.shots in accepted]
-
-
-def datasets_of(order: str, classes: str) -> tuple[str, ...]:
-    """The data sets of an order; X-TAIL (`all`) is published without CIFAR100."""
-    return tuple(name for name in ORDERS[order] if classes != "all" or name != "CIFAR100")
-
-
-def order_of(tasks: Sequence[str], classes: str) -> str | None:
-    """`I` or `II` if the tasks are exactly those of the protocol, in that order."""
-    return next((order for order in ORDERS if tuple(tasks) == datasets_of(order, classes)), None)
-
-
-def words_for_shots(shots: str) -> str:
-    """`all training images`, `5 images a class`."""
-    words: str = explanations()["shots"].get(shots, f"{printable(shots)} images a class")
-    return words
 
 
 @frozen(kw_only=True)
@@ -120,7 +51,7 @@ class ComparedRun:
         """A metric of METRICS for each task, averaged over seeds; empty if the runs do not have that metric."""
         from mulki_plugins import metrics
 
-        if not self._has(metric):
+        if metric in STEP_METRICS or not self._has(metric):
             return {}
         compute: Callable[..., Any] = getattr(metrics, f"{metric}_by_task")
         values = [compute(run.matrix).tolist() for run in self.group.runs]
@@ -131,19 +62,19 @@ class ComparedRun:
 
     def mean(self, metric: str) -> tuple[float, float | None] | None:
         """Mean and standard deviation over seeds, computed from the matrices; None if the runs do not have the metric."""
+        return mean_and_deviation([self._of_run(metric, run) for run in self.group.runs]) if self._has(metric) else None
+
+    def _of_run(self, metric: str, run: Result) -> float:
         from mulki_plugins import metrics
 
-        if not self._has(metric):
-            return None
-        return mean_and_deviation([getattr(metrics, metric)(run.matrix) for run in self.group.runs])
+        compute: Callable[..., float] = getattr(metrics, metric.replace("-", "_"))
+        return compute(run.matrix, run.counted_images) if metric in STEP_METRICS else compute(run.matrix)
 
     def _has(self, metric: str) -> bool:
-        from mulki_plugins import metrics
-
         if len(self.group.tasks) < 2 or (self.group.runs[0].base == "joint" and metric != "last"):
             return False
         try:
-            return all(isinstance(getattr(metrics, metric)(run.matrix), float) for run in self.group.runs)
+            return all(isinstance(self._of_run(metric, run), float) for run in self.group.runs)
         except ValueError:  # an extended run may lack accuracies
             return False
 
@@ -160,8 +91,9 @@ class Comparison:
     """Order, classes and shots of the rows."""
     split: str
     """The split of the runs."""
-    on_mtil: bool
-    """Whether the runs learned MTIL's data sets."""
+    on_published: bool
+    """Whether the runs learned the data sets of the rows."""
+    metrics: tuple[str, ...] = METRICS
 
 
 def compare_with_published(results: Sequence[Result], order: str | None = None) -> list[Comparison]:
@@ -174,6 +106,8 @@ def compare_with_published(results: Sequence[Result], order: str | None = None) 
 
 def _compare(alike: list[Group], requested: str | None) -> Comparison:
     protocol = alike[0].protocol
+    if requested is None and (steps := _compare_steps(alike)) is not None:
+        return steps
     classes = str(protocol.get("classes", "task"))
     learned = order_of(alike[0].tasks, classes)
     order = requested or learned or "I"
@@ -200,7 +134,48 @@ def _compare(alike: list[Group], requested: str | None) -> Comparison:
         classes, shots = "task", "full"
         rows = rows_of(order, classes, shots)
     split = str(protocol.get("split", NOT_STATED))
-    return Comparison(runs=runs, rows=rows, order=order, classes=classes, shots=shots, split=split, on_mtil=on_mtil)
+    return Comparison(
+        runs=runs, rows=rows, order=order, classes=classes, shots=shots, split=split, on_published=on_mtil
+    )
+
+
+def _compare_steps(alike: list[Group]) -> Comparison | None:
+    """Runs of class-incremental learning beside the rows of their data set and steps; None if nothing is published for them."""
+    protocol = alike[0].protocol
+    data = str(protocol.get("of", "")).removeprefix("mtil ")
+    order = f"{data} B{protocol.get('base')} Inc{protocol.get('increment')}"
+    rows = rows_of(order, "seen", "full")
+    if protocol.get("stream") != "split" or protocol.get("classes") != "seen" or not rows:
+        return None
+    shared = list(_step_warnings(protocol, data))
+    runs = [ComparedRun(group=group, warnings=[*shared, *_group_warnings(group, "seen", "")]) for group in alike]
+    split = STEPS_SPLIT if data == STEPS_OF else str(protocol.get("split", NOT_STATED))
+    return Comparison(
+        runs=runs, rows=rows, order=order, classes="seen", shots="full", split=split, on_published=True,
+        metrics=STEP_METRICS,
+    )  # fmt: skip
+
+
+def _step_warnings(protocol: dict[str, Any], data: str) -> Iterator[str]:
+    """Differences between the protocol of class-incremental runs and the published one."""
+    model, weights, order = (protocol.get(key) for key in ("model", "pretrained", "class_order"))
+    if model != STEPS_BACKBONE:
+        yield f"the backbone is {printable(str(model))}; the published tables use {STEPS_BACKBONE}"
+    if weights != STEPS_WEIGHTS:
+        described = "random, or not recorded" if weights is None else printable(str(weights))
+        yield f"the pre-trained weights are {described}; most published rows use {STEPS_WEIGHTS}"
+    if order != STEPS_SEED:
+        others = isinstance(order, list) or order is None
+        described = "in an order of their own" if others else f"in that of seed {order}"
+        yield f"the classes come {printable(described)}; the published tables use seed {STEPS_SEED}"
+    if data != STEPS_OF:
+        yield f"the images of {printable(data)} are parted in another way than the published ones"
+    if (shots := protocol.get("shots")) is not None:
+        yield f"training used {printable(str(shots))} images a class; the published tables use all"
+    if images := protocol.get("images"):
+        yield f"accuracy was measured on {printable(str(images))} images; the published tables use test images"
+    if protocol.get("template"):
+        yield "one template was used; the published tables use the mean over a data set's templates"
 
 
 def _protocol_warnings(group: Group, order: str, learned: str | None, rows: Sequence[Row]) -> Iterator[str]:
@@ -225,8 +200,9 @@ def _protocol_warnings(group: Group, order: str, learned: str | None, rows: Sequ
         yield "the tasks came in an order that is neither I nor II; Transfer and Average depend on the order"
     elif learned != order:
         yield f"the runs learned order {learned}, the tables show order {order}; Transfer and Average depend on the order"
-    if protocol.get("classes") == "all":
-        yield "X-TAIL is published on ten data sets, without CIFAR100, and with one template for all of them"
+    if protocol.get("classes") == "all" and not (learned and protocol.get("template")):
+        what = "X-TAIL is published on ten data sets, without CIFAR100, and with one template for all of them"
+        yield f"{what} (evaluate.template)"
 
 
 def _split_warnings(split: Any, rows: Sequence[Row]) -> Iterator[str]:
@@ -287,12 +263,12 @@ def _comparison_data(comparison: Comparison) -> dict[str, Any]:
     split = comparison.split
     return {
         "order": comparison.order, "classes": comparison.classes, "shots": comparison.shots, "split_of_runs": split,
-        "runs": [_run_data(run) for run in comparison.runs],
+        "runs": [_run_data(run, comparison.metrics) for run in comparison.runs],
         "published": [asdict(row) | {"same_split": row.split == split != NOT_STATED} for row in comparison.rows],
     }  # fmt: skip
 
 
-def _run_data(run: ComparedRun) -> dict[str, Any]:
+def _run_data(run: ComparedRun, metrics: Sequence[str]) -> dict[str, Any]:
     group = run.group
     return {
         "recipe": group.recipe, "strategy": group.strategy, "settings": group.settings,
@@ -301,7 +277,7 @@ def _run_data(run: ComparedRun) -> dict[str, Any]:
         "comparable": not run.warnings, "warnings": run.warnings,
         "metrics": {
             metric: {"mean": mean[0], "std": mean[1], "by_dataset": run.by_task(metric)}
-            for metric in METRICS
+            for metric in metrics
             if (mean := run.mean(metric))
         },
     }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,10 @@ FILE = "result.json"
 def _cells(row: Any) -> Any:
     """A row of accuracies, NaN for a cell that was not measured: null in the file."""
     return [math.nan if value is None else value for value in row] if isinstance(row, list) else row
+
+
+def _columns(columns: Any) -> Any:
+    return {name: _cells(column) for name, column in columns.items()} if isinstance(columns, dict) else columns
 
 
 def _rows(rows: Any) -> Any:
@@ -43,6 +47,10 @@ class Result:
 
     NaN, here and in `zero_shot`, for a task that an extension has added and that could not be tested then.
     """
+    held_out: dict[str, list[float]] = field(factory=dict, converter=_columns)
+    """Accuracy in percent on each task that is tested and never learned: before any training, then after each task."""
+    test_images: list[int] = field(factory=list)
+    """The number of test images of each task; empty in results of earlier versions."""
     metrics: dict[str, float | None] = field(factory=dict)
     """None for a metric that failed."""
     protocol: dict[str, Any] = field(factory=dict)
@@ -73,6 +81,26 @@ class Result:
     error: str = ""
     folder: str = ""
     """The folder of the file; not stored in it."""
+
+    @property
+    def counted_images(self) -> list[int]:
+        """The number of test images of each task that could be read."""
+        unread = (len(self.left_out.get(f"{task}/test", ())) for task in self.tasks)
+        return [images - lost for images, lost in zip(self.test_images, unread, strict=True)]
+
+    def add_held_out(self, accuracies: Mapping[str, float]) -> None:
+        """Extend the columns of the held-out tasks to the rows that the matrix has now, by the last evaluation.
+
+        Where nothing was evaluated since, as in a run that trains nothing, the last value holds on.
+        """
+        for name, column in self.held_out.items():
+            value = accuracies[name] if name in accuracies else column[-1]
+            column += [value] * (1 + len(self.matrix) - len(column))
+
+    def continue_from(self, before: Mapping[str, Any]) -> None:
+        """Take over the accuracies measured so far, from the result that a checkpoint holds."""
+        self.zero_shot, self.matrix = before["zero_shot"], before["matrix"]
+        self.held_out = {**self.held_out, **before.get("held_out", {})}
 
     def write(self, folder: Path) -> None:
         data = as_plain_data(self)
@@ -116,13 +144,13 @@ def _check(result: Result) -> None:
     lists = (result.tasks, result.matrix, result.zero_shot, result.plugins, result.parts, result.incomparable)
     mappings = (
         result.metrics, result.left_out, result.identity, result.versions, result.device, result.seconds,
-        result.parameters, result.parent,
+        result.parameters, result.parent, result.held_out,
     )  # fmt: skip
     if not all(isinstance(value, list) for value in lists) or not all(isinstance(value, dict) for value in mappings):
         raise ValueError("expected lists of tasks, accuracies and plugins, and a mapping of metrics")
     if not all(isinstance(text, str) for text in result.incomparable):
         raise ValueError("expected the reasons in `incomparable` to be text")
-    for text in (*result.tasks, *result.metrics, *result.incomparable):
+    for text in (*result.tasks, *result.metrics, *result.incomparable, *result.held_out):
         str(text).encode()
     for name in ("recipe", "strategy", "status", "base", "settings", "started", "error"):
         if not isinstance(getattr(result, name), str):
@@ -141,14 +169,24 @@ def _check(result: Result) -> None:
     if not all(isinstance(task, str) for task in result.tasks) or len(result.matrix) > width:
         raise ValueError("tasks and matrix do not match")
     for row in rows:
-        if len(row) != width or not all(
-            type(v) in (int, float) and (0 <= v <= 100 or (math.isnan(v) and result.parent)) for v in row
-        ):
+        if len(row) != width or not _are_accuracies(row, result):
             raise ValueError(f"expected rows of {width} accuracies from 0 to 100")
+    for name, column in result.held_out.items():
+        if not isinstance(column, list) or len(column) > 1 + len(result.matrix) or not _are_accuracies(column, result):
+            raise ValueError(f"expected accuracies from 0 to 100 for the held-out task {name!r}, at most one a row")
+    if not isinstance(result.test_images, list) or not all(type(n) is int and n >= 0 for n in result.test_images):
+        raise ValueError("expected numbers of test images")
+    if len(result.test_images) not in (0, width):
+        raise ValueError("tasks and numbers of test images do not match")
     if not all(v is None or (type(v) in (int, float) and math.isfinite(v)) for v in result.metrics.values()):
         raise ValueError("expected finite numbers as metrics")
     if result.status == "complete" and len(result.matrix) != width:
         raise ValueError(f"the run is marked complete but has only {len(result.matrix)} of {width} rows")
+
+
+def _are_accuracies(values: Iterable[Any], result: Result) -> bool:
+    """Whether all are percentages; NaN only in a run that extends another one."""
+    return all(type(v) in (int, float) and (0 <= v <= 100 or (math.isnan(v) and result.parent)) for v in values)
 
 
 def find_results(folders: Iterable[Path]) -> tuple[list[Result], list[str]]:

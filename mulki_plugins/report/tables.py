@@ -11,18 +11,12 @@ from typing import Any
 from attrs import evolve
 
 from mulki_plugins.characters import printable, width
+from mulki_plugins.report.beside import HELD_OUT_NOTE, columns_beside, held_out_table
 from mulki_plugins.report.compare import COSTS, ORDER, Group, differing_machines, groups, sorted_groups
 from mulki_plugins.report.layout import Cell, Table, lines_of, terminal_width
 from mulki_plugins.report.layout import columns as columns  # the commands import it from here
-from mulki_plugins.report.published import (
-    METRICS,
-    NOT_STATED,
-    ORDERS,
-    Comparison,
-    compare_with_published,
-    explanations,
-    words_for_shots,
-)
+from mulki_plugins.report.published import Comparison, compare_with_published
+from mulki_plugins.report.published_rows import METRICS, NOT_STATED, ORDERS, explanations, words_for_shots
 from mulki_plugins.report.result import Result
 
 
@@ -30,15 +24,19 @@ def matrix_table(result: Result) -> str:
     """A run's accuracies in percent: a row for each trained task, a column for each test set, the metrics below."""
     names = [printable(name) for name in result.tasks]
     widest = max(6, *map(width, names))
-    rows = [["after  ", *names, "mean"]]
-    for name, values in labelled_rows(result):
-        rows.append([f"{name}  ", *map(_percent, values), _percent(sum(values) / len(values))])
+    beside = columns_beside(result)
+    rows = [["after  ", *names, "mean", *map(printable, beside)]]
+    for i, (name, values) in enumerate(labelled_rows(result)):
+        more = [_percent_or_blank(column, i) for column in beside.values()]
+        rows.append([f"{name}  ", *map(_percent, values), _percent(sum(values) / len(values)), *more])
     least = [max(map(width, ("zero-shot", *names))) + 2, *[widest] * len(names), 7]
     head, *body = columns(rows, "<>", least, gap=" ")
     rule = "-" * width(head)
     lines = [head, rule, *body, rule]
     if result.metrics:
         lines.append("   ".join(f"{printable(n).capitalize()} {_number(value)}" for n, value in result.metrics.items()))
+    if result.held_out:
+        lines.append(HELD_OUT_NOTE)
     if result.parent:
         lines.append(f"extends {printable(str(result.parent.get('folder')))}, which learned {_tasks(result.parent)}")
     if result.status != "complete":
@@ -49,6 +47,11 @@ def matrix_table(result: Result) -> str:
 
 def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.1f}"
+
+
+def _percent_or_blank(column: Sequence[float | None], row: int) -> str:
+    value = column[row] if row < len(column) else None
+    return "" if value is None else _percent(value)
 
 
 def _number(value: float | None) -> str:
@@ -64,9 +67,11 @@ def labelled_rows(result: Result) -> list[tuple[str, list[float]]]:
 
 
 def matrix_csv(result: Result) -> str:
-    """The zero-shot row and the matrix as CSV, with headings."""
+    """The zero-shot row and the matrix as CSV, with headings; then a column for each held-out task."""
+    held_out = [[f"{name} (held out)", *map(_exactly, column)] for name, column in result.held_out.items()]
     rows = [["after", *result.tasks], ["zero-shot", *map(_exactly, result.zero_shot)]]
     rows += [[task, *map(_exactly, row)] for task, row in zip(result.tasks, result.matrix, strict=False)]
+    rows = [[*row, *(column[i] for column in held_out if i < len(column))] for i, row in enumerate(rows)]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)  # the name of a task may contain a comma
     return text.getvalue()
@@ -117,22 +122,32 @@ def _matrix_lines(result: Result, most: int) -> list[str]:
 def numbered_matrix(result: Result) -> Table:
     """The matrix with a number for each task, which its row explains."""
     rows: list[list[Cell]] = []
-    labels = labelled_rows(result)
-    for i, (name, values) in enumerate(labels, start=0 if result.zero_shot else 1):
+    labels, beside = labelled_rows(result), columns_beside(result)
+    for row, (name, values) in enumerate(labels):
+        i = row + (0 if result.zero_shot else 1)
         is_task = len(labels) - bool(result.zero_shot) == len(result.matrix) and i > 0
-        rows.append([f"{i} {name}" if is_task else name, *values, sum(values) / len(values)])
+        more = [column[row] if row < len(column) else None for column in beside.values()]
+        rows.append([f"{i} {name}" if is_task else name, *values, sum(values) / len(values), *more])
     for i in range(len(result.matrix) + 1, len(result.tasks) + 1):
         rows.append([f"{i} {result.tasks[i - 1]}", *[None] * len(result.tasks), None])
     numbers = [str(i) for i in range(1, len(result.tasks) + 1)]
-    return Table(title="", head=["after", *numbers, "mean"], rows=rows, gap=" ", digits=1)
+    return Table(title="", head=["after", *numbers, "mean", *beside], rows=rows, gap=" ", digits=1)
 
 
 def matrix_data(result: Result) -> Table:
     """The matrix under the names of the tasks, for other formats."""
-    rows: list[list[Cell]] = [[name, *values, sum(values) / len(values)] for name, values in labelled_rows(result)]
+    beside = columns_beside(result)
+    rows: list[list[Cell]] = [
+        [name, *values, sum(values) / len(values), *(c[i] if i < len(c) else None for c in beside.values())]
+        for i, (name, values) in enumerate(labelled_rows(result))
+    ]
     foot = ["   ".join(f"{name.capitalize()} {_number(value)}" for name, value in result.metrics.items())]
     return Table(
-        title=heading(result), head=["after", *result.tasks, "mean"], rows=rows, digits=1, foot=list(filter(None, foot))
+        title=heading(result),
+        head=["after", *result.tasks, "mean", *beside],
+        rows=rows,
+        digits=1,
+        foot=list(filter(None, foot)),
     )
 
 
@@ -198,7 +213,8 @@ def by_task_tables(compared: Sequence[Group]) -> list[Table]:
         rows = [row for row in rows if any(cell is not None for cell in row[1:])]
         if rows:
             tables.append(Table(title=title, head=["task", *names], rows=rows, digits=1))
-    return tables
+    held_out = held_out_table(compared, names)
+    return [*tables, *([held_out] if held_out else [])]
 
 
 def notes_on(results: Sequence[Result], compared: Sequence[Group]) -> Iterator[str]:
@@ -226,15 +242,18 @@ def published_text(results: Sequence[Result], order: str | None = None) -> str:
 def _comparison(comparison: Comparison) -> Iterator[str]:
     meaning = explanations()
     yield from _warnings(comparison)
-    if not comparison.on_mtil:  # never in one table with numbers of MTIL
+    if not comparison.on_published:  # never in one table with numbers of MTIL
         for run in comparison.runs:
             means = [f"{metric.capitalize()} {cell(*mean)}" for metric in METRICS if (mean := run.mean(metric))]
             yield f"{run.name}, on {printable(str(run.group.protocol.get('stream')))}:   {'   '.join(means)}"
         yield ""
-    protocol = f"{meaning['classes'][comparison.classes]}; {words_for_shots(comparison.shots)}; {meaning['backbone']}"
-    yield f"Published on MTIL, order {comparison.order}: {protocol}"
+    steps = comparison.metrics != METRICS
+    backbone = meaning["backbone_of_steps" if steps else "backbone"]
+    protocol = f"{meaning['classes'][comparison.classes]}; {words_for_shots(comparison.shots)}; {backbone}"
+    what = f"class by class on {comparison.order}" if steps else f"on MTIL, order {comparison.order}"
+    yield f"Published {what}: {protocol}"
     footnotes = {note: i for i, note in enumerate(dict.fromkeys(row.note for row in comparison.rows if row.note), 1)}
-    for metric in METRICS:
+    for metric in comparison.metrics:
         yield ""
         yield from _metric_table(comparison, metric, footnotes)
     yield ""
@@ -260,8 +279,8 @@ def _metric_table(comparison: Comparison, metric: str, footnotes: Mapping[str, i
         dict.fromkeys(row.split for row in published), key=lambda s: (s == NOT_STATED, s != comparison.split)
     )
     published = [row for split in splits for row in published if row.split == split]
-    runs = [(run, mean) for run in comparison.runs if comparison.on_mtil and (mean := run.mean(metric))]
-    tasks = list(ORDERS[comparison.order]) if runs or any(row.cells for row in published) else []
+    runs = [(run, mean) for run in comparison.runs if comparison.on_published and (mean := run.mean(metric))]
+    tasks = list(ORDERS.get(comparison.order, ())) if runs or any(row.cells for row in published) else []
 
     def values(cells: Mapping[str, float]) -> list[str]:
         return [f"{cells[task]:.1f}" if task in cells else "-" for task in tasks]
@@ -290,8 +309,8 @@ def _metric_table(comparison: Comparison, metric: str, footnotes: Mapping[str, i
 def _split_title(comparison: Comparison, split: str) -> str:
     """How the runs relate to the rows that were measured on a split."""
     if split == NOT_STATED:
-        return "split not stated" + (": compare with care" if comparison.on_mtil else "")
-    if not comparison.on_mtil:
+        return "split not stated" + (": compare with care" if comparison.on_published else "")
+    if not comparison.on_published:
         return f"split {split}"
     if split != comparison.split:
         return f"split {split}: not the runs', not comparable with them"

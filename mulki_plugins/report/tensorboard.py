@@ -70,7 +70,7 @@ class TensorBoardLogger(BaseLogger):
         if name not in getattr(origin, "answers", {}):  # another evaluation than that of a run
             return
         task, learned, tasks = int(strategy.experience.task_label), len(strategy.learned), strategy.model.prompts
-        if learned == len(tasks) or task == learned - 1:
+        if learned == len(tasks) - len(getattr(strategy, "held_out", ())) or task == learned - 1:
             self._show_wrong(strategy.experience, origin.answers[name], tasks, learned)
 
     def _show_wrong(self, experience: Any, answers: Any, tasks: Any, learned: int) -> None:

@@ -68,7 +68,8 @@ class Adding(Stage):
 
     def loss(self, part: Part) -> Tensor:
         views = part.teachers.views(part, seen=self.classes == "seen", visual=self._visual)
-        weights = part.teachers.weights([part.s * view.image @ view.text.T for view in views], part.y)
+        logits = [part.s * view.image @ view.text.T for view in views]
+        weights = part.teachers.weights(logits, part.y, features=[view.image for view in views])
         loss = distil_relations(self.relations, part.z, part.t, views, weights, part.s, self.temperature)
         if not self.features:
             return loss

@@ -87,6 +87,7 @@ class Recalling(Stage):
         t, s = features.classes[self], features.scale
         drawn = self._drawn.to(t.device, non_blocking=True)
         views = teachers.class_views(strategy, [*self._earlier, *self._current], drawn)
-        weights = teachers.weights([s * view.text @ view.prototypes.T for view in views], drawn, "classes")
+        logits, sentences = [s * view.text @ view.prototypes.T for view in views], [view.text for view in views]
+        weights = teachers.weights(logits, drawn, "classes", sentences)
         no_images = t.new_zeros(0)
         return distil_relations(self.relations, no_images, t, views, weights, s, self.temperature, rows="classes")

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from mulki_plugins.stages.stage import Part
 
 Rows = Literal["samples", "classes"]
-Weigh = Callable[[list[Tensor], Tensor, Rows], Tensor]
-"""(logits [N, C] of each teacher, targets [N], what the N rows are) -> the weights [M, N] of the M teachers."""
+Weigh = Callable[[list[Tensor], Tensor, Rows, Sequence[Tensor]], Tensor]
+"""(logits [N, C] of each of M teachers, targets [N], what the N rows are, each teacher's features [N, d]) -> weights [M, N]."""
 
 
 @define(eq=False)
@@ -237,11 +237,16 @@ class Teachers(SupervisedPlugin):
             reads: Callable[[Teachers], Sequence[Teacher]] | None = getattr(plugin, "reads_prototypes", None)
             yield from reads(self) if reads is not None else ()
 
-    def weights(self, logits: list[Tensor], targets: Tensor, rows: Rows = "samples") -> Tensor:
-        """The weight of each of M teachers for each row, [M, N]: uniform unless a plugin has set `weigh`."""
+    def weights(
+        self, logits: list[Tensor], targets: Tensor, rows: Rows = "samples", features: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """The weight of each of M teachers for each row, [M, N]: uniform unless a plugin has set `weigh`.
+
+        features: each teacher's [N, d], unit norm, of the image (`samples`) or of the sentence (`classes`) of a row.
+        """
         if self.weigh is None or len(logits) == 1:
             return logits[0].new_full((len(logits), len(targets)), 1 / len(logits))
-        return self.weigh(logits, targets, rows)
+        return self.weigh(logits, targets, rows, features)
 
     def state_dict(self) -> dict[str, Any]:
         """The prototypes; the models are restored from the pre-trained weights and those before the task."""

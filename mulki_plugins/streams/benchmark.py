@@ -56,28 +56,37 @@ def as_benchmark(
     """An Avalanche benchmark with one experience per task, whose task label is its position in the stream.
 
     Each experience also has `task_name`, `class_names` and `images` (ReadableImages). Class indices start at 0 in each task.
+    Held-out tasks have test images only, in `held_out_stream`, with the task labels after those of the stream.
     unreadable: whether an image that cannot be read stops the run or is skipped. cache: where test images are kept once they
     are decoded and resized. Their data sets then have a third group of transforms, `pixels`, which gives uint8 [3, H, W].
     """
     split = None if cache is None else split_transform(eval_transform)
     if cache is not None and split is None:
         cache.note("the model's evaluation transform cannot be split; every evaluation decodes the test images again")
-    images = {
+    images: dict[str, list[ReadableImages]] = {
         "train": [ReadableImages(t.train, t.name, training=True, unreadable=unreadable) for t in stream.tasks],
-        "test": [
-            ReadableImages(t.test, t.name, training=False, unreadable=unreadable, cache=cache, split=split)
-            for t in stream.tasks
-        ],
+        **{
+            kind: [
+                ReadableImages(t.test, t.name, training=False, unreadable=unreadable, cache=cache, split=split)
+                for t in tasks
+            ]
+            for kind, tasks in (("test", stream.tasks), ("held_out", stream.held_out))
+        },
     }
     transforms = {"train": train_transform, "eval": eval_transform}
-    benchmark = with_task_labels(
-        benchmark_from_datasets(
-            train=[_dataset(part, i, transforms, "train") for i, part in enumerate(images["train"])],
-            test=[_dataset(part, i, part.adapt(transforms), "eval") for i, part in enumerate(images["test"])],
-        )
-    )
-    for kind, experiences in (("train", benchmark.train_stream), ("test", benchmark.test_stream)):
-        for experience, task, part in zip(experiences, stream.tasks, images[kind], strict=True):
+    first = {"train": 0, "test": 0, "held_out": len(stream.tasks)}
+    datasets = {
+        kind: [
+            _dataset(part, first[kind] + i, transforms, "train")
+            if kind == "train"
+            else _dataset(part, first[kind] + i, part.adapt(transforms), "eval")
+            for i, part in enumerate(parts)
+        ]
+        for kind, parts in images.items()
+    }
+    benchmark = with_task_labels(benchmark_from_datasets(**datasets))
+    for kind, tasks in (("train", stream.tasks), ("test", stream.tasks), ("held_out", stream.held_out)):
+        for experience, task, part in zip(benchmark.streams[kind], tasks, images[kind], strict=True):
             experience.task_name = task.name
             experience.class_names = task.class_names
             experience.images = part

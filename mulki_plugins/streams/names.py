@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from mulki_plugins.characters import printable
 from mulki_plugins.errors import MulkiError, did_you_mean
+from mulki_plugins.recipe.check import is_template as is_template  # streams name it from here
 
 LONGEST = 200
 """Characters in a task's name."""
@@ -27,11 +28,6 @@ def task_key(name: str) -> str:
 def class_key(name: str) -> str:
     """Equal for class names that a CLIP reads alike: its tokenizer ignores case and joins spaces; `_` counts as a space."""
     return " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").split())
-
-
-def is_template(template: str) -> bool:
-    """Whether a text has `{}`, which the class name replaces, and no other braces."""
-    return "{}" in template and not any(brace in template.replace("{}", "") for brace in "{}")
 
 
 def group_same_names(folders: Sequence[str], names: Iterable[str]) -> list[tuple[str, list[str]]]:

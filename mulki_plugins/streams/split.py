@@ -45,6 +45,18 @@ def few(labels: NDArray[np.int64], shots: int) -> NDArray[np.int64]:
     return np.sort(np.concatenate(drawn)) if drawn else np.zeros(0, dtype=np.int64)
 
 
+def note_few(task: str, class_names: Sequence[str], labels: NDArray[np.int64], shots: int) -> str:
+    """A notice if a class has fewer training images than `shots`; else empty. labels: [N], before `few` draws from them."""
+    counts = np.bincount(labels, minlength=len(class_names))
+    short = np.flatnonzero(counts < shots)
+    if not len(short):
+        return ""
+    return (
+        f"note: {task}: {len(short)} of {len(counts)} classes have fewer than {shots} training images, "
+        f"such as {class_names[short[0]]!r} with {int(counts[short[0]])}; all of them are used"
+    )
+
+
 def _shuffled_by_class(labels: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """The indices of each class's images, shuffled with seed 42."""
     if not len(labels):

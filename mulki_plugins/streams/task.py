@@ -6,8 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from attrs import frozen
+from attrs import evolve, frozen
 from PIL import Image
+
+from mulki_plugins.errors import MulkiError, did_you_mean, format_value
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +57,10 @@ class ArrayImages:
         """A hash of all pixels."""
         return hash_pixels(self.images)
 
+    def take(self, indices: NDArray[np.int64]) -> ArrayImages:
+        """The images at these indices, copied."""
+        return ArrayImages(self.images[indices], self.labels[indices])
+
 
 def hash_pixels(*arrays: NDArray[Any]) -> str:
     """A hash of arrays with their shapes."""
@@ -91,3 +97,26 @@ class TaskStream:
     """Notices about the data, for whoever runs the stream."""
     incomparable: tuple[str, ...] = ()
     """Reasons why numbers on it cannot be compared with published ones."""
+    held_out: tuple[Task, ...] = ()
+    """Tasks that are tested and never learned; a recipe's `evaluate.held_out` names them."""
+
+
+def hold_out(stream: TaskStream, names: Sequence[str]) -> TaskStream:
+    """The stream with these of its tasks held out. MulkiError if it has no such task, or if none is left to learn."""
+    tasks = {task.name: task for task in stream.tasks}
+    for name in names:
+        if name not in tasks:
+            what = f"$.evaluate.held_out: the stream has no task {format_value(name)} ({did_you_mean(name, tasks)})"
+            raise MulkiError(what, "a held-out task is one of the stream's, where it is then not trained")
+    learned = tuple(task for task in stream.tasks if task.name not in names)
+    if not learned:
+        raise MulkiError("$.evaluate.held_out: every task of the stream is held out, so none is left to learn")
+    return evolve(stream, tasks=learned, held_out=tuple(tasks[name] for name in names))
+
+
+def with_template(stream: TaskStream, template: str) -> TaskStream:
+    """The stream with one sentence for the classes of all its tasks."""
+    tasks, held_out = (
+        tuple(evolve(task, templates=(template,)) for task in part) for part in (stream.tasks, stream.held_out)
+    )
+    return evolve(stream, tasks=tasks, held_out=held_out)

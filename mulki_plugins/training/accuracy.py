@@ -100,8 +100,10 @@ def compute_metrics(recipe: Recipe, result: Result, warn: Warn) -> dict[str, flo
         part = catalog().find("metric", name)
         if part.sequential and recipe.strategy.base == "joint":
             continue
-        matrix = [list(row) for row in result.matrix]
-        outcome = try_call(lambda part=part, matrix=matrix: _number(part.load()(matrix)))
+        arguments: list[Any] = [[list(row) for row in result.matrix]]
+        if part.counts_images:
+            arguments.append(result.counted_images)
+        outcome = try_call(lambda part=part, arguments=arguments: _number(part.load()(*arguments)))
         if outcome.printed:
             warn(f"the {part} printed: {outcome.printed}", None)
         if outcome.error is not None:

@@ -22,7 +22,7 @@ from mulki_plugins.models.head import Head
 from mulki_plugins.models.load import load_clip
 from mulki_plugins.models.text import check_sentences, reader_of
 from mulki_plugins.ranks.session import place
-from mulki_plugins.recipe.schema import Choice, Recipe
+from mulki_plugins.recipe.schema import Choice, Evaluate, Recipe
 from mulki_plugins.recipe.settings import needs_reference
 from mulki_plugins.registry.callbacks import methods_of, wrong_callbacks
 from mulki_plugins.registry.discovery import catalog
@@ -30,7 +30,7 @@ from mulki_plugins.registry.guard import guarded_call
 from mulki_plugins.streams.benchmark import Reference, as_benchmark, as_reference
 from mulki_plugins.streams.cache import IN_MEMORY, PixelCache
 from mulki_plugins.streams.check import check_stream
-from mulki_plugins.streams.task import TaskStream
+from mulki_plugins.streams.task import TaskStream, hold_out, with_template
 from mulki_plugins.training.explain import blame_part
 from mulki_plugins.training.groups import Grouping
 from mulki_plugins.training.rng import seed_everything
@@ -54,6 +54,11 @@ class Built:
     """Where test images are kept once they are prepared."""
     workers: int
     """Processes that read images."""
+
+    @property
+    def tested(self) -> list[Any]:
+        """The experiences that are evaluated after each task: every task's test set, then those of held-out tasks."""
+        return [*self.benchmark.test_stream, *self.benchmark.held_out_stream]
 
 
 Thin = Callable[[TaskStream, ClipClassifier, int], TaskStream]
@@ -79,7 +84,7 @@ def build(recipe: Recipe, *, stream: TaskStream | None = None, thin: Thin | None
     stream: in place of the recipe's own. thin: leaves out images, for a measurement.
     """
     device = choose_device(recipe.device)
-    stream = stream or make_stream(recipe.stream)
+    stream = as_evaluated(stream or make_stream(recipe.stream), recipe.evaluate)
     _check_tasks(recipe, stream)
     options = dict(recipe.model.options)
     train, entries = options.pop("train", "all"), options.pop("adapters", [])
@@ -87,10 +92,11 @@ def build(recipe: Recipe, *, stream: TaskStream | None = None, thin: Thin | None
     loaded = load_clip(recipe.model.name, **options)
     adapters = [_make("adapter", name, chosen) for entry in entries for name, chosen in entry.items()]
     head = next((_make("head", name, chosen) for name, chosen in heads.items()), None)
-    model = ClipClassifier(loaded.clip, loaded.tokenizer, stream.tasks, train=train, adapters=adapters, head=head)
+    every = (*stream.tasks, *stream.held_out)
+    model = ClipClassifier(loaded.clip, loaded.tokenizer, every, train=train, adapters=adapters, head=head)
     model.weights_metadata = loaded.trained_with(recipe.model.name).metadata()
     across = recipe.evaluate.classes != "task"
-    notices = [*loaded.notices, *check_sentences(stream.tasks, reader_of(loaded.tokenizer), across=across)]
+    notices = [*loaded.notices, *check_sentences(every, reader_of(loaded.tokenizer), across=across)]
     reference = _reference(recipe, loaded.transform(train=False))
     _check_batch_norm(recipe, model)
     plugins = [_make("plugin", e.name, e.options, **_extras(e.name, reference)) for e in recipe.strategy.plugins]
@@ -134,6 +140,13 @@ def _check_batch_norm(recipe: Recipe, model: ClipClassifier) -> None:
         )
 
 
+def as_evaluated(stream: TaskStream, evaluate: Evaluate) -> TaskStream:
+    """The stream with the held-out tasks and the template that a recipe's `evaluate` names. MulkiError if it cannot be."""
+    if evaluate.held_out:
+        stream = hold_out(stream, evaluate.held_out)
+    return stream if evaluate.template is None else with_template(stream, evaluate.template)
+
+
 def _make_cache(choice: str) -> PixelCache | None:
     """The cache of `evaluate.cache`; a limit of 0 turns it off without a word."""
     if choice == "off":
@@ -150,6 +163,7 @@ def choose_workers(setting: int | Literal["auto"], stream: TaskStream, image_siz
     if setting != "auto":
         return setting
     parts = [part for task in stream.tasks for part in (task.train, task.test)]
+    parts += [task.test for task in stream.held_out]
     if not any(hasattr(part, "path") for part in parts) and sum(map(len, parts)) * 3 * image_size**2 <= IN_MEMORY:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

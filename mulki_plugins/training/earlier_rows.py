@@ -72,9 +72,13 @@ def _fill(run: Run, checkpoint: Checkpoint, initial: Weights) -> None:
         strategy.model.restart_head(sorted(strategy.learned))
         strategy.model.make_room(weights)
         strategy.model.load_state_dict(weights)
-        values = run.evaluate([run.built.benchmark.test_stream[j] for j in columns])
-        for j, value in zip(columns, values, strict=True):
+        held_out = {name: c for name, c in run.result.held_out.items() if learned < len(c) and math.isnan(c[learned])}
+        tested = [each for each in run.built.benchmark.held_out_stream if each.task_name in held_out]
+        values = run.evaluate([*(run.built.benchmark.test_stream[j] for j in columns), *tested])
+        for j, value in zip(columns, values, strict=False):
             row[j] = value
+        for name, column in held_out.items():
+            column[learned] = run.recorder.accuracies[name]
         run.records.add_predictions(run.recorder.answers, learned)
         run.progress.say(f"    {name}: tested on {', '.join(run.result.tasks[j] for j in columns)}")
     strategy.learned = learned_now

@@ -25,6 +25,8 @@ class ScopedEvaluation(EvaluationBatches):
         """The labels of the tasks trained so far."""
         self.between_batches: Callable[[], None] = lambda: None
         """Called after each batch outside of training: in an evaluation, or while a plugin looks at images."""
+        self.held_out: frozenset[int] = frozenset()
+        """The labels of the tasks that are never learned: candidates for their own images only."""
         self._classes = evaluate.classes
         self.scope: list[int] | None = None
 
@@ -52,10 +54,11 @@ class ScopedEvaluation(EvaluationBatches):
     def _tasks_in_scope(self, task: int) -> list[int] | None:
         """The tasks among whose classes a test image of this task is classified; None for its own task alone.
 
-        `seen`: for a learned task all learned ones (class-incremental), for another task itself. `all`: the whole stream.
+        `seen`: for a learned task all learned ones (class-incremental), for another task itself. `all`: the whole stream,
+        without held-out tasks but its own.
         """
         if self._classes == "all":
-            return list(range(len(self.model.prompts)))
+            return [each for each in range(len(self.model.prompts)) if each not in self.held_out or each == task]
         if self._classes == "seen" and task in self.learned:
             return sorted(self.learned)
         return None

@@ -117,7 +117,8 @@ def _changes(parent: Result, end: Checkpoint, now: Mapping[str, Any], force: boo
         )
     if len(names) == len(tasks):
         raise MulkiError(f"{parent.folder}: the stream has no further task", "name one with --task or --tasks")
-    changed = differences(_of_tasks(before, tasks), _of_tasks(now, tasks))
+    kept = [*tasks, *before.get("held_out", {})]
+    changed = differences(_of_tasks(before, kept), _of_tasks(now, kept))
     if changed and not force:
         raise MulkiError(
             f"{parent.folder}: cannot be extended: changed since it was run: {'; '.join(changed)}",
@@ -146,6 +147,8 @@ def _as_begun(parent: Result, end: Checkpoint, recipe: Recipe, now: dict[str, An
 
     result["zero_shot"] = widened(result["zero_shot"])
     result["matrix"] = [widened(row) for row in result["matrix"]]
+    if scope_grows:
+        result["held_out"] = {name: [None] * len(column) for name, column in result.get("held_out", {}).items()}
     result["parent"] = {
         "folder": parent.folder, "tasks": len(parent.tasks), "settings": parent.settings, "started": parent.started,
     }  # fmt: skip

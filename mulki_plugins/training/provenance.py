@@ -20,13 +20,15 @@ import torch
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.ranks import collectives
 from mulki_plugins.recipe.files import find_strategy_provenance, warn_of_borrowed_name
+from mulki_plugins.recipe.layers import get
 from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.recipe.settings import fingerprint, flatten, select_decisive
+from mulki_plugins.recipe.tasks import known_tasks
 from mulki_plugins.registry.builtin import open_clip_models
 from mulki_plugins.registry.catalog import OURS, Part, Provenance
 from mulki_plugins.registry.discovery import catalog, unmet_requirements
 from mulki_plugins.report.result import Result
-from mulki_plugins.streams.task import TaskStream
+from mulki_plugins.streams.task import Task, TaskStream
 from mulki_plugins.training.build import Built
 from mulki_plugins.training.checksums import digest
 from mulki_plugins.training.explain import parts_of
@@ -62,6 +64,8 @@ def new_result(recipe: Recipe, built: Built, seed: int, folder: Path) -> Result:
         strategy=recipe.strategy.name,
         seed=seed,
         tasks=[task.name for task in built.stream.tasks],
+        held_out={task.name: [] for task in built.stream.held_out},
+        test_images=[len(task.test) for task in built.stream.tasks],
         base=recipe.strategy.base,
         protocol=_protocol(recipe),
         budget=_budget(recipe),
@@ -107,9 +111,22 @@ def _protocol(recipe: Recipe) -> dict[str, Any]:
     Options that the stream or model lacks are omitted.
     """
     stream, model = recipe.stream.options, recipe.model.options
-    options = {"split": stream.get("split"), "shots": stream.get("shots"), "pretrained": model.get("pretrained")}
-    if (images := stream.get("evaluate_on", "test")) != "test":
+    whole = stream if recipe.stream.name != "split" else get(stream, ("of",))
+    split, shots, images = (get(whole, (key,)) for key in ("split", "shots", "evaluate_on"))
+    options = {
+        "split": split,
+        "shots": shots,
+        "pretrained": model.get("pretrained"),
+        "template": recipe.evaluate.template,
+    }
+    if images not in (None, "test"):
         options["images"] = images
+    if recipe.stream.name == "split":
+        inner = whole if isinstance(whole, str) else get(whole, ("name",))
+        options |= {
+            "of": " ".join([str(inner), *known_tasks(whole)]),
+            **{key: stream.get(key) for key in ("base", "increment", "class_order")},
+        }
     names = {"stream": recipe.stream.name, "model": recipe.model.name, "classes": recipe.evaluate.classes}
     return names | {key: value for key, value in options.items() if value is not None}
 
@@ -124,9 +141,11 @@ def _budget(recipe: Recipe) -> dict[str, Any]:
 def identity(recipe: Recipe, built: Built, seed: int) -> dict[str, Any]:
     """Everything that must stay the same for a resumed run to end as if it had never stopped, as plain data."""
     weights = built.model.state_dict()
+    held_out = {"held_out": _data(built.stream.held_out)} if built.stream.held_out else {}
     return {
         "recipe": {**select_decisive(recipe), "workers": built.workers, "seed": seed},
-        "data": _data(built.stream),
+        "data": _data(built.stream.tasks),
+        **held_out,
         "files": marks_of(built.stream),
         "weights": digest(weights, weights.__getitem__),
         "code": {"mulki": _hash(_package_code()), **_third_party_code(recipe)},
@@ -180,10 +199,10 @@ def count_parameters(recipe: Recipe, model: ClipClassifier) -> dict[str, int]:
     return {"trained": trained, "all": sum(p.numel() for p in parameters)}
 
 
-def _data(stream: TaskStream) -> dict[str, str]:
+def _data(tasks: Sequence[Task]) -> dict[str, str]:
     """A hash of each task's names and labels, which are known without opening an image."""
     hashes = {}
-    for task in stream.tasks:
+    for task in tasks:
         text = hashlib.sha256(json.dumps([task.class_names, task.templates]).encode())
         for images in (task.train, task.test):
             text.update(json.dumps([int(label) for label in images.targets]).encode())
@@ -239,7 +258,8 @@ def _device_name(device: torch.device) -> str:
 
 def marks_of(stream: TaskStream) -> Marks:
     """The marks of each task's `train` and `test` images, from their files or their array; empty if neither is known."""
-    return {task.name: {"train": _marks(task.train), "test": _marks(task.test)} for task in stream.tasks}
+    marks = {task.name: {"train": _marks(task.train), "test": _marks(task.test)} for task in stream.tasks}
+    return marks | {task.name: {"test": _marks(task.test)} for task in stream.held_out}
 
 
 def image_changes(before: Mapping[str, Any], now: Marks) -> list[str]:

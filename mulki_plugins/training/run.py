@@ -87,7 +87,8 @@ class Run:
         self.loggers: list[GuardedLogger] = []
         self.plugins = [StackEntry(e.name, p) for e, p in zip(recipe.strategy.plugins, built.plugins, strict=True)]
         self.result = new_result(recipe, built, seed, folder)
-        progress.expect(recipe, {task.name: (len(task.train), len(task.test)) for task in built.stream.tasks})
+        images = {task.name: (len(task.train), len(task.test)) for task in built.stream.tasks}
+        progress.expect(recipe, images, held_out=sum(len(task.test) for task in built.stream.held_out))
 
     # From beginning to end, and what happens if it fails
 
@@ -100,7 +101,7 @@ class Run:
         measured_with = identity(self.recipe, self.built, self.seed)
         if checkpoint is not None:
             self.say_changes(checkpoint, measured_with, force)
-            self.result.zero_shot, self.result.matrix = (checkpoint.run["result"][k] for k in ("zero_shot", "matrix"))
+            self.result.continue_from(checkpoint.run["result"])
         self.result.identity = {key: value for key, value in measured_with.items() if key != "recipe"}
         try:
             with self.stop.listening(), quiet_writers():
@@ -180,6 +181,7 @@ class Run:
         self.strategy.checks.names = {id(entry.plugin): entry.name for entry in self.plugins}
         self.strategy.checks.warn = self.warn
         self.strategy.say = self.progress.say
+        self.strategy.held_out = frozenset(range(len(built.stream.tasks), len(built.model.prompts)))
         self.checkpointing = Checkpointing(
             recipe, self.folder, self.strategy, self.plugins, self.loggers, self.result, measured_with, self.stop
         )
@@ -254,6 +256,7 @@ class Run:
         base = self.recipe.strategy.base
         if not self.result.zero_shot:
             self.result.zero_shot = self.evaluate()
+            self.result.add_held_out(self.recorder.accuracies)
             self.records.keep_predictions(self.recorder.answers, [0])
             self.records.log_row(0, peak_memory(self.built.device))
             self.progress.say(f"zero-shot: mean accuracy {fmean(self.result.zero_shot):.1f} %")
@@ -277,9 +280,8 @@ class Run:
         """Train once, on the whole stream. Every row of the matrix is that one model's."""
         tasks = len(self.result.tasks)
         if not self.result.matrix:
-            row = self.train_and_evaluate(
-                tasks, "all", self.built.benchmark.train_stream, lambda row: [list(row) for _ in range(tasks)]
-            )
+            every = self.built.benchmark.train_stream
+            row = self.train_and_evaluate(tasks, "all", every, lambda row: [list(row) for _ in range(tasks)])
             self.progress.say(f"    mean of all {fmean(row):.1f} %")
 
     def train_nothing(self) -> None:
@@ -290,6 +292,7 @@ class Run:
                 self.result.matrix.append(self.evaluate())
             else:
                 self.result.matrix.append(list(self.result.zero_shot))
+            self.result.add_held_out(self.recorder.accuracies)
             self.records.keep_predictions(self.recorder.answers, [i + 1])
             self.records.log_row(i + 1, peak_memory(self.built.device))
 
@@ -311,6 +314,7 @@ class Run:
         self.result.seconds.setdefault("evaluate", []).append(round(time.monotonic() - began, 2))
         before = len(self.result.matrix)
         self.result.matrix += rows(row)
+        self.result.add_held_out(self.recorder.accuracies)
         self.records.keep_predictions(self.recorder.answers, range(before + 1, len(self.result.matrix) + 1))
         self.records.log_row(learned, peak_memory(self.built.device))
         self.count_left_out()
@@ -319,18 +323,18 @@ class Run:
         return row
 
     def evaluate(self, experiences: Sequence[Any] | None = None) -> list[float]:
-        """Accuracy in percent on the test sets of these experiences; None for every task's."""
-        tested, workers = experiences or self.built.benchmark.test_stream, self.built.workers
+        """Accuracy in percent on the test sets of these experiences; None for every task's, with held-out ones tested too."""
+        tested, workers = experiences or self.built.tested, self.built.workers
         self.strategy.eval(tested, num_workers=workers, persistent_workers=workers > 0)
         for problem in self.built.cache.problems() if self.built.cache else ():
             self.warn(problem)
-        return [self.recorder.accuracies[experience.task_name] for experience in tested]
+        return [self.recorder.accuracies[each.task_name] for each in experiences or self.built.benchmark.test_stream]
 
     def count_left_out(self) -> None:
         """Record the images that could not be read, and report new ones."""
         if self.recipe.train.unreadable == "stop":
             return
-        streams = {"train": self.built.benchmark.train_stream, "test": self.built.benchmark.test_stream}
+        streams = {"train": self.built.benchmark.train_stream, "test": self.built.tested}
         for kind, experiences in streams.items():
             every = of_all([list(experience.images.left_out) for experience in experiences])
             for experience, left_out in zip(experiences, zip(*every, strict=True), strict=True):

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from mulki_plugins.characters import printable
 from mulki_plugins.recipe.settings import describe_settings
+from mulki_plugins.report.beside import held_out_means, held_out_tasks
 from mulki_plugins.report.compare import Group, differing_machines
 from mulki_plugins.report.folder import settings_at
 from mulki_plugins.report.page import charts
@@ -24,7 +25,7 @@ from mulki_plugins.report.page.losses import Losses, read_losses
 from mulki_plugins.report.page.scales import change_step, level_step
 from mulki_plugins.report.result import Result
 from mulki_plugins.report.significance import ENOUGH_STRATEGIES, HIGHER_IS_BETTER, Ranking, rank_strategies
-from mulki_plugins.report.tables import labelled_rows
+from mulki_plugins.report.tables import cell, labelled_rows
 
 LONGEST_RECIPE = 100_000
 """Characters of a recipe on the page at most."""
@@ -226,6 +227,19 @@ def warnings_of(results: Sequence[Result], compared: Sequence[Experiment]) -> It
     yield from differing_machines(results)
     for reason in dict.fromkeys(reason for run in results for reason in run.incomparable):
         yield f"not comparable with published numbers: {reason}"
+
+
+def held_out_rows(experiment: Experiment) -> list[tuple[str, str, list[str]]]:
+    """For each held-out task and strategy, the accuracy at the end and before any training: `61.2 ± 0.4 (zero-shot 58.0)`."""
+    groups = [strategy.group for strategy in experiment.strategies]
+    rows = []
+    for task in held_out_tasks(groups):
+        cells = []
+        for group in groups:
+            means = held_out_means(group, task)
+            cells.append("–" if means is None else f"{cell(*means[1])} (zero-shot {means[0][0]:.1f})")
+        rows.append((task, printable(task), cells))
+    return rows
 
 
 def heading_of(experiment: Experiment) -> str:

@@ -9,8 +9,9 @@ import yaml
 
 from mulki_plugins.streams.mini.pictures import cached
 from mulki_plugins.streams.names import order_notices, select_tasks
-from mulki_plugins.streams.split import every_fifth
+from mulki_plugins.streams.split import every_fifth, few, note_few
 from mulki_plugins.streams.task import ArrayImages, Task, TaskStream
+from mulki_plugins.types import Count
 
 ORDERS = {
     "I": ("animals", "digits", "faces", "flags", "food", "letters", "objects", "scans", "shapes", "textures", "travel"),
@@ -36,6 +37,7 @@ def mtil_mini(
     order: Literal["I", "II"] | list[str] | None = None,
     tasks: list[str] | None = None,
     evaluate_on: Literal["test", "validation"] = "test",
+    shots: Count | None = None,
 ) -> TaskStream:
     """Eleven tasks of 800 training and 320 test images, 48 x 48 pixels, 10 to 60 classes each.
 
@@ -45,11 +47,12 @@ def mtil_mini(
         order: I (alphabetical), II, or a list of names; null for the order of `tasks`, or I.
         tasks: Use only these tasks.
         evaluate_on: The `test` images, or `validation`: a fifth of each class's training images, held out of training.
+        shots: Training images per class, drawn with a fixed seed; null for all.
     """
     entries = declared_tasks()
     names = select_tasks("mtil-mini", ORDERS, order, tasks)
     notices = list(order_notices(names, tasks))
-    parts = tuple(_task(name, entries[name], evaluate_on, notices) for name in names)
+    parts = tuple(_task(name, entries[name], evaluate_on, notices, shots) for name in names)
     return TaskStream(name="mtil-mini", tasks=parts, notices=tuple(notices))
 
 
@@ -71,7 +74,7 @@ def declared_tasks(file: str = "tasks.yaml") -> dict[str, dict[str, Any]]:
     return entries
 
 
-def _task(name: str, entry: dict[str, Any], evaluate_on: str, notices: list[str]) -> Task:
+def _task(name: str, entry: dict[str, Any], evaluate_on: str, notices: list[str], shots: int | None = None) -> Task:
     drawn = cached(name, entry, "train", notices)
     train = ArrayImages(drawn.images, drawn.labels)
     if evaluate_on == "validation":
@@ -80,5 +83,9 @@ def _task(name: str, entry: dict[str, Any], evaluate_on: str, notices: list[str]
     else:
         drawn = cached(name, entry, "test", notices)
         test = ArrayImages(drawn.images, drawn.labels)
+    if shots is not None:
+        if notice := note_few(name, tuple(entry["classes"]), train.labels, shots):
+            notices.append(notice)
+        train = train.take(few(train.labels, shots))
     templates = tuple(entry["templates"])
     return Task(name=name, class_names=tuple(entry["classes"]), templates=templates, train=train, test=test)

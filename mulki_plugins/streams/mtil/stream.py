@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from mulki_plugins.errors import Mistakes
 from mulki_plugins.streams.mtil.contents import Images
 from mulki_plugins.streams.mtil.dataset import DatasetOnDisk, look
 from mulki_plugins.streams.mtil.declaration import ORDERS, root_folder
 from mulki_plugins.streams.names import order_notices, select_tasks
-from mulki_plugins.streams.split import few, random_split
+from mulki_plugins.streams.split import few, note_few, random_split
 from mulki_plugins.streams.task import Task, TaskStream
 from mulki_plugins.types import Count
 
@@ -92,13 +90,7 @@ def _build_task(dataset: DatasetOnDisk, shots: int | None) -> tuple[Task, str]:
         parts["train"], parts["test"] = (whole.take(indices) for indices in random_split(len(whole)))
     notice = ""
     if shots is not None:
-        counts = np.bincount(parts["train"].labels, minlength=len(dataset.class_names))
-        if (short := counts < shots).any():
-            first = int(np.flatnonzero(short)[0])
-            notice = (
-                f"note: {declared.name}: {int(short.sum())} of {len(counts)} classes have fewer than {shots} training images, "
-                f"such as {dataset.class_names[first]!r} with {int(counts[first])}; all of them are used"
-            )
+        notice = note_few(declared.name, dataset.class_names, parts["train"].labels, shots)
         parts["train"] = parts["train"].take(few(parts["train"].labels, shots))
     templates = declared.templates[:1] if dataset.split == "coop" else declared.templates
     names = dataset.class_names
