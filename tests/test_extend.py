@@ -111,7 +111,7 @@ def curves(folder):
 def assert_same(one, other):
     """Rows, metrics, weights, the plugins' states, the kept weights and the points of the curves are the same."""
     a, b = result(one), result(other)
-    for key in ("tasks", "zero_shot", "matrix", "metrics", "status", "settings"):
+    for key in ("tasks", "zero_shot", "matrix", "metrics", "status", "settings", "flops"):
         assert a[key] == b[key], key
     ends = [{c.path.name: c.files for c in checkpoints(folder)[0]} for folder in (one, other)]
     assert max(ends[0]) == max(ends[1])

@@ -389,6 +389,13 @@ def test_losses_are_smoothed_and_keep_their_mean(tmp_path):
     assert np.mean(smoothed, axis=0) == pytest.approx(np.mean(points, axis=0))
 
 
+def test_the_cost_shows_the_operations_of_the_training(tmp_path):
+    write_run(tmp_path, "mulki", flops={"train": [1e15, 2e15], "total": 3_210_000_000_000_000})
+    write_run(tmp_path, "ewc")
+    shown = [text for about, text in Page(make_report(tmp_path)).cells if about.get("data-value") == "3210.0"]
+    assert shown == ["3,210.000"]
+
+
 def test_a_damaged_metrics_file_costs_only_its_curves(tmp_path):
     file = tmp_path / "metrics.csv"
     file.write_bytes(

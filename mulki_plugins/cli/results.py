@@ -27,7 +27,7 @@ NAMED = 5
 @click.option(
     "--sort",
     metavar="COLUMN",
-    help="Put the best first: by a metric, such as last, or by just-learned, time, memory, trained or name.",
+    help="Put the best first: by a metric, such as last, or by just-learned, time, memory, trained, flops or name.",
 )
 @click.option("--by-task", is_flag=True, help="Show the runs beside each other, task by task.")
 @click.option(
