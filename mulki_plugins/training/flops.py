@@ -55,7 +55,8 @@ class TrainingFlops:
 
     A task's beginning, its first step and its end are counted as they are: there are the passes over its images, such as
     those for prototypes. Of the other steps the second is counted, and each hundredth; all are taken for their mean. Torch
-    does not show what compiled towers do inside; in their steps each call of a tower is counted, and nothing else.
+    does not show what compiled towers do inside; in their steps each call of a tower is counted, and nothing else. A run that
+    goes on in another process encodes sentences again that it had cached, and they count.
     """
 
     def __init__(self, strategy: ContinualTemplate, result: Result) -> None:
