@@ -342,7 +342,7 @@ def test_a_spreadsheet_computes_no_name(tmp_path):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_latex_sets_a_name_as_it_is(name):
-    text = escape_latex(name)
+    text = escape_latex(name).replace(r"{\ttfamily\char34}", '"')
     bare = re.sub(r"\\(text\w+|ascii\w+)\{\}|\\[{}$&#%_]|\{[\[\]]\}|-\{\}-", "", text)
     assert not re.search(r"[\\{}$&#%_^~\x00-\x1f\u202e]", bare), text
 
