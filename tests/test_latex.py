@@ -45,7 +45,7 @@ def compiled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("latex")
     for seed in (0, 1):
         for noise, name in enumerate(LATIN):
-            write_run(folder, name, seed, tasks=LATIN, recipe=LATIN[0], noise=noise, images=5, losses=False)
+            write_run(folder, name, seed, tasks=LATIN, recipe=LATIN[0], noise=noise, predictions=False, losses=False)
     runs = folder / "runs"
     mulki("report", runs, "--out", folder / "page.html", "--resamples", "100", "--latex", folder / "report.tex")
     (folder / "results.tex").write_text(mulki("results", runs, "--format", "latex"))

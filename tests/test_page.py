@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from mulki_plugins.cli import main
-from mulki_plugins.report.layout import escape_latex
+from mulki_plugins.report.formats import escape_latex
 from mulki_plugins.report.page.answers import accuracy_interval, count_test_images, read_answers
 from mulki_plugins.report.page.experiment import experiments
 from mulki_plugins.report.page.losses import POINTS, read_losses, smooth

@@ -16,7 +16,7 @@ from mulki_plugins.recipe.emit import dump_yaml
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.recipe.schema import as_data
 from mulki_plugins.report.by_class import accuracy_by_class, confusion, worst_images
-from mulki_plugins.report.layout import Table, render
+from mulki_plugins.report.formats import Table, render
 from mulki_plugins.report.predictions import SURE, UNREAD, Answers, read_predictions, write_row, write_stream
 from mulki_plugins.report.result import Result
 

@@ -12,8 +12,8 @@ from attrs import evolve
 
 from mulki_plugins.characters import printable, width
 from mulki_plugins.report.compare import COSTS, ORDER, Group, differing_machines, groups, sorted_groups
-from mulki_plugins.report.layout import Cell, Table, lines_of, terminal_width
-from mulki_plugins.report.layout import columns as columns  # the commands import it from here
+from mulki_plugins.report.formats import Cell, Table, lines_of, terminal_width
+from mulki_plugins.report.formats import columns as columns  # the commands import it from here
 from mulki_plugins.report.published import (
     METRICS,
     NOT_STATED,
