@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import errno
 import functools
+import gc
 import getpass
 import importlib
 import json
@@ -70,13 +71,30 @@ def import_library(name: str) -> Any:
         return sys.modules[name]
     provide_user()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_collector():
             warnings.simplefilter("ignore")  # useless to a user, and PYTHONWARNINGS may turn them into errors
             return _IMPORTS[name]()
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a library may also end the program
         raise MulkiError(f"{name} cannot be imported: {describe_error(error)}", hint_for(name, error)) from error
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep Python's garbage collector from looking through what is imported: it finds nothing, and takes a tenth of the time.
+
+    It does not look there later either.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def hint_for(name: str, error: BaseException) -> str:

@@ -1,10 +1,12 @@
 """What a shell offers after Tab, and the lines that switch it on."""
 
+import os
+import shutil
 import subprocess
 import sys
 
 import pytest
-from click.shell_completion import BashComplete
+from click.shell_completion import BashComplete, get_completion_class
 from click.testing import CliRunner
 
 from mulki_plugins.cli import main
@@ -76,6 +78,42 @@ def test_a_failure_offers_nothing(monkeypatch):
 
     monkeypatch.setattr(discovery, "catalog", fails)
     assert offered("run", "mtil", "--with", incomplete="re") == []
+
+
+@pytest.mark.parametrize(
+    ("pieces", "values"),
+    [(["evaluate.classes", "="], ["task", "seen", "all"]), (["evaluate.classes", "=", "s"], ["seen"]),
+     (["evaluate.classes=s"], ["evaluate.classes=seen"]), (["train.checkpoint.k"], ["train.checkpoint.keep="]),
+     (["device", "=", "cpu", "--set", "evaluate.classes", "=", "a"], ["all"])],
+)  # fmt: skip
+def test_bash_splits_words_at_the_equals_sign_and_replaces_only_the_value(monkeypatch, pieces, values):
+    words = ["mulki", "run", "mtil", "--set", *pieces]
+    monkeypatch.setenv("COMP_WORDS", " ".join(words))
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+    complete = get_completion_class("bash")(main, {}, "mulki", "_MULKI_COMPLETE")
+    assert complete.complete().splitlines() == [f"plain,{value}" for value in values]
+
+
+def test_in_bash_the_word_after_an_option_with_a_value_is_a_new_one(monkeypatch):
+    monkeypatch.setenv("COMP_WORDS", "mulki run --seed = 1 ")
+    monkeypatch.setenv("COMP_CWORD", "5")
+    complete = get_completion_class("bash")(main, {}, "mulki", "_MULKI_COMPLETE")
+    assert "plain,mtil" in complete.complete().splitlines()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_itself_completes_a_value(tmp_path):
+    """The function that `mulki completion bash` switches on, called as bash calls it, with its default word breaks."""
+    script = get_completion_class("bash")(main, {}, "mulki", "_MULKI_COMPLETE").source()
+    code = "from mulki_plugins.cli import main; main(prog_name='mulki')"
+    (tmp_path / "mulki").write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$@"\n')
+    (tmp_path / "mulki").chmod(0o755)
+    called = "COMP_WORDS=(mulki run mtil --set evaluate.classes = s); COMP_CWORD=6; _mulki_completion mulki mulki"
+    code = f'{script.replace("_mulki_completion_setup;", "")}\n{called}; echo "<${{COMPREPLY[*]}}>"'
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(["bash", "-c", code], env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert done.stdout == "<seen>\n", done.stderr
+    assert "compopt -o nospace" in script
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

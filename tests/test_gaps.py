@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from mulki_plugins.cli import main
 from mulki_plugins.recipe.resolve import Changes, resolve
-from mulki_plugins.report.layout import Table, render
+from mulki_plugins.report.formats import Table, render
 from mulki_plugins.training.run import run_experiment
 from tests.conftest import small_world
 

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from mulki_plugins.cli import main
-from mulki_plugins.report.layout import escape_latex
+from mulki_plugins.report.formats import escape_latex
 from mulki_plugins.report.page.answers import accuracy_interval, count_test_images, read_answers
 from mulki_plugins.report.page.experiment import experiments
 from mulki_plugins.report.page.losses import POINTS, read_losses, smooth
@@ -342,7 +342,7 @@ def test_a_spreadsheet_computes_no_name(tmp_path):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_latex_sets_a_name_as_it_is(name):
-    text = escape_latex(name)
+    text = escape_latex(name).replace(r"{\ttfamily\char34}", '"')
     bare = re.sub(r"\\(text\w+|ascii\w+)\{\}|\\[{}$&#%_]|\{[\[\]]\}|-\{\}-", "", text)
     assert not re.search(r"[\\{}$&#%_^~\x00-\x1f\u202e]", bare), text
 
@@ -387,6 +387,13 @@ def test_losses_are_smoothed_and_keep_their_mean(tmp_path):
     smoothed = smooth(points)
     assert len(smoothed) == POINTS
     assert np.mean(smoothed, axis=0) == pytest.approx(np.mean(points, axis=0))
+
+
+def test_the_cost_shows_the_operations_of_the_training(tmp_path):
+    write_run(tmp_path, "mulki", flops={"train": [1e15, 2e15], "total": 3_210_000_000_000_000})
+    write_run(tmp_path, "ewc")
+    shown = [text for about, text in Page(make_report(tmp_path)).cells if about.get("data-value") == "3210.0"]
+    assert shown == ["3,210.000"]
 
 
 def test_a_damaged_metrics_file_costs_only_its_curves(tmp_path):

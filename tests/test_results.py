@@ -16,7 +16,7 @@ from mulki_plugins.recipe.emit import dump_yaml
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.recipe.schema import as_data
 from mulki_plugins.report.by_class import accuracy_by_class, confusion, worst_images
-from mulki_plugins.report.layout import Table, render
+from mulki_plugins.report.formats import Table, render
 from mulki_plugins.report.predictions import SURE, UNREAD, Answers, read_predictions, write_row, write_stream
 from mulki_plugins.report.result import Result
 
@@ -33,7 +33,7 @@ def a_run(folder, strategy="mulki", seed=0, tasks=("a", "b", "c"), **more):
         **{
             "status": "complete", "metrics": {"last": last, "forgetting": 100 - last}, "protocol": {"classes": "task"},
             "seconds": {"total": 250.0 + 100 * seed}, "device": {"peak_memory_mib": 812.4},
-            "parameters": {"trained": 2_800_000, "all": 2_800_001}, **more,
+            "parameters": {"trained": 2_800_000, "all": 2_800_001}, "flops": {"total": 3_210_000_000_000}, **more,
         },
     )  # fmt: skip
     folder.mkdir(parents=True)
@@ -88,12 +88,12 @@ def test_the_summary_has_cost_and_what_was_just_learned(tmp_path):
     runs = [a_run(tmp_path / f"{name}-{seed}", name, seed) for name in ("mulki", "ewc") for seed in (0, 1)]
     header, _, *lines = printed(tmp_path, columns=200).splitlines()
     assert re.split(r"  +", header) == [
-        "recipe", "strategy", "seeds", "last", "forgetting", "just learned", "time", "memory", "trained",
+        "recipe", "strategy", "seeds", "last", "forgetting", "just learned", "time", "memory", "trained", "flops",
     ]  # fmt: skip
     diagonals = [statistics.fmean(run.matrix[i][i] for i in range(3)) for run in runs[:2]]
     mulki = next(line for line in lines if "mulki" in line)
     assert f"{statistics.fmean(diagonals):.2f} ± {statistics.stdev(diagonals):.2f}" in mulki
-    assert mulki.endswith("5.0 min  812 MiB    2.8 M")
+    assert mulki.endswith("5.0 min  812 MiB    2.8 M  3.21 TFLOP")
     for line in printed(tmp_path).splitlines():
         assert len(line) <= 80
     data = json.loads(printed(tmp_path, "--json"))
@@ -108,7 +108,7 @@ def test_a_cost_that_is_no_number_is_left_out(tmp_path, spoilt):
     a_run(tmp_path / "a", seconds=spoilt)
     a_run(tmp_path / "b", "ewc")
     mulki = next(line for line in printed(tmp_path, columns=200).splitlines() if "mulki" in line)
-    assert mulki.split()[-5:] == ["-", "812", "MiB", "2.8", "M"]
+    assert mulki.split()[-7:] == ["-", "812", "MiB", "2.8", "M", "3.21", "TFLOP"]
 
 
 def test_sorted_by_any_column(tmp_path):

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from mulki_plugins.training.flops import FlopCount
 
 _LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
 _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
@@ -50,16 +51,6 @@ def peak_product(device: torch.device, precision: str, seconds: float = 1.0) -> 
     return best
 
 
-def _attention(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]  # torch has no annotations for it
-
-
-def _attention_backward(
-    grad: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any
-) -> int:
-    return int(sdpa_backward_flop_count(grad, query, key, value))  # type: ignore[no-untyped-call]  # nor for this
-
-
 class Counter:
     """Counts what happens between `start` and `stop`: operations, launches, waits and scalar reads.
 
@@ -76,14 +67,8 @@ class Counter:
                 profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True)
             )
             return
-        aten: Any = torch.ops.aten  # torch's own table lacks the attention of the CPU
-        more = {
-            operation: formula
-            for name, formula in (("", _attention), ("_backward", _attention_backward))
-            if (operation := getattr(aten, f"_scaled_dot_product_flash_attention_for_cpu{name}", None)) is not None
-        }
         self._entered.enter_context(torch.compiler.set_stance("force_eager"))
-        self._flops = self._entered.enter_context(FlopCounterMode(display=False, custom_mapping=more))
+        self._flops = self._entered.enter_context(FlopCount())
         self._operators = self._entered.enter_context(_Operators())
 
     def stop(self) -> dict[str, int]:
@@ -93,7 +78,7 @@ class Counter:
             events = [(event.key, event.count) for event in self._profile.key_averages()]
             sums = {"launches": _LAUNCHES, "waits": _WAITS, "scalar_reads": ("aten::_local_scalar_dense",)}
             return {what: sum(count for key, count in events if key in keys) for what, keys in sums.items()}
-        counts = {"flops": int(self._flops.get_total_flops())}
+        counts = {"flops": self._flops.total}
         if not self._gpu:
             counts |= {"launches": self._operators.count, "waits": 0, "scalar_reads": self._operators.reads}
         return counts

@@ -154,6 +154,7 @@ class _Session:
         learned: list[Learned] = []
         with self._observed():
             self.run.set_up({})
+            self.run.flops.of_task = contextlib.nullcontext  # type: ignore[method-assign,assignment]  # it takes time
             nothing = [0.0] * len(self.built.stream.tasks)
             self.run.evaluate = self.evaluate if evaluate else lambda *_: nothing  # type: ignore[method-assign,assignment]  # for this run
             if evaluate:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import click
-from click.shell_completion import CompletionItem
+from click.shell_completion import BashComplete, CompletionItem, add_completion_class, split_arg_string
 
 from mulki_plugins.errors import MulkiError
 
@@ -19,6 +20,35 @@ if TYPE_CHECKING:
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 _STACK = re.compile(r"^strategy\.plugins\[\d+\]\.")
+
+
+@add_completion_class
+class BashWords(BashComplete):
+    """Completion in bash, which by default splits words at `=`: `key`, `=`, `value`, and replaces only the last of them."""
+
+    source_template = BashComplete.source_template.replace(
+        "COMPREPLY+=($value)", 'COMPREPLY+=("$value"); [[ $value == *= ]] && compopt -o nospace'
+    )
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """The words before the one to complete, and that one, each put together again."""
+        words, at = split_arg_string(os.environ["COMP_WORDS"]), int(os.environ["COMP_CWORD"])
+        pieces = [*words, *[""] * (at + 1 - len(words))][1 : at + 1]
+        joined: list[str] = []
+        for before, piece in zip(["", *pieces], pieces, strict=False):
+            self._split = bool(joined) and "=" in (before, piece)
+            joined = [*joined[:-1], joined[-1] + piece] if self._split else [*joined, piece]
+        return joined[:-1], joined[-1]
+
+    _split = False
+    """Whether the word to complete was in several pieces."""
+
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
+        items = super().get_completions(args, incomplete)
+        start = incomplete[: incomplete.rfind("=") + 1] if self._split else ""
+        for item in items:
+            item.value = str(item.value).removeprefix(start)
+        return items
 
 
 def _silently(function: Complete) -> Complete:

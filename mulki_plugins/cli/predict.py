@@ -79,9 +79,9 @@ def predict(
     inputs = find_images(images, lambda: sys.stdin.buffer.read() if sys.stdin else b"", echo_note)
     for notice in found.notices:
         echo_note(f"note: {notice}")
-    from mulki_plugins.deploy.quick_import import import_open_clip
+    from mulki_plugins.deploy.quick_import import architecture_of, import_open_clip
 
-    import_open_clip()
+    import_open_clip(architecture_of(found))
     from mulki_plugins.deploy.model import choose_device, load_model
     from mulki_plugins.deploy.predict import classify
 

@@ -14,7 +14,7 @@ from mulki_plugins.cli.watch import watch_option
 from mulki_plugins.errors import Mistakes, MulkiError
 
 if TYPE_CHECKING:
-    from mulki_plugins.report.layout import Format, Table
+    from mulki_plugins.report.formats import Format, Table
     from mulki_plugins.report.predictions import Predictions
     from mulki_plugins.report.result import Result
 
@@ -27,7 +27,7 @@ NAMED = 5
 @click.option(
     "--sort",
     metavar="COLUMN",
-    help="Put the best first: by a metric, such as last, or by just-learned, time, memory, trained or name.",
+    help="Put the best first: by a metric, such as last, or by just-learned, time, memory, trained, flops or name.",
 )
 @click.option("--by-task", is_flag=True, help="Show the runs beside each other, task by task.")
 @click.option(
@@ -224,6 +224,6 @@ def _print_comparison(runs: Sequence[Result], sort: str | None, by_task: bool, f
 
 
 def _print(tables: Sequence[Table], form: Format) -> None:
-    from mulki_plugins.report.layout import render, terminal_width
+    from mulki_plugins.report.formats import render, terminal_width
 
     click.echo(render(tables, form, terminal_width()))

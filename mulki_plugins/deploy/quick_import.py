@@ -1,33 +1,46 @@
-"""Imports torch and open_clip in about two seconds of CPU time: without torch's compiler, which a prediction never uses."""
+"""Imports torch and open_clip in about two seconds of CPU time: without torch's compiler, which a prediction never uses.
+
+Nor does it use torch's kernels for tensors without numbers, or, for most architectures, timm. What an architecture needs is in
+the file that describes it.
+"""
 
 from __future__ import annotations
 
 import sys
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
+from mulki_plugins.deferred import deferring
+from mulki_plugins.deploy.source import CONFIG, Source
 from mulki_plugins.libraries import import_libraries
+from mulki_plugins.models.check import TINY
+from mulki_plugins.registry.builtin import open_clip_folder
 
 _COMPILER = "torch._dynamo"
+_SHAPES = "torch._meta_registrations"
+"""Torch's kernels for tensors without numbers, and with them all its decompositions."""
+_TINY = Path(__file__).parents[1] / "models" / "tiny" / "mulki-tiny.json"
 _UNUSED = ("wandb",)
 """Packages that timm imports if they are installed, and that only its training uses."""
 
 
-def import_open_clip() -> None:
+def import_open_clip(architecture: str | None = None) -> None:
     """Import torch and open_clip. MulkiError if one of them cannot be imported.
 
     torchvision and timm import the compiler's package to ask it one question and to mark functions that it should leave
     alone. Both get the answers "no" and "unchanged" from a stand-in, which is gone afterwards: a later import gets the
-    compiler itself.
+    compiler itself. architecture: open_clip's description of the only model that will be loaded, see `architecture_of`; with
+    None, torch is imported whole, and timm in any case.
     """
-    import_libraries("torch")
+    _import_torch(shapes=architecture is None or '"hf_' in architecture)
     if "open_clip" in sys.modules or "torchvision" in sys.modules or _COMPILER in sys.modules:
         import_libraries("open_clip")
         return
     try:
-        with _stand_ins():
+        with _stand_ins(timm=architecture is None or '"timm_' in architecture):
             import_libraries("open_clip")
     except Exception:  # another version asks for more than the stand-in answers
         for name in [name for name in sys.modules if name.partition(".")[0] in ("open_clip", "torchvision", "timm")]:
@@ -35,21 +48,43 @@ def import_open_clip() -> None:
         import_libraries("open_clip")
 
 
-@contextmanager
-def _stand_ins() -> Iterator[None]:
+def architecture_of(source: Source) -> str | None:
+    """The description of a model's architecture as open_clip reads it; None if another package builds the model."""
+    folder, name = open_clip_folder(), source.recipe.model.name if source.recipe else ""
+    path = _TINY if name == TINY else folder / "model_configs" / f"{name}.json" if folder else None
+    if source.exported:
+        path = source.folder / CONFIG
+    try:
+        return path.read_text("utf-8") if path else None
+    except (OSError, ValueError):
+        return None
+
+
+def _import_torch(*, shapes: bool) -> None:
+    """Import torch. shapes: with its kernels for tensors without numbers; otherwise whoever imports their module gets them."""
+    with nullcontext() if shapes else deferring({_SHAPES: frozenset()}):
+        import_libraries("torch")
+
+
+def _stand_ins(*, timm: bool) -> Any:
     compiler, answers = types.ModuleType(_COMPILER), types.ModuleType(f"{_COMPILER}.utils")
     answers.is_compile_supported = lambda device: False  # type: ignore[attr-defined]  # a stand-in module
     compiler.disable = _unchanged  # type: ignore[attr-defined]  # as above
     compiler.utils = answers  # type: ignore[attr-defined]  # as above
     compiler.__path__ = []
-    replaced: dict[str, Any] = {_COMPILER: compiler, f"{_COMPILER}.utils": answers}
-    replaced |= {name: None for name in _UNUSED if name not in sys.modules}
-    sys.modules.update(replaced)
+    unused = _UNUSED if timm else (*_UNUSED, "timm")
+    absent = dict.fromkeys((name for name in unused if name not in sys.modules), None)
+    return _replaced({_COMPILER: compiler, f"{_COMPILER}.utils": answers, **absent})
+
+
+@contextmanager
+def _replaced(modules: dict[str, Any]) -> Iterator[None]:
+    sys.modules.update(modules)
     try:
         yield
     finally:
-        for name in replaced:
-            del sys.modules[name]
+        for name in modules:
+            sys.modules.pop(name, None)
 
 
 def _unchanged(function: Callable[..., Any] | None = None, *_: object, **__: object) -> Callable[..., Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -138,7 +137,6 @@ class Headed(nn.Module):
     image_routes: Sequence[Route] = ()
     """Their routes, if an adapter chooses one for each image."""
     routes: Routes
-    _fresh: tuple[Head]
 
     @property
     def scale(self) -> Tensor:
@@ -158,7 +156,6 @@ class Headed(nn.Module):
         self.head = head
         if type(head).begin is not Head.begin:
             head.begin(self._width())
-        self._fresh = (copy.deepcopy(head),)
 
     @torch.no_grad()
     def _width(self) -> int:
@@ -192,9 +189,3 @@ class Headed(nn.Module):
     def make_room(self, weights: Mapping[str, Tensor]) -> None:
         """Give the head's buffers the shapes of kept weights, which are then loaded strictly."""
         self.head.make_room({n.removeprefix(HEAD): w for n, w in weights.items() if n.startswith(HEAD)})
-
-    def restart_head(self, tasks: Sequence[int]) -> None:
-        """Put a head on that has learned nothing, ready for weights that were kept after these tasks."""
-        self.head = copy.deepcopy(self._fresh[0]).to(self.clip.logit_scale.device).train(self.training)
-        for task in tasks:
-            self.head.before_task(task, len(self.prompts[task].class_names))

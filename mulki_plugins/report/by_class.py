@@ -9,7 +9,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from mulki_plugins.errors import MulkiError, did_you_mean
-from mulki_plugins.report.layout import Cell, Table
+from mulki_plugins.report.formats import Cell, Table
 from mulki_plugins.report.predictions import UNREAD, Predictions
 from mulki_plugins.report.result import Result
 

@@ -25,7 +25,7 @@ TASKS = "stream.tasks"
 ORDER = "stream.order"
 """The setting for which the summary has a column of its own."""
 
-COSTS = {"time": "seconds", "memory": "peak MiB", "trained": "trained weights"}
+COSTS = {"time": "seconds", "memory": "peak MiB", "trained": "trained weights", "flops": "training FLOPs"}
 """What a run costs, and the unit of each number."""
 _LESS_IS_BETTER = ("forgetting", "name", *COSTS)
 
@@ -94,7 +94,7 @@ def groups(results: Sequence[Result]) -> list[Group]:
 
 
 def sorted_groups(compared: Sequence[Group], by: str | None) -> list[Group]:
-    """The groups with the best first: by a metric, `just-learned`, `time`, `memory`, `trained` or `name`; None: as they are.
+    """The groups with the best first: by a metric, `just-learned`, `name` or one of COSTS; None: as they are.
 
     Groups without that number come last. MulkiError for an unknown name.
     """
@@ -141,6 +141,7 @@ def _costs(run: Result) -> dict[str, float]:
     """What the run recorded of its cost."""
     recorded: dict[str, Any] = {
         "time": run.seconds.get("total"), "memory": run.device.get("peak_memory_mib"), "trained": run.parameters.get("trained"),
+        "flops": run.flops.get("total"),
     }  # fmt: skip
     return {
         name: float(value)

@@ -75,6 +75,9 @@ class Result:
     versions: dict[str, str] = field(factory=dict)
     device: dict[str, Any] = field(factory=dict)
     seconds: dict[str, Any] = field(factory=dict)
+    flops: dict[str, Any] = field(factory=dict)
+    """Floating-point operations of the training, see `training/flops.py`: `train` of each task, `step` of one of its steps,
+    `total`. None for what is unknown. `begun`, while a task is learned: what was counted of it."""
     parameters: dict[str, int] = field(factory=dict)
     """The number of the model's weights: `trained`, which the training changes, and `all`."""
     started: str = ""
@@ -144,7 +147,7 @@ def _check(result: Result) -> None:
     lists = (result.tasks, result.matrix, result.zero_shot, result.plugins, result.parts, result.incomparable)
     mappings = (
         result.metrics, result.left_out, result.identity, result.versions, result.device, result.seconds,
-        result.parameters, result.parent, result.held_out,
+        result.parameters, result.parent, result.held_out, result.flops,
     )  # fmt: skip
     if not all(isinstance(value, list) for value in lists) or not all(isinstance(value, dict) for value in mappings):
         raise ValueError("expected lists of tasks, accuracies and plugins, and a mapping of metrics")

@@ -13,8 +13,8 @@ from attrs import evolve
 from mulki_plugins.characters import printable, width
 from mulki_plugins.report.beside import HELD_OUT_NOTE, columns_beside, held_out_table
 from mulki_plugins.report.compare import COSTS, ORDER, Group, differing_machines, groups, sorted_groups
-from mulki_plugins.report.layout import Cell, Table, lines_of, terminal_width
-from mulki_plugins.report.layout import columns as columns  # the commands import it from here
+from mulki_plugins.report.formats import Cell, Table, lines_of, terminal_width
+from mulki_plugins.report.formats import columns as columns  # the commands import it from here
 from mulki_plugins.report.published import Comparison, compare_with_published
 from mulki_plugins.report.published_rows import METRICS, NOT_STATED, ORDERS, explanations, words_for_shots
 from mulki_plugins.report.result import Result
@@ -176,8 +176,11 @@ def summary_table(compared: Sequence[Group], *, units: bool = True) -> Table:
     return Table(title="", head=head, rows=rows, labels=4 if ordered else 3)
 
 
+_LARGE = {"E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6}
+
+
 def format_cost(name: str, value: tuple[float, float | None] | None) -> str:
-    """A cost with its unit: `4.1 min`, `812 MiB`, `2.8 M`."""
+    """A cost with its unit: `4.1 min`, `812 MiB`, `2.8 M`, `3.2 PFLOP`."""
     if value is None:
         return "-"
     if name == "time":
@@ -191,6 +194,9 @@ def format_cost(name: str, value: tuple[float, float | None] | None) -> str:
         )
     if name == "memory":
         return f"{value[0]:.0f} MiB"
+    if name == "flops":
+        unit, size = next(((unit, size) for unit, size in _LARGE.items() if value[0] >= size), ("", 1))
+        return f"{value[0] / size:.3g} {unit}FLOP"
     return f"{value[0] / 1e6:.3g} M" if value[0] >= 1e5 else f"{value[0]:.0f}"
 
 

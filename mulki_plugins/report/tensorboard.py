@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from avalanche.evaluation.metric_results import MetricValue
 from avalanche.logging import BaseLogger
 from matplotlib.figure import Figure
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -24,8 +26,39 @@ from torch.utils.tensorboard import SummaryWriter
 from mulki_plugins.characters import printable
 from mulki_plugins.report.folder import settings_at
 from mulki_plugins.report.plots import drawing
+from mulki_plugins.report.predictions import Answers
 from mulki_plugins.report.result import FILE
 from mulki_plugins.report.wrong_images import captions, choose_wrong, draw_sheet
+
+
+class Tested(Protocol):
+    """A task's test set in an Avalanche stream."""
+
+    task_name: str
+    task_label: int
+    images: Any
+
+
+class Named(Protocol):
+    """The classes of a task."""
+
+    @property
+    def class_names(self) -> Sequence[str]: ...
+
+
+class Classifier(Protocol):
+    """A model that knows the classes of each task."""
+
+    @property
+    def prompts(self) -> Sequence[Named]: ...
+
+
+class Evaluated(Protocol):
+    """An Avalanche strategy after the evaluation of a test set."""
+
+    experience: Tested
+    model: Classifier
+    learned: set[int]
 
 
 class TensorBoardLogger(BaseLogger):
@@ -62,20 +95,20 @@ class TensorBoardLogger(BaseLogger):
         else:
             self.writer.add_scalar(name, float(value), x_plot)
 
-    def after_eval_exp(self, strategy: Any, metric_values: Any) -> None:
+    def after_eval_exp(self, strategy: Evaluated, metric_values: Sequence[MetricValue]) -> None:
         """Show a few wrongly classified images of a task when it has just been learned, and of each at the end."""
         name = strategy.experience.task_name
         tag = f"eval/accuracy/{name}"
         origin: Any = next((value.origin for value in metric_values if value.name == tag), None)
         if name not in getattr(origin, "answers", {}):  # another evaluation than that of a run
             return
-        task, learned, tasks = int(strategy.experience.task_label), len(strategy.learned), strategy.model.prompts
+        task, learned, tasks = strategy.experience.task_label, len(strategy.learned), strategy.model.prompts
         if learned == len(tasks) - len(getattr(strategy, "held_out", ())) or task == learned - 1:
             self._show_wrong(strategy.experience, origin.answers[name], tasks, learned)
 
-    def _show_wrong(self, experience: Any, answers: Any, tasks: Any, learned: int) -> None:
+    def _show_wrong(self, experience: Tested, answers: Answers, tasks: Sequence[Named], learned: int) -> None:
         names = [name for prompts in tasks for name in prompts.class_names]
-        first = sum(len(prompts.class_names) for prompts in tasks[: int(experience.task_label)])
+        first = sum(len(prompts.class_names) for prompts in tasks[: experience.task_label])
         labels = np.asarray(experience.images.targets) + first
         images, shown = [], []
         for index in choose_wrong(answers, labels):

@@ -94,8 +94,12 @@ def index_candidates(model: ClipClassifier, task: int, scope: Sequence[int] | No
 
 
 def compute_metrics(recipe: Recipe, result: Result, warn: Warn) -> dict[str, float | None]:
-    """Each metric's value, from its own copy of the matrix; None, after a warning, if it fails or is not a finite number."""
+    """Each metric's value, from its own copy of the matrix; None, after a warning, if it fails or is not a finite number.
+
+    Empty cells of an extended run have had their warning: none follows for each of MulKI's own metrics that needs them.
+    """
     values: dict[str, float | None] = {}
+    gaps = any(math.isnan(value) for row in result.matrix for value in row)
     for name in recipe.evaluate.metrics:
         part = catalog().find("metric", name)
         if part.sequential and recipe.strategy.base == "joint":
@@ -106,7 +110,7 @@ def compute_metrics(recipe: Recipe, result: Result, warn: Warn) -> dict[str, flo
         outcome = try_call(lambda part=part, arguments=arguments: _number(part.load()(*arguments)))
         if outcome.printed:
             warn(f"the {part} printed: {outcome.printed}", None)
-        if outcome.error is not None:
+        if outcome.error is not None and not (gaps and part.is_ours):
             cause = cause_of(outcome.error, "" if part.is_ours else part.package)
             warn(f"the {part} failed and is left out of the result: {cause}", outcome.error)
         values[name] = outcome.value

@@ -37,6 +37,10 @@ class CompiledTowers:
         self.say = say
         self.on = False
         """Whether a step is being computed."""
+        self.observe: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None] = lambda module, args, kwargs: None
+        """Called with each call of a tower."""
+        self.ready: Callable[[], None] = lambda: None
+        """Called when a task's towers are about to be compiled."""
         self._mode = "reduce-overhead" if graphs and device.type == "cuda" else None
         self._modules: list[nn.Module] = []
         self._reported = False
@@ -59,6 +63,7 @@ class CompiledTowers:
     def compile(self, student: ClipClassifier, teachers: Iterable[ClipClassifier]) -> None:
         """Compile the student's towers that learn, and the teachers' image towers, when they are first used in a step."""
         self._release()
+        self.ready()
         for model in (student, *teachers):
             self._wrap(model.clip.visual, self._mode, rows=1)
         text = student.clip.text if hasattr(student.clip, "text") else getattr(student.clip, "transformer", None)
@@ -103,6 +108,7 @@ class _Tower:
         self.eager: Callable[..., Any] = module._call_impl
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.towers.observe(self.module, (x, *args), kwargs)
         if not self.towers.on:
             return self.eager(x, *args, **kwargs)
         size = len(x)

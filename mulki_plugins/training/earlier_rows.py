@@ -6,14 +6,14 @@ row, for the others those that the run has kept. A cell without its weights stay
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from mulki_plugins.models.head import HEAD
+from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.training.checkpoint import Checkpoint, Damaged
 from mulki_plugins.training.contents import CLIP
 from mulki_plugins.training.finite import overrides
@@ -30,18 +30,16 @@ _EVENTS = tuple(
 )
 """The events of an evaluation, in which a plugin may change the answers."""
 
-Weights = dict[str, Tensor]
-
 
 def restore(run: Run, checkpoint: Checkpoint) -> None:
     """Restore the run; at a task's end also measure the accuracies that are still missing before that moment."""
     gaps = [i for i, row in enumerate(_rows(run)) if any(map(math.isnan, row))]
     fill = bool(gaps) and not checkpoint.moment.steps
-    initial = _copy(run.strategy.model.state_dict()) if fill else {}
+    earlier = copy.deepcopy(run.strategy.model) if fill else None  # pre-trained, its adapters not grown yet
     run.checkpointing.restore(checkpoint, [e.dataset for e in run.built.benchmark.train_stream])
     run.progress.say(f"resuming from {checkpoint.path.name}")
-    if fill:
-        _fill(run, checkpoint, initial)
+    if earlier is not None:
+        _fill(run, checkpoint, earlier)
 
 
 def _rows(run: Run) -> list[list[float]]:
@@ -49,29 +47,33 @@ def _rows(run: Run) -> list[list[float]]:
     return [run.result.zero_shot, *run.result.matrix]
 
 
-def _fill(run: Run, checkpoint: Checkpoint, initial: Weights) -> None:
-    strategy, now = run.strategy, _copy(run.strategy.model.state_dict())
-    learned_now, kept = strategy.learned, kept_weights(run.folder)
-    unknown = []
+def _fill(run: Run, checkpoint: Checkpoint, earlier: ClipClassifier) -> None:
+    """Test the models of the rows with empty cells. earlier: becomes the model after one task after the other."""
+    strategy, kept, reasons = run.strategy, kept_weights(run.folder), dict[str, str]()
+    pretrained = {name: weight.detach().clone() for name, weight in earlier.own_weights().items()}
+    now = strategy.model, strategy.learned
     for learned, row in enumerate(_rows(run)):
+        if 0 < learned < checkpoint.moment.tasks:  # adapters grow as they did
+            earlier.before_task(learned - 1)
+            earlier.after_task(learned - 1)
         columns = [j for j, value in enumerate(row) if math.isnan(value)]
         if not columns:
             continue
         name = run.result.tasks[learned - 1] if learned else "zero-shot"
         if learned == checkpoint.moment.tasks:
-            weights, strategy.learned = now, learned_now
-        elif _took_part(run):
-            weights = {}
-        elif learned == 0:
-            weights, strategy.learned = initial, set()
-        else:
-            weights, strategy.learned = _read(kept.get(learned), initial)
-        if _shapes(weights) != _shapes(now):
-            unknown.append(name)
+            strategy.model, strategy.learned = now
+        elif reason := _took_part(run):
+            reasons[name] = reason
             continue
-        strategy.model.restart_head(sorted(strategy.learned))
-        strategy.model.make_room(weights)
-        strategy.model.load_state_dict(weights)
+        elif learned == 0:
+            strategy.model, strategy.learned = earlier, set()
+        else:
+            try:
+                strategy.learned = _load(earlier, kept.get(learned), pretrained)
+            except Unknown as error:
+                reasons[name] = str(error)
+                continue
+            strategy.model = earlier
         held_out = {name: c for name, c in run.result.held_out.items() if learned < len(c) and math.isnan(c[learned])}
         tested = [each for each in run.built.benchmark.held_out_stream if each.task_name in held_out]
         values = run.evaluate([*(run.built.benchmark.test_stream[j] for j in columns), *tested])
@@ -81,36 +83,41 @@ def _fill(run: Run, checkpoint: Checkpoint, initial: Weights) -> None:
             column[learned] = run.recorder.accuracies[name]
         run.records.add_predictions(run.recorder.answers, learned)
         run.progress.say(f"    {name}: tested on {', '.join(run.result.tasks[j] for j in columns)}")
-    strategy.learned = learned_now
-    strategy.model.restart_head(sorted(learned_now))
-    strategy.model.make_room(now)
-    strategy.model.load_state_dict(now)
-    if unknown:
-        reason = _took_part(run) or "the weights were not kept (train.checkpoint.weights), or are damaged"
+    strategy.model, strategy.learned = now
+    for reason in dict.fromkeys(reasons.values()):
+        names = ", ".join(name for name, each in reasons.items() if each == reason)
         run.warn(
-            f"not tested on the further tasks: the model after {', '.join(unknown)}: {reason}; "
+            f"not tested on the further tasks: the model after {names}: {reason}; "
             "metrics that need these accuracies have no value"
         )
     run.save_result()
     run.checkpointing.evaluated()
 
 
-def _read(kept: Checkpoint | None, initial: Weights) -> tuple[Weights, set[int]]:
-    """All weights of the model after a task, and the labels of the tasks learned by then; none if they are damaged."""
+class Unknown(Exception):
+    """Why the model after a task cannot be had."""
+
+
+def _load(model: ClipClassifier, kept: Checkpoint | None, pretrained: Mapping[str, Tensor]) -> set[int]:
+    """Load all weights of the model after a task; returns the labels of the tasks learned by then."""
     if kept is None:
-        return {}, set()
-    pretrained = {name.removeprefix(CLIP): value for name, value in initial.items() if name.startswith(CLIP)}
+        raise Unknown("the weights were not kept (train.checkpoint.weights), or are damaged")
     try:
+        state = kept.state()
         stored = completed(kept.weights(), kept.left_out, pretrained, kept.path)
-        weights = {CLIP + name: value for name, value in stored.items()} | kept.state()["model"]
-    except Damaged:
-        return {}, set()
-    return weights, set(kept.run["learned"])
-
-
-def _shapes(weights: Weights) -> dict[str, torch.Size]:
-    """The shapes of the model's own weights; those of a head change with the tasks that it has learned."""
-    return {name: weight.shape for name, weight in weights.items() if not name.startswith(HEAD)}
+        weights = {CLIP + name: value for name, value in stored.items()} | state["model"]
+    except Damaged as error:
+        raise Unknown("the weights are damaged") from error
+    model.make_room(weights)
+    expected = model.state_dict()
+    if {n: w.shape for n, w in weights.items()} != {n: w.shape for n, w in expected.items()}:
+        raise Unknown(
+            "a plugin has added or taken away weights since, so the model takes those that were kept no longer"
+        )
+    model.load_state_dict(weights)
+    for adapter, own in zip(model.adapters, state.get("adapters", ()), strict=False):
+        adapter.load_state_dict(own)
+    return set(kept.run["learned"])
 
 
 def _took_part(run: Run) -> str:
@@ -119,7 +126,3 @@ def _took_part(run: Run) -> str:
     return (
         f"the plugin {names[0]!r} takes part in evaluations, and its state after these tasks is gone" if names else ""
     )
-
-
-def _copy(weights: Mapping[str, Tensor]) -> Weights:
-    return {name: value.detach().clone() for name, value in weights.items()}

@@ -36,6 +36,7 @@ from mulki_plugins.training.earlier_rows import restore
 from mulki_plugins.training.ending import log_error, where
 from mulki_plugins.training.explain import explain, quiet_writers, undisturbed
 from mulki_plugins.training.final_weights import write_final_weights
+from mulki_plugins.training.flops import TrainingFlops
 from mulki_plugins.training.logbook import GuardedLogger, LastTerms
 from mulki_plugins.training.over_ranks import check_weights
 from mulki_plugins.training.provenance import (
@@ -185,6 +186,7 @@ class Run:
         self.checkpointing = Checkpointing(
             recipe, self.folder, self.strategy, self.plugins, self.loggers, self.result, measured_with, self.stop
         )
+        self.flops = TrainingFlops(self.strategy, self.result)
         self.progress.follow(self.strategy)
 
     def finish(self) -> None:
@@ -305,7 +307,8 @@ class Run:
             self.checkpointing.task_begins()
             self.progress.task_begins(learned - 1 if name != "all" else 0, name)
             workers = self.built.workers
-            self.strategy.train(experiences, eval_streams=[], num_workers=workers, persistent_workers=workers > 0)
+            with self.flops.of_task():
+                self.strategy.train(experiences, eval_streams=[], num_workers=workers, persistent_workers=workers > 0)
             check_weights(self.strategy.model, name)
             self.result.seconds.setdefault("train", []).append(round(self.checkpointing.task_seconds(), 2))
             self.checkpointing.learned(learned, name)

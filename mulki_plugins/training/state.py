@@ -217,7 +217,8 @@ class Checkpointing:
     def _progress(self) -> dict[str, Any]:
         """The rows so far, the counters, and how far the loggers' files reach."""
         result = as_plain_data(self.result)
-        rows = {name: result[name] for name in ("zero_shot", "matrix", "held_out", "seconds", "left_out", "parent")}
+        keys = ("zero_shot", "matrix", "held_out", "seconds", "flops", "left_out", "parent")
+        rows = {name: result[name] for name in keys}
         marks = {name: logger.state_dict() for name, logger in self.loggers.items() if hasattr(logger, "state_dict")}
         return {
             "result": rows, "clock": clock_of(self.strategy), "learned": sorted(self.strategy.learned),

@@ -7,7 +7,7 @@ import io
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 
-from mulki_plugins.report.layout import escape_formula, escape_latex
+from mulki_plugins.report.formats import escape_formula, escape_latex
 from mulki_plugins.report.page.experiment import LEVEL, Experiment
 from mulki_plugins.report.significance import CONFIDENCE
 

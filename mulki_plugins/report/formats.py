@@ -20,9 +20,10 @@ Cell = str | float | tuple[float, float | None] | None
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", "±": r"$\pm$", "[": "{[}", "]": "{]}", '"': r"\textquotedbl{}",
+    "|": r"\textbar{}", "±": r"$\pm$", "[": "{[}", "]": "{]}", '"': r"{\ttfamily\char34}",
 }  # fmt: skip
-"""Characters that are commands to LaTeX; brackets would be the argument of a row's end."""
+"""Characters that are commands to LaTeX; brackets would be the argument of a row's end. LaTeX's default encoding has the straight
+quotation mark in typewriter type only."""
 _DIRECTIONS = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Characters with which a spreadsheet begins a formula."""
