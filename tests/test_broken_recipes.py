@@ -76,7 +76,7 @@ BROKEN = {
     "nothing as number": (changed("batch_size: 64", "batch_size:"), r":7: \$\.train\.batch_size: expected .*, got nothing"),
     "infinite rate": (changed("1.0e-4", ".inf"), r":8: \$\.train\.optimizer\.lr: expected a number"),
     "rate not a number": (changed("1.0e-4", ".nan"), r":8: \$\.train\.optimizer\.lr: expected a number"),
-    "negative rate": (changed("1.0e-4", "-1e-4"), r":8: \$\.train\.optimizer\.lr: expected a number, above 0"),
+    "negative rate": (changed("1.0e-4", "-1e-4"), r":8: \$\.train\.optimizer\.lr: expected a number, at least 0"),
     "unknown optimizer": (changed("adamw", "admaw"), r":8: \$\.train\.optimizer\.name: expected .*did you mean 'adamw'"),
     "momentum for adam": (changed("lr: 1.0e-4", "lr: 1.0e-4, momentum: 0.9"), r":8: \$\.train\.optimizer\.momentum: .*takes no"),
     "one beta": (changed("lr: 1.0e-4", "lr: 1.0e-4, betas: [0.9]"), r":8: \$\.train\.optimizer\.betas: expected a list of 2"),
