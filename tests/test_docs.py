@@ -18,15 +18,16 @@ from mulki_plugins.recipe.resolve import resolve
 from mulki_plugins.recipe.yaml import parse_yaml, read_yaml
 
 ROOT = Path(__file__).parents[1]
-TUTORIAL, GENERATED = ROOT / "docs/write-a-plugin.md", ROOT / "docs/reference.md"
+TUTORIALS = [ROOT / "docs/write-a-plugin.md", ROOT / "docs/write-a-head.md"]
+GENERATED = ROOT / "docs/reference.md"
 PAGES = [
     ROOT / "README.md",
-    *(path for path in sorted((ROOT / "docs").glob("*.md")) if path not in (TUTORIAL, GENERATED)),
+    *(path for path in sorted((ROOT / "docs").glob("*.md")) if path not in (*TUTORIALS, GENERATED)),
     *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
     *sorted((ROOT / "examples").glob("*/README.md")),
 ]
-"""Every page but the tutorial, which is executed as a whole, and the generated reference."""
-TEXTS = {path: path.read_text("utf-8") for path in [*PAGES, TUTORIAL, GENERATED]}
+"""Every page but the tutorials, which are executed as a whole, and the generated reference."""
+TEXTS = {path: path.read_text("utf-8") for path in [*PAGES, *TUTORIALS, GENERATED]}
 
 
 def blocks_of(path):
@@ -199,8 +200,9 @@ mulki() {
 
 
 @pytest.mark.xdist_group("environment")
-def test_every_block_of_write_a_plugin(environment, tmp_path):
-    blocks = blocks_of(TUTORIAL)
+@pytest.mark.parametrize("page", TUTORIALS, ids=by_page)
+def test_every_block_of_a_tutorial(environment, tmp_path, page):
+    blocks = blocks_of(page)
     assert {language for language, _ in blocks} == {"bash", "toml", "python", "yaml", "console"}
     for language, text in blocks:
         if language in ("bash", "console"):
@@ -209,6 +211,8 @@ def test_every_block_of_write_a_plugin(environment, tmp_path):
             path = re.match(r"# (\S+)\n", text)
             assert path, f"the block says which file it is: {text[:80]}"
             (tmp_path / path[1]).write_text(text)
+    if page.stem != "write-a-plugin":
+        return
     parts = json.loads(environment.run("-m", "mulki_plugins", "plugins", "--json").stdout)
     rows = [row for row in parts if row["distribution"] == "mulki-still"]
     assert {(row["kind"], row["state"]) for row in rows} == {

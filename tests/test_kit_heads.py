@@ -187,7 +187,8 @@ class TwoClasses(Means):
 
 
 BAD = {
-    "made": [NoHead, NoForward, Seeds], "learns": [Fails, ChangesModel, LateParameter], "answers": [OnlyLearned], "order": [OwnOrder],
+    "made": [NoHead, NoForward, Seeds], "learns": [Fails, ChangesModel, LateParameter],
+    "answers": [OnlyLearned], "order": [OwnOrder],
     "independent": [BatchNormal, Votes], "unchanged": [InPlace, Adapts],
     "saved": [Unsaved, Transient, Drawn], "repeatable": [Unseeded], "quiet": [Prints], "files": [Writes],
     "extremes": [TwoClasses],

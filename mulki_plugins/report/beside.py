@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mulki_plugins.characters import printable
 from mulki_plugins.report.compare import Group, MeanAndDeviation, mean_and_deviation
-from mulki_plugins.report.layout import Cell, Table
+from mulki_plugins.report.formats import Cell, Table
 from mulki_plugins.report.result import Result
 
 SEEN = "seen"
