@@ -218,7 +218,7 @@ class _OfEveryOptimizer:
     """What every optimizer takes."""
 
     name: str = "adamw"
-    lr: Positive
+    lr: Weight
     weight_decay: Weight = 0.0
 
 

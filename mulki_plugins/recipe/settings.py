@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve
@@ -43,6 +43,8 @@ def select_decisive(recipe: Recipe) -> dict[str, Any]:
     for part, key, default in later:  # recipes without them keep their fingerprints
         if data[part][key] == default:
             del data[part][key]
+    if data["stream"]["name"] == "mtil-mini" and data["stream"].get("shots") is None:
+        data["stream"].pop("shots", None)
     return data
 
 
@@ -63,32 +65,34 @@ def fingerprint(recipe: Recipe) -> str:
     return _hash(select_decisive(recipe), 12)
 
 
-_LATER_OPTIONS = {
-    "teachers": "images_per_class",
-    "eliciting": "start",
-    "adding": "features",
-    "distinguishing": "weights",
-    "connecting": "initial",
-}
+_LATER_OPTIONS = (
+    ("teachers", ("images_per_class",)), ("eliciting", ("start",)), ("adding", ("features",)), ("distinguishing", ("weights",)),
+    ("distinguishing", ("slope", "threshold")), ("connecting", ("initial",)),
+)  # fmt: skip
 """Options that plugins got when runs had been measured without them. Their defaults change no number."""
+
+_FORMER_NAMES = {"mulki-plus": "mulki"}
+"""Strategies that runs were measured with under another name."""
 
 
 def known_fingerprints(recipe: Recipe) -> set[str]:
-    """The fingerprint of a recipe, and those that earlier versions gave it, before plugins got further options."""
+    """The fingerprint of a recipe, and those of earlier versions: before plugins got further options, and by former names."""
     data = select_decisive(recipe)
-    later: list[tuple[dict[str, Any], str]] = []
+    later: list[tuple[dict[str, Any], Sequence[str]]] = []
     for entry in data["strategy"]["plugins"]:
         for name, options in entry.items():
-            option = _LATER_OPTIONS.get(name, "")
-            if option in options and options[option] == _default(name, option):
-                later.append((options, option))
+            for plugin, added in _LATER_OPTIONS:
+                if plugin == name and all(options.get(each) == _default(name, each) for each in added):
+                    later.append((options, added))
     found = set()
-    for length in range(len(later) + 1):
-        for chosen in itertools.combinations(later, length):
-            removed = [(options, option, options.pop(option)) for options, option in chosen]
-            found.add(_hash(data, 12))
-            for options, option, value in removed:
-                options[option] = value
+    name = data["strategy"]["name"]
+    for data["strategy"]["name"] in (name, *((_FORMER_NAMES[name],) if name in _FORMER_NAMES else ())):
+        for length in range(len(later) + 1):
+            for chosen in itertools.combinations(later, length):
+                removed = [(options, {each: options.pop(each) for each in added}) for options, added in chosen]
+                found.add(_hash(data, 12))
+                for options, values in removed:
+                    options.update(values)
     return found
 
 
