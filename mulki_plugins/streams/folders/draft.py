@@ -283,7 +283,7 @@ _REST = """\
 #   model: {name: ViT-B-16-quickgelu, pretrained: openai}
 #   train: {iterations: 1000, batch_size: 64, optimizer: {name: adamw, lr: 1.0e-5}, schedule: {name: cosine, warmup: 100}}
 model: {name: mulki-tiny}
-strategy: mulki                             # others: mulki list strategies
+strategy: mulki-plus                        # others: mulki list strategies
 train:
   iterations: 50                            # a task
   batch_size: 32
