@@ -45,7 +45,7 @@ CALLS = {
     "strategies": "type: mulki list strategies",
     "--foo": "no option --foo",
     "run": "type: mulki run mtil",
-    "resume": "type: mulki resume runs/mtil/mulki/seed-0",
+    "resume": "type: mulki resume runs/mtil/mulki-plus/seed-0",
     "run mtil --epochs 3": "type --set train.epochs=3",
     "run mtil --epochs=3": "type --set train.epochs=3",
     "run mtil -epochs 3": "type --set train.epochs=3",

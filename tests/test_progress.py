@@ -271,7 +271,7 @@ def test_watch_prints_again_only_what_has_changed(tmp_path, capsys):
 
 @pytest.mark.skipif(os.name == "nt", reason="folders are not locked there")
 def test_watch_shows_what_a_run_in_progress_said_last(tmp_path):
-    folder = tmp_path / "mtil" / "mulki" / "seed-0"
+    folder = tmp_path / "mtil" / "mulki-plus" / "seed-0"
     folder.mkdir(parents=True)
     RunLog(folder).line("first")
     RunLog(folder).line("last \x1b[31m")

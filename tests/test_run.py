@@ -52,7 +52,7 @@ def result(folder):
     return json.loads((folder / "result.json").read_text())
 
 
-def folder_of(out, strategy="mulki", seed=0):
+def folder_of(out, strategy="mulki-plus", seed=0):
     """The one run of that strategy with other settings than the recipe's."""
     [folder] = out.glob(f"mtil/{strategy}+*/seed-{seed}")
     return folder
@@ -131,7 +131,7 @@ def test_the_curves_have_stable_tags(run):
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(run, tmp_path):
     folder, _ = run
     mulki("run", folder / "recipe.yaml", "--out", tmp_path)
-    again = tmp_path / "mtil" / "mulki" / "seed-0"
+    again = tmp_path / "mtil" / "mulki-plus" / "seed-0"
     assert result(again)["matrix"] == result(folder)["matrix"], "recipe.yaml runs again as it is"
     name = "checkpoints/task-03-third/weights.safetensors"
     weights = load_file(folder / name)
@@ -273,7 +273,7 @@ def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
 def test_a_dry_run_says_what_would_be_done(tmp_path):
     done = mulki("run", "mtil", "--dry-run", "--seed", 3, "--seed", 4, "--out", tmp_path)
     assert "teachers, eliciting, adding, recalling, distinguishing, connecting" in done.stdout
-    assert str(tmp_path / "mtil" / "mulki" / "seed-4") in done.stdout
+    assert str(tmp_path / "mtil" / "mulki-plus" / "seed-4") in done.stdout
     assert not any(tmp_path.iterdir())
     assert json.loads(mulki("run", "mtil", "--dry-run", "--json").stdout)["recipe"]["name"] == "mtil"
 

@@ -143,7 +143,7 @@ def written(folder, recipe):
 def test_an_edited_recipe_has_a_folder_of_its_own(tmp_path):
     before, edited = (resolve("mtil", Changes(settings=s)).recipe for s in ((), ("train.iterations=9",)))
     first = choose_folder(tmp_path, before, 0)
-    assert first == tmp_path / "mtil" / "mulki" / "seed-0"
+    assert first == tmp_path / "mtil" / "mulki-plus" / "seed-0"
     written(first, before)
     assert choose_folder(tmp_path, before, 0) == first, "the same settings go where they went"
     assert choose_folder(tmp_path, before, 1) == first.with_name("seed-1")
@@ -294,7 +294,7 @@ def test_with_epochs_the_run_tells_it(small_parts, tmp_path, capsys):
 
 def test_a_folder_that_cannot_be_chosen_apart_is_no_traceback(tmp_path):
     recipe = resolve("mtil").recipe
-    place = tmp_path / "mtil" / "mulki" / "seed-0"
+    place = tmp_path / "mtil" / "mulki-plus" / "seed-0"
     place.mkdir(parents=True)
     (place / "recipe.yaml").write_text("{")
     assert choose_folder(tmp_path, recipe, 0) == place

@@ -53,8 +53,8 @@ def extend(
     """Teach the model of the finished RUN further tasks.
 
     \b
-    mulki extend runs/mine/mulki/seed-0 --task data/birds --task data/fish     your own images
-    mulki extend runs/mtil/mulki/seed-0 --tasks travel,textures                tasks of the run's stream
+    mulki extend runs/mine/mulki-plus/seed-0 --task data/birds --task data/fish     your own images
+    mulki extend runs/mtil/mulki-plus/seed-0 --tasks travel,textures                tasks of the run's stream
 
     The new run goes on where RUN ended, by the same recipe, and has a folder of its own: RUN's, with the names of the
     tasks after its strategy. Its weights and its matrix are those of one run of all these tasks. RUN stays as it is, and
@@ -66,7 +66,7 @@ def extend(
     from mulki_plugins.report.tables import comparison_text
 
     if not (folder / RECIPE).is_file() or not (folder / FILE).is_file():
-        raise MulkiError(f"{folder}: no run here", "give the folder of a finished run, such as runs/mtil/mulki/seed-0")
+        raise MulkiError(f"{folder}: no run here", "give the folder of a finished run, such as runs/mtil/mulki-plus/seed-0")
     parent = read_result(folder / FILE)
     declared = resolve(str(folder / RECIPE)).recipe.stream
     settings = _settings(parent, declared.name, declared.options, folders, tasks, stream)
@@ -182,7 +182,7 @@ def _further(parent: Result, resolved: Resolution, folders: tuple[str, ...], tas
 
 
 def beside(run: Path, tasks: list[str]) -> Path:
-    """`runs/mine/mulki+tasks=birds/seed-0` for the run `runs/mine/mulki/seed-0` and the task `birds`."""
+    """`runs/mine/mulki-plus+tasks=birds/seed-0` for the run `runs/mine/mulki-plus/seed-0` and the task `birds`."""
     from mulki_plugins.recipe.settings import folder_label
     from mulki_plugins.report.folder import is_aside
 

@@ -36,7 +36,7 @@ NAMED = 10
 def resume(folder: Path, force: bool, as_json: bool, verbosity: int) -> None:
     """Continue the run in DIR from its latest complete checkpoint. The result is the same as without the interruption.
 
-    DIR is the folder of one run, such as runs/mtil/mulki/seed-0, or one above a single run. The run's own recipe is
+    DIR is the folder of one run, such as runs/mtil/mulki-plus/seed-0, or one above a single run. The run's own recipe is
     used.
     """
     from mulki_plugins.recipe.resolve import Changes
@@ -78,7 +78,7 @@ def _find_run(path: Path) -> Path:
     runs = [run for run in runs if not any(is_aside(folder) for folder in (run, *run.parents))]
     if not runs:
         raise MulkiError(
-            f"{path}: no run here: it has no {RECIPE}", "give a run's folder, such as runs/mtil/mulki/seed-0"
+            f"{path}: no run here: it has no {RECIPE}", "give a run's folder, such as runs/mtil/mulki-plus/seed-0"
         )
     unfinished = [run for run in runs if _status(run / FILE) != "complete"]
     if len(runs) > 1 and len(unfinished) != 1:

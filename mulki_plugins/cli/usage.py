@@ -109,7 +109,7 @@ def _answer(error: click.UsageError, ctx: click.Context, words: list[str]) -> No
         raise MulkiError(f"no option {name}", _replacement(name, command, words) or usage)
     if isinstance(error, click.MissingParameter) and error.param is not None:
         name = error.param.make_metavar(ctx)
-        run = "runs/mtil/mulki/seed-0"
+        run = "runs/mtil/mulki-plus/seed-0"
         example = {"RECIPE": "mtil", "DIR": run, "DIR...": "runs", "RUN": run}.get(name, "")
         raise MulkiError(f"{name} is missing", f"type: {path} {example}" if example else usage)
     if isinstance(error, click.BadParameter) and error.param is not None:

@@ -27,7 +27,7 @@ MODEL = "open_clip_model.safetensors"
 _MANIFEST = "manifest.json"
 _NAMED = 5
 """Runs that are named at most if the user must choose one."""
-_EXAMPLE = "give a run's folder, such as runs/mtil/mulki/seed-0, or an exported one"
+_EXAMPLE = "give a run's folder, such as runs/mtil/mulki-plus/seed-0, or an exported one"
 
 
 @frozen(kw_only=True, eq=False)

@@ -1,7 +1,7 @@
 """TensorBoard events under stable tags: curves, the matrix, images that were classified wrong, the recipe, hyper-parameters.
 
 `train/loss/<term>`, `eval/accuracy/<task>`, `eval/mean`, `metrics/<name>`, `cost/<what>`, `matrix`, `wrong/<task>`. A run is
-named by its folder below `--logdir`, such as `mtil/mulki/seed-0`.
+named by its folder below `--logdir`, such as `mtil/mulki-plus/seed-0`.
 """
 
 from __future__ import annotations

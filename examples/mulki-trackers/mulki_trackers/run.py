@@ -21,7 +21,7 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """`mtil/mulki/seed-0`: the last three parts of the folder's path."""
+        """`mtil/mulki-plus/seed-0`: the last three parts of the folder's path."""
         return "/".join(self.path.absolute().parts[-3:])
 
     @property
