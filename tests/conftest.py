@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,9 @@ from mulki_plugins.training import state
 from tests.environments import ROOT, Environment, copied, wheel_of
 
 small_tokenizer = SmallTokenizer()
+
+gc.collect()
+gc.freeze()  # the libraries' million objects stay; each full collection would look at all of them
 
 __all__ = ["SIZE", "SmallTokenizer", "small_clip", "small_model", "small_task", "small_tokenizer"]
 

@@ -1,6 +1,7 @@
 """`mulki bench`: how time is split, how passes are cut short, what is predicted, and the command as a whole."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from attrs import evolve
 from click.testing import CliRunner
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
+from mulki_plugins.bench import measure as measuring
 from mulki_plugins.bench import passes as passes_module
 from mulki_plugins.bench import thin
 from mulki_plugins.bench.hardware import Counter, peak_product
@@ -40,6 +42,12 @@ SMALL = [
 def small_streams():
     with small_world():
         yield
+
+
+@pytest.fixture(autouse=True)
+def short_measurements(monkeypatch):
+    """A twentieth of a second for the largest product."""
+    monkeypatch.setattr(measuring, "peak_product", partial(peak_product, seconds=0.05))
 
 
 class Clock:
@@ -484,7 +492,8 @@ def test_bench_of_every_kind_of_strategy(strategy):
     assert ("this strategy trains nothing" in done.stdout) == (strategy == "zero-shot")
 
 
-def test_bench_without_data_draws_images_and_says_so(tmp_path):
+def test_bench_without_data_draws_images_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(thin, "SECONDS", 1.0)
     stream = f"stream={{name: mtil, root: {tmp_path / 'nowhere'}, tasks: [MNIST, EuroSAT]}}"
     settings = (stream, "model=mulki-tiny", "device=cpu", "train.batch_size=4", "train.workers=0", "train.per_task={}",
                 "train.compile=false", "train.precision=fp32")  # fmt: skip
