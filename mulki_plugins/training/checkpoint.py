@@ -144,7 +144,7 @@ def write_checkpoint(
     """
     with new_folder(run / FOLDER, name) as part:
         files = {STATE: write_state(part / STATE, state)}
-        if weights:
+        if weights or left_out:
             mark = {LEFT_OUT: str(left_out.count)} if left_out else {}
             files[WEIGHTS] = _write_weights(part / WEIGHTS, weights, {**(metadata or {}), **mark})
         write_manifest(part, moment, base, files, progress, left_out, refers)
