@@ -317,6 +317,12 @@ def test_a_trained_head_resumes_within_a_task(tmp_path, kill_at, at):
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_all_tasks_at_once_give_the_regression_of_one_after_another(tmp_path):
+    one = run_experiment(resolved(RAIL), 0, tmp_path / "naive")
+    both = run_experiment(resolved(RAIL, "strategy.base=joint"), 0, tmp_path / "joint")
+    assert both.matrix == [one.matrix[-1]] * 3
+
+
 def mulki(*words, status=0):
     done = CliRunner().invoke(main, [*map(str, words)])
     assert done.exit_code == status, done.output
