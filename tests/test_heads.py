@@ -84,12 +84,22 @@ class Narrow(Head):
         return scope.text_logits(z)[:, :-1]
 
 
+class Failing(Head):
+    """Cannot learn."""
+
+    def after_task(self, task, images):
+        raise KeyError("means")
+
+    def forward(self, z, scope):
+        return scope.text_logits(z)
+
+
 @pytest.fixture(autouse=True)
 def registered(small_parts):
     torch.set_num_threads(1)
     mine = Catalog()
     register = Register(mine, Provenance(distribution="somebodys-heads", version="0.3"))
-    for kind in (Means, Linear, Narrow):
+    for kind in (Means, Linear, Narrow, Failing):
         register.head(kind.__name__.lower(), kind)
     catalog().parts.update(mine.parts)
     yield
@@ -317,6 +327,12 @@ def test_a_trained_head_resumes_within_a_task(tmp_path, kill_at, at):
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_all_tasks_at_once_give_the_regression_of_one_after_another(tmp_path):
+    one = run_experiment(resolved(RAIL), 0, tmp_path / "naive")
+    both = run_experiment(resolved(RAIL, "strategy.base=joint"), 0, tmp_path / "joint")
+    assert both.matrix == [one.matrix[-1]] * 3
+
+
 def mulki(*words, status=0):
     done = CliRunner().invoke(main, [*map(str, words)])
     assert done.exit_code == status, done.output
@@ -335,6 +351,8 @@ def test_deployed_models_answer_with_their_head(tmp_path, head):
     folder = run_of(tmp_path)
     assert accuracies(folder) == pytest.approx(result.matrix[-1], abs=0.01)
     assert accuracies(folder / "weights/task-01-first") == pytest.approx(result.matrix[0], abs=0.01)
+    seen = run_experiment(resolved(HEADS[head][0], "evaluate.classes=seen"), 0, tmp_path / "seen")
+    assert accuracies(folder, "--classes", "seen") == pytest.approx(seen.matrix[-1], abs=0.01)
     assert accuracies(folder / "checkpoints/task-03-third") == pytest.approx(result.matrix[-1], abs=0.01)
     assert "open_clip has no place for a head" in mulki("export", folder, "--to", tmp_path / "exported", status=2)
     assert not (tmp_path / "exported").exists()
@@ -437,6 +455,11 @@ def test_mistakes_in_a_recipe(head, error):
 def test_a_head_that_answers_with_too_few_columns(tmp_path):
     with pytest.raises(MulkiError, match=r"the head Narrow returned logits of shape \(8, 1\), expected \(8, 2\)"):
         run_experiment(resolved("model.head=narrow"), 0, tmp_path)
+
+
+def test_an_error_of_a_head_names_it(tmp_path):
+    with pytest.raises(MulkiError, match=r"the head 'failing' of somebodys-heads 0.3 failed: KeyError: 'means'"):
+        run_experiment(resolved("model.head=failing"), 0, tmp_path)
 
 
 def test_a_strategy_chooses_its_head_and_another_one_replaces_it():

@@ -168,6 +168,8 @@ def _plan_lines(result: Resolution, folders: dict[int, Path]) -> list[str]:
     budget = f"{train.iterations} iterations" if train.iterations else f"{train.epochs} epochs"
     if recipe.strategy.base == "none":
         budget = "no training"
+    elif recipe.model.options.get("train") == "none":
+        budget = f"the model's weights stay as they are; at most {budget}"
     stack = ", ".join(entry.name for entry in recipe.strategy.plugins) or "no plugins"
     return [
         f"recipe    {recipe.name}{': ' if recipe.summary else ''}{printable(recipe.summary)}",

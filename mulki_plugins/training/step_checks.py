@@ -185,7 +185,7 @@ class StepChecks:
         """After a task's first step: MulkiError if no weight moved although there were gradients and a rate above 0."""
         if not self.first or not self._before:
             return
-        if not any(group["lr"] for group in self.strategy.optimizer.param_groups):
+        if self.strategy.task_settings.optimizer.lr == 0:
             self.first, self._before = False, {}
             return
         if self.strategy.scaler.is_enabled() and not bool(self._latest_gradient().isfinite()):
