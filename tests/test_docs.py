@@ -18,15 +18,15 @@ from mulki_plugins.recipe.resolve import resolve
 from mulki_plugins.recipe.yaml import parse_yaml, read_yaml
 
 ROOT = Path(__file__).parents[1]
-TUTORIAL, GENERATED = ROOT / "docs/write-a-plugin.md", ROOT / "docs/reference.md"
+TUTORIAL, GENERATED = ROOT / "docs/write-a-plugin.md", (ROOT / "docs/reference.md", ROOT / "docs/authors.md")
 PAGES = [
     ROOT / "README.md",
-    *(path for path in sorted((ROOT / "docs").glob("*.md")) if path not in (TUTORIAL, GENERATED)),
+    *(path for path in sorted((ROOT / "docs").glob("*.md")) if path not in (TUTORIAL, *GENERATED)),
     *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
     *sorted((ROOT / "examples").glob("*/README.md")),
 ]
 """Every page but the tutorial, which is executed as a whole, and the generated reference."""
-TEXTS = {path: path.read_text("utf-8") for path in [*PAGES, TUTORIAL, GENERATED]}
+TEXTS = {path: path.read_text("utf-8") for path in [*PAGES, TUTORIAL, *GENERATED]}
 
 
 def blocks_of(path):

@@ -1,4 +1,4 @@
-"""Writes the generated files: docs/reference.md, and the JSON Schemas beside the recipes and strategies.
+"""Writes the generated files: docs/reference.md, docs/authors.md, and the JSON Schemas beside the recipes and strategies.
 
     python tools/reference.py            write them
     python tools/reference.py --check    list stale files and missing documentation; status 1 if there are any
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import authors
 import click
 from attrs import fields
 
@@ -28,7 +29,7 @@ from mulki_plugins.registry.builtin import open_clip_part
 from mulki_plugins.registry.catalog import Catalog, Part, signature_of
 from mulki_plugins.registry.register import Register
 from mulki_plugins.registry.static import REQUIRED, UNKNOWN
-from mulki_plugins.testing import PLUGIN_CHECKS, STREAM_CHECKS
+from mulki_plugins.testing import ADAPTER_CHECKS, OPTIMIZER_CHECKS, PLUGIN_CHECKS, STREAM_CHECKS
 from mulki_plugins.types import describe
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +43,7 @@ def generated() -> dict[str, str]:
     """Each generated file by its path in the checkout, with its text."""
     return {
         "docs/reference.md": reference(),
+        "docs/authors.md": authors.authors(),
         "recipes/recipe.schema.json": _json(recipe_schema(None)),
         "strategies/strategy.schema.json": _json(strategy_schema(None)),
     }
@@ -57,7 +59,8 @@ def builtin_catalog() -> Catalog:
 def reference() -> str:
     sections = {
         "Hooks": _hooks(), "The argument of a run's hooks": _run(), "register": _register(),
-        "Plugins, streams and models": _parts(), "Commands": _commands(), "The kit's checks": _checks(),
+        "Plugins, adapters, optimizers, streams and models": _parts(), "Commands": _commands(),
+        "The kit's checks": _checks(),
     }  # fmt: skip
     texts = [HEAD, *(text for title, section in sections.items() for text in (f"## {title}", *section))]
     return "\n\n".join(text.strip() for text in texts) + "\n"
@@ -161,7 +164,8 @@ def _all_commands() -> Iterator[tuple[str, click.Command]]:
 
 def _checks() -> Iterator[str]:
     for function, fixture, checks in (
-        ("check_plugin", "mulki_plugin_check", PLUGIN_CHECKS), ("check_stream", "mulki_stream_check", STREAM_CHECKS),
+        ("check_plugin", "mulki_plugin_check", PLUGIN_CHECKS), ("check_adapter", "mulki_adapter_check", ADAPTER_CHECKS),
+        ("check_optimizer", "mulki_optimizer_check", OPTIMIZER_CHECKS), ("check_stream", "mulki_stream_check", STREAM_CHECKS),
     ):  # fmt: skip
         yield f"`mulki_plugins.testing.{function}`, or check by check with the pytest fixture `{fixture}`:"
         yield _table(["check", "passes if"], [[f"`{name}`", what] for name, what in checks.items()])
@@ -188,7 +192,7 @@ def undocumented() -> list[str]:
         for parameter in command.params:
             if isinstance(parameter, click.Option) and not parameter.help:
                 missing.append(f"{name}: the option {parameter.opts[0]} is not documented")
-    return missing
+    return missing + authors.undocumented()
 
 
 def stale() -> list[str]:
