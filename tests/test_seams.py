@@ -12,6 +12,7 @@ from torch import nn
 
 from mulki_plugins.adapters import Adapter
 from mulki_plugins.cli import main
+from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.registry.catalog import Catalog, Provenance
 from mulki_plugins.registry.discovery import catalog
@@ -210,7 +211,7 @@ def test_a_strangers_method_survives_kills_and_loads_again(tmp_path, kill_at, me
     assert any(row != whole.zero_shot for row in whole.matrix), "it has learned"
     for at in ((2, 3), (3, 6)):
         kill_at(*at)
-        with pytest.raises(Killed):
+        with pytest.raises((Killed, MulkiError)):  # blamed on the plugin that lives in the tests, too
             run_experiment(recipe, 0, tmp_path / f"{at}")
         assert resume_experiment(recipe, 0, run_folder(tmp_path / f"{at}")).matrix == whole.matrix
         last = [
