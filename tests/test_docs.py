@@ -19,15 +19,15 @@ from mulki_plugins.recipe.yaml import parse_yaml, read_yaml
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = [ROOT / "docs/write-a-plugin.md", ROOT / "docs/write-a-head.md"]
-GENERATED = ROOT / "docs/reference.md"
+GENERATED = [ROOT / "docs/reference.md", ROOT / "docs/authors.md"]
 PAGES = [
     ROOT / "README.md",
-    *(path for path in sorted((ROOT / "docs").glob("*.md")) if path not in (*TUTORIALS, GENERATED)),
+    *(path for path in sorted((ROOT / "docs").glob("*.md")) if path not in (*TUTORIALS, *GENERATED)),
     *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
     *sorted((ROOT / "examples").glob("*/README.md")),
 ]
 """Every page but the tutorials, which are executed as a whole, and the generated reference."""
-TEXTS = {path: path.read_text("utf-8") for path in [*PAGES, *TUTORIALS, GENERATED]}
+TEXTS = {path: path.read_text("utf-8") for path in [*PAGES, *TUTORIALS, *GENERATED]}
 
 
 def blocks_of(path):

@@ -1,4 +1,4 @@
-"""Writes the generated files: docs/reference.md, and the JSON Schemas beside the recipes, strategies and studies.
+"""Writes the generated files: docs/reference.md, docs/authors.md, and the JSON Schemas beside recipes, strategies and studies.
 
     python tools/reference.py            write them
     python tools/reference.py --check    list stale files and missing documentation; status 1 if there are any
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import authors
 import click
 from attrs import fields
 
@@ -29,7 +30,7 @@ from mulki_plugins.registry.catalog import Catalog, Part, signature_of
 from mulki_plugins.registry.register import Register
 from mulki_plugins.registry.static import REQUIRED, UNKNOWN
 from mulki_plugins.study.json_schema import study_schema
-from mulki_plugins.testing import HEAD_CHECKS, PLUGIN_CHECKS, STREAM_CHECKS
+from mulki_plugins.testing import ADAPTER_CHECKS, HEAD_CHECKS, OPTIMIZER_CHECKS, PLUGIN_CHECKS, STREAM_CHECKS
 from mulki_plugins.types import describe
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,7 @@ def generated() -> dict[str, str]:
     """Each generated file by its path in the checkout, with its text."""
     return {
         "docs/reference.md": reference(),
+        "docs/authors.md": authors.authors(),
         "recipes/recipe.schema.json": _json(recipe_schema(None)),
         "strategies/strategy.schema.json": _json(strategy_schema(None)),
         "studies/study.schema.json": _json(study_schema()),
@@ -59,7 +61,8 @@ def builtin_catalog() -> Catalog:
 def reference() -> str:
     sections = {
         "Hooks": _hooks(), "The argument of a run's hooks": _run(), "register": _register(),
-        "Plugins, streams and models": _parts(), "Commands": _commands(), "The kit's checks": _checks(),
+        "Plugins, adapters, optimizers, streams and models": _parts(), "Commands": _commands(),
+        "The kit's checks": _checks(),
     }  # fmt: skip
     texts = [HEAD, *(text for title, section in sections.items() for text in (f"## {title}", *section))]
     return "\n\n".join(text.strip() for text in texts) + "\n"
@@ -164,7 +167,8 @@ def _all_commands() -> Iterator[tuple[str, click.Command]]:
 
 def _checks() -> Iterator[str]:
     for function, fixture, checks in (
-        ("check_plugin", "mulki_plugin_check", PLUGIN_CHECKS), ("check_head", "mulki_head_check", HEAD_CHECKS),
+        ("check_plugin", "mulki_plugin_check", PLUGIN_CHECKS), ("check_adapter", "mulki_adapter_check", ADAPTER_CHECKS),
+        ("check_head", "mulki_head_check", HEAD_CHECKS), ("check_optimizer", "mulki_optimizer_check", OPTIMIZER_CHECKS),
         ("check_stream", "mulki_stream_check", STREAM_CHECKS),
     ):  # fmt: skip
         yield f"`mulki_plugins.testing.{function}`, or check by check with the pytest fixture `{fixture}`:"
@@ -192,7 +196,7 @@ def undocumented() -> list[str]:
         for parameter in command.params:
             if isinstance(parameter, click.Option) and not parameter.help:
                 missing.append(f"{name}: the option {parameter.opts[0]} is not documented")
-    return missing
+    return missing + authors.undocumented()
 
 
 def stale() -> list[str]:

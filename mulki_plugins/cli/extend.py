@@ -66,7 +66,9 @@ def extend(
     from mulki_plugins.report.tables import comparison_text
 
     if not (folder / RECIPE).is_file() or not (folder / FILE).is_file():
-        raise MulkiError(f"{folder}: no run here", "give the folder of a finished run, such as runs/mtil/mulki-plus/seed-0")
+        raise MulkiError(
+            f"{folder}: no run here", "give the folder of a finished run, such as runs/mtil/mulki-plus/seed-0"
+        )
     parent = read_result(folder / FILE)
     declared = resolve(str(folder / RECIPE)).recipe.stream
     settings = _settings(parent, declared.name, declared.options, folders, tasks, stream)

@@ -59,6 +59,7 @@ class Teacher:
         return self.texts[task]
 
     def forget_joined(self) -> None:
+        """Drop what `joined` keeps, when a task begins."""
         self._joined.clear()
 
     def joined(self, what: object, parts: list[Tensor], dtype: torch.dtype) -> Tensor:

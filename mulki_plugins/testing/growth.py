@@ -27,7 +27,8 @@ STEPS = 9
 MEASURED = (2, 5, 8)
 """The steps of the third task after which the plugin is measured."""
 KEEP_LITTLE = (
-    "keep a fixed amount, or at most a few numbers for each class; a plugin that keeps images declares keeps_images"
+    "keep a fixed amount, or at most a few numbers for each class; a plugin that keeps images declares keeps_images, and one "
+    "that keeps statistics of weights returns them from state_dict by the weights' names"
 )
 
 
@@ -60,7 +61,7 @@ def growth(lab: Laboratory) -> None:
         for task in range(4):
             lab.train(trial, benchmark, [task], tested=[0])
             trial.drop_weights()
-            after.append(measure(holdings))
+            after.append(measure(holdings) - statistics_of_weights(stack.subject, trial.model))
             hooks.append(hooks_on(trial.model))
             images.task_ended()
     more, rise = _least_growth(after[1:]), _least_growth(within)
@@ -200,6 +201,28 @@ def measure(holdings: Holdings) -> Size:
         elif not isinstance(each, (types.FunctionType, types.MethodType)):
             items += 1
     return Size(data, items, len(nodes))
+
+
+def statistics_of_weights(plugin: Any, model: nn.Module) -> Size:
+    """What of a plugin's state stands under the names of weights or modules, such as bases and importances: that may grow."""
+    names = {name for name, _ in (*model.named_parameters(), *model.named_modules()) if name}
+    names |= {name.removeprefix("clip.") for name in names}
+
+    def size(value: Any, inside: bool) -> Size:
+        if isinstance(value, Tensor):
+            return Size(data=value.nbytes) if inside else Size()
+        if isinstance(value, Mapping):
+            own = Size()
+            if inside or any(key in names for key in value):
+                own = Size(items=len(value), data=sum(len(key) for key in value if isinstance(key, str)))
+            parts = [size(item, inside or key in names) for key, item in value.items()]
+        elif isinstance(value, (list, tuple)):
+            own, parts = Size(items=len(value)) if inside else Size(), [size(item, inside) for item in value]
+        else:
+            return Size()
+        return Size(own.data + sum(p.data for p in parts), own.items + sum(p.items for p in parts))
+
+    return size(plugin.state_dict(), False) if hasattr(plugin, "state_dict") else Size()
 
 
 def held_images(holdings: Holdings, size: int) -> list[object]:
