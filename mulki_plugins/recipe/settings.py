@@ -47,11 +47,11 @@ def fingerprint(recipe: Recipe) -> str:
 
 
 _LATER_OPTIONS = {
-    "teachers": "images_per_class",
-    "eliciting": "start",
-    "adding": "features",
-    "distinguishing": "weights",
-    "connecting": "initial",
+    "teachers": ("images_per_class",),
+    "eliciting": ("start",),
+    "adding": ("features",),
+    "distinguishing": ("weights",),
+    "connecting": ("initial",),
 }
 """Options that plugins got when runs had been measured without them. Their defaults change no number."""
 
@@ -62,9 +62,9 @@ def known_fingerprints(recipe: Recipe) -> set[str]:
     later: list[tuple[dict[str, Any], str]] = []
     for entry in data["strategy"]["plugins"]:
         for name, options in entry.items():
-            option = _LATER_OPTIONS.get(name, "")
-            if option in options and options[option] == _default(name, option):
-                later.append((options, option))
+            for option in _LATER_OPTIONS.get(name, ()):
+                if option in options and options[option] == _default(name, option):
+                    later.append((options, option))
     found = set()
     for length in range(len(later) + 1):
         for chosen in itertools.combinations(later, length):
