@@ -18,7 +18,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import define, evolve, field
 
@@ -100,6 +100,9 @@ def submit(runs: Sequence[PlannedRun], root: Path, wanted: Slurm, threads: int) 
     except Exception as error:  # submitit passes on what sbatch printed
         text = " ".join(str(getattr(error, "stderr", "") or error).split())
         (folder / f"{name}.json").unlink(missing_ok=True)
+        for files in (files_of(root, run) for run in runs):
+            if not files.read().get("began"):
+                files.record.unlink(missing_ok=True)
         raise MulkiError(
             f"Slurm refuses the jobs: {text}", "see --partition, --time, --memory, --gpus and --nodes"
         ) from error
