@@ -24,12 +24,14 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 MIB = 2**20
-SIZES = (1, 4, 16, 64, 256)
+SIZES = (1, 4, 16, 64)
 """MiB of an all-reduce; bandwidth and latency are fitted to the first and the last."""
+ROUNDS = 60
 
 
 def lines() -> Iterator[str]:
     """A line for each formula: what it gives, what was measured, and their ratio."""
+    torch.set_num_threads(1)
     yield from flops_lines()
     yield from all_reduce_lines()
     yield from step_lines()
@@ -62,41 +64,34 @@ def all_reduce_lines() -> Iterator[str]:
         yield _line(f"  {size} MiB", 1000 * computed, 1000 * measured[size], "ms")
 
 
-def fit_ring(measured: dict[int, float]) -> tuple[float, float]:
+def fit_ring(measured: dict[float, float]) -> tuple[float, float]:
     """Latency and bandwidth of two ranks, of which the smallest and the largest size give the measured times."""
     small, large = min(measured), max(measured)
     bandwidth = (large - small) * MIB / (measured[large] - measured[small])
     return max(0.0, measured[small] - small * MIB / bandwidth) / 2, bandwidth
 
 
-def _all_reduces(rank: int) -> dict[int, list[float]]:
+def _all_reduces(rank: int) -> dict[float, list[float]]:
     found = {}
     for size in SIZES:
-        values = torch.zeros(size * MIB // 4)
-        found[size] = _times(functools.partial(dist.all_reduce, values), 25)
+        values = torch.zeros(int(size * MIB) // 4)
+        found[size] = _times(functools.partial(dist.all_reduce, values), ROUNDS)
     return found
 
 
 def step_lines() -> Iterator[str]:
-    """A step of two ranks with half of the batch each: compute by a line through two batch sizes, then the gradients."""
-    alone = {batch: min(_times(_training_step(batch, reduce=False), 15)) for batch in (8, 32)}
-    rate = (alone[32] - alone[8]) / 24
-    shared = two_processes(_shared_step)
-    compute = alone[8] + 8 * rate
-    computed = 1000 * (compute + shared["gradients"])
-    yield _line("a step of two ranks with 16 images each", computed, 1000 * shared["step"], "ms")
-    one = f"{1000 * alone[32]:.0f} ms with 32 images, {1000 * alone[8]:.0f} ms with 8"
-    yield f"  one rank: {one}; gradients {1000 * shared['gradients']:.0f} ms"
+    """The computation of two ranks with half of a batch each, by a line through two batch sizes of one rank; in CPU time."""
+    alone = {batch: min(_times(_training_step(batch), ROUNDS, time.process_time)) for batch in (4, 16)}
+    rate = (alone[16] - alone[4]) / 12
+    shared = two_processes(_half_step)
+    one = f"of one rank: {1000 * alone[16]:.0f} ms with 16 images, {1000 * alone[4]:.0f} ms with 4"
+    yield _line(
+        f"computation of two ranks with 8 images each ({one})", 1000 * (alone[4] + 4 * rate), 1000 * shared, "ms"
+    )
 
 
-def _shared_step(rank: int) -> dict[str, float]:
-    step = _training_step(16, reduce=True)
-    size = sum(p.numel() for p in _model().parameters())
-    values = torch.zeros(size)
-    return {
-        "step": min(_times(step, 25)),
-        "gradients": min(_times(functools.partial(dist.all_reduce, values), 25)),
-    }
+def _half_step(rank: int) -> float:
+    return min(_times(_training_step(8), ROUNDS, time.process_time))
 
 
 @functools.cache
@@ -106,47 +101,39 @@ def _model() -> torch.nn.Module:
     return torch.nn.TransformerEncoder(layer, 6, enable_nested_tensor=False).train()
 
 
-def _training_step(batch: int, *, reduce: bool) -> Callable[[], None]:
+def _training_step(batch: int) -> Callable[[], None]:
     model, values = _model(), torch.randn(batch, 50, 192)
 
     def step() -> None:
         model.zero_grad()
         model(values).square().mean().backward()
-        if reduce:
-            whole = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-            dist.all_reduce(whole)
 
     return step
 
 
 def loading_lines() -> Iterator[str]:
-    """Images a second of one process and of two: in proportion to the cores."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "image.jpg"
-        noise = np.random.default_rng(0).integers(0, 256, (25, 19, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
-        data = path.read_bytes()
+    """Images a second of CPU time of one process, and of each of two: a core loads as fast beside another one."""
+    noise = np.random.default_rng(0).integers(0, 256, (25, 19, 3), dtype=np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC).save(data, "jpeg", quality=90)
     context = multiprocessing.get_context("spawn")
-    rates = {1: 0.0, 2: 0.0}
-    for processes in rates:
+    rates = {}
+    for processes in (1, 2):
         with context.Pool(processes) as pool:
-            pool.map(_load, [(data, 5)] * processes)
-            for _ in range(4):
-                began = time.perf_counter()
-                pool.map(_load, [(data, 60)] * processes, chunksize=1)
-                rates[processes] = max(rates[processes], 60 * processes / (time.perf_counter() - began))
-    yield _line(f"images loaded by two processes ({os.cpu_count()} cores)", 2 * rates[1], rates[2], "images/s")
+            rates[processes] = sum(pool.map(_loading_rate, [data.getvalue()] * processes, chunksize=1))
+    yield _line("images loaded by two processes", 2 * rates[1], rates[2], "images per second of CPU time")
 
 
-def _load(job: tuple[bytes, int]) -> None:
+def _loading_rate(data: bytes) -> float:
+    torch.set_num_threads(1)
     transform = open_clip.image_transform(224, is_train=False)
-    for _ in range(job[1]):
-        transform(Image.open(io.BytesIO(job[0])))
+    best = min(_times(lambda: [transform(Image.open(io.BytesIO(data))) for _ in range(10)], ROUNDS, time.process_time))
+    return 10 / best
 
 
 def checkpoint_lines() -> Iterator[str]:
     """Writes of two sizes, synced: in proportion to the bytes."""
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         seconds = {size: min(_times(functools.partial(_write, Path(folder), size), 5)) for size in (64, 256)}
     yield f"checkpoints: {64 * MIB / seconds[64] / 1e6:.0f} MB/s"
     yield _line("  256 MiB from the time of 64 MiB", 4 * seconds[64], seconds[256], "s")
@@ -183,21 +170,16 @@ def _rank(rank: int, folder: str, measure: Callable[[int], Any], queue: Any) -> 
     dist.destroy_process_group()
 
 
-def _times(function: Callable[[], object], rounds: int) -> list[float]:
+def _times(function: Callable[[], object], rounds: int, clock: Callable[[], float] = time.perf_counter) -> list[float]:
     """Seconds of each round, after one that is not timed."""
     function()
     found = []
     for _ in range(rounds):
-        began = time.perf_counter()
+        began = clock()
         function()
-        found.append(time.perf_counter() - began)
+        found.append(clock() - began)
     return found
 
 
 def _line(what: str, computed: float, measured: float, unit: str) -> str:
     return f"{what}: computed {computed:.4g} {unit}, measured {measured:.4g} {unit}, ratio {computed / measured:.2f}"
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    print("\n".join(lines()))

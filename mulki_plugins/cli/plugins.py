@@ -17,9 +17,11 @@ from mulki_plugins.registry.callbacks import callback_mistakes
 from mulki_plugins.registry.catalog import OURS, Package, Part, Provenance, signature_of
 from mulki_plugins.registry.discovery import catalog, unmet_requirements
 from mulki_plugins.report.tables import columns
+from mulki_plugins.study.read import read_study
 
 _ORDER = [
-    "package", "recipe", "strategy", "plugin", "adapter", "head", "optimizer", "stream", "model", "metric", "logger", "command",
+    "package", "recipe", "strategy", "study", "plugin", "adapter", "head", "optimizer", "stream", "model", "metric", "logger",
+    "command",
 ]  # fmt: skip
 
 
@@ -91,13 +93,18 @@ def _part_entry(part: Part) -> dict[str, Any]:
 
 
 def _file_entry(kind: str, name: str, file: YamlFile, provenance: Provenance) -> dict[str, Any]:
-    """A recipe or strategy. Other packages' files are validated."""
+    """A recipe, strategy or study. Other packages' files are validated."""
     summary, cause = "", ""
     try:
         value = read_yaml(file.path, file.shown).value.get("summary", "")
         summary = value if isinstance(value, str) else ""
         if provenance.distribution != OURS:
-            check_strategy(file) if kind == "strategy" else resolve(str(file.path))
+            if kind == "strategy":
+                check_strategy(file)
+            elif kind == "study":
+                read_study(str(file.path))
+            else:
+                resolve(str(file.path))
     except Mistakes as mistakes:
         cause = "; ".join(mistakes.lines())
     return _entry(kind, name, provenance, summary, "broken" if cause else "ok", cause)

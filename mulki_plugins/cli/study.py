@@ -167,11 +167,12 @@ def collect(conductor: Conductor, into: Path | None, figure: Path | None, as_jso
 
 @study.command()
 @study_options
-@running_options
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of each run.")
+@click.option("--dry-run", is_flag=True, help="Print what would run, as commands; run nothing.")
 @into_option("cost")
 @report_errors
-def cost(conductor: Conductor, into: Path | None, **options: Any) -> None:
-    """Measure time and peak memory of each strategy of STUDY over those of a base, one run at a time.
+def cost(conductor: Conductor, threads: int, dry_run: bool, into: Path | None) -> None:
+    """Measure time and peak memory of each strategy of STUDY over those of a base, on this machine, one run at a time.
 
     Time is that of the last task, from its prototypes to its last step. Memory is the process's peak, or what tensors took
     on a GPU.
@@ -184,8 +185,8 @@ def cost(conductor: Conductor, into: Path | None, **options: Any) -> None:
     if rule is None:
         raise MulkiError(f"{conductor.file.file.shown}: the study has no `cost`", "docs/study.md describes it")
     jobs = list(cost_jobs(conductor.file.study))
-    _run(conductor, jobs, **{**options, "processes": options["processes"] or 1})
-    if options["dry_run"]:
+    _run(conductor, jobs, dry_run=dry_run, no_wait=False, options=(), on="local", processes=1, threads=threads)
+    if dry_run:
         return
     costs: dict[str, list[tuple[float, float]]] = {name: [] for name in rule.strategies}
     for state in conductor.look(jobs):

@@ -110,7 +110,7 @@ def _answer(error: click.UsageError, ctx: click.Context, words: list[str]) -> No
     if isinstance(error, click.MissingParameter) and error.param is not None:
         name = error.param.make_metavar(ctx)
         run = "runs/mtil/mulki-plus/seed-0"
-        example = {"RECIPE": "mtil", "DIR": run, "DIR...": "runs", "RUN": run}.get(name, "")
+        example = {"RECIPE": "mtil", "DIR": run, "DIR...": "runs", "RUN": run, "STUDY": "mini"}.get(name, "")
         raise MulkiError(f"{name} is missing", f"type: {path} {example}" if example else usage)
     if isinstance(error, click.BadParameter) and error.param is not None:
         raise MulkiError(*_wrong_value(error, error.param, words, usage))

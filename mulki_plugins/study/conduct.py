@@ -113,9 +113,10 @@ class Conductor:
 
     def _submit(self, left: list[PlannedRun], running: list[PlannedRun], how: Execution, wait: bool) -> None:
         slurm.require_slurm()
-        if left:
-            job = slurm.submit(left, self.root, how.slurm, how.threads or 1)
-            self.say(f"submitted {len(left)} runs as job {job}")
+        for i in range(0, len(left), slurm.MOST):
+            array = left[i : i + slurm.MOST]
+            job = slurm.submit(array, self.root, how.slurm, how.threads or 1)
+            self.say(f"submitted {len(array)} runs as job {job}")
         if not wait:
             return
         told, waiting = _Told(self, len(left) + len(running)), [*left, *running]

@@ -18,7 +18,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import define, evolve, field
 
@@ -40,6 +40,8 @@ NOTICE = 120
 """Seconds before its end at which Slurm tells a job."""
 GRACE = 110
 """Seconds that a run gets for its checkpoint."""
+MOST = 1000
+"""Jobs of an array at most; Slurm's own limit is 1,001 unless a cluster sets another."""
 REQUEUES = 1000
 """How often a job that reaches its limit may be requeued."""
 
@@ -76,15 +78,20 @@ def submit(runs: Sequence[PlannedRun], root: Path, wanted: Slurm, threads: int) 
     name = f"{_names_begin(root)}-{int(time.time() * 1000):x}"
     write_text(folder / f"{name}.json", json.dumps([run.key for run in runs], indent=1) + "\n")
     executor = submitit.SlurmExecutor(folder=folder / "logs", max_num_timeout=REQUEUES)
-    options: dict[str, Any] = {"requeue": True, **wanted.options}
+    limit = minutes(wanted.time)
+    asked = {"partition": wanted.partition, "mem": wanted.memory, "gpus_per_node": wanted.gpus or None}
     executor.update_parameters(
-        job_name=name, time=minutes(wanted.time), nodes=wanted.nodes, ntasks_per_node=1, cpus_per_task=max(1, threads),
-        signal_delay_s=NOTICE, array_parallelism=wanted.at_once or len(runs), stderr_to_stdout=True,
-        additional_parameters=options,
-        **{k: v for k, v in {
-            "partition": wanted.partition, "mem": wanted.memory, "gpus_per_node": wanted.gpus or None,
-        }.items() if v is not None},
-    )  # fmt: skip
+        job_name=name,
+        time=limit,
+        nodes=wanted.nodes,
+        ntasks_per_node=1,
+        cpus_per_task=max(1, threads),
+        signal_delay_s=min(NOTICE, 15 * limit),
+        array_parallelism=wanted.at_once or len(runs),
+        stderr_to_stdout=True,
+        additional_parameters={"requeue": True, **wanted.options},
+        **{key: value for key, value in asked.items() if value is not None},
+    )
     for run in runs:
         files_of(root, run).write(slurm="", exit=None, cancelled=False, fingerprint=run.fingerprint)
     calls = [RunOnNode(run, root.absolute(), threads, wanted.nodes, wanted.gpus) for run in runs]
@@ -93,6 +100,9 @@ def submit(runs: Sequence[PlannedRun], root: Path, wanted: Slurm, threads: int) 
     except Exception as error:  # submitit passes on what sbatch printed
         text = " ".join(str(getattr(error, "stderr", "") or error).split())
         (folder / f"{name}.json").unlink(missing_ok=True)
+        for files in (files_of(root, run) for run in runs):
+            if not files.read().get("began"):
+                files.record.unlink(missing_ok=True)
         raise MulkiError(
             f"Slurm refuses the jobs: {text}", "see --partition, --time, --memory, --gpus and --nodes"
         ) from error
