@@ -22,6 +22,7 @@ from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.register import Register
 from mulki_plugins.testing.ranks import forked_ranks, run_on_ranks
 from tests.conftest import small_world
+from tests.environments import ROOT
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="the ranks of these tests are forks"),
@@ -128,6 +129,7 @@ SPOILERS = '''
 import os, signal
 import torch
 from avalanche.training.plugins import SupervisedPlugin
+from mulki_plugins.ranks import collectives
 
 
 class Spoiler(SupervisedPlugin):
@@ -212,6 +214,31 @@ def test_a_run_of_two_ranks_is_resumed_on_two_with_the_same_bits_and_on_one(spoi
     for name in expected:
         assert torch.equal(expected[name], same[name]), name
         assert torch.allclose(expected[name], alone[name], rtol=1e-5, atol=1e-6), name
+
+
+def test_the_stage_of_an_example_runs_on_two_ranks_unchanged(recipe, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples" / "mulki-jigsaw")
+    register = Register(catalog(), Provenance(distribution="mulki-jigsaw", version="1"))
+    register.plugin("jigsaw", "mulki_jigsaw.stage:Jigsaw")
+    try:
+        for ranks in (1, 2):  # one tile stays in its place, so nothing is drawn that depends on the share of the batch
+            (tmp_path / "said").mkdir(exist_ok=True)
+            stack = "strategy.plugins=[teachers,{jigsaw: {tiles: 1, weight: 50.0}}]"
+            begin = command(recipe, tmp_path / str(ranks), "--name", "jigsaw", "--set", stack)
+            assert run_on_ranks(begin, ranks, tmp_path / "said") == [0] * ranks, (
+                tmp_path / "said" / "stderr-0"
+            ).read_text()
+        stack = stack.replace("tiles: 1", "tiles: 2")
+        assert run_on_ranks(
+            command(recipe, tmp_path / "2", "--name", "tiles", "--set", stack), 2, tmp_path / "said"
+        ) == [0, 0]
+    finally:
+        del catalog().parts["plugin", "jigsaw"]
+    one, two, tiles = (
+        weights_of(tmp_path / folder / "seed-0") for folder in ("1/ranks/jigsaw", "2/ranks/jigsaw", "2/ranks/tiles")
+    )
+    assert all(torch.allclose(one[name], two[name], rtol=1e-5, atol=1e-6) for name in one)
+    assert not all(torch.allclose(one[name], tiles[name], rtol=1e-5, atol=1e-6) for name in one)
 
 
 # which part is whose
