@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from avalanche.training.plugins import SupervisedPlugin
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from safetensors.torch import load_file
 
 from mulki_plugins.cli import main
@@ -21,6 +22,7 @@ from mulki_plugins.registry.catalog import Provenance
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.register import Register
 from mulki_plugins.testing.ranks import forked_ranks, run_on_ranks
+from tests.conftest import _draw_blank as draw_blank
 from tests.conftest import small_world
 from tests.environments import ROOT
 
@@ -59,7 +61,9 @@ def recipe(tmp_path_factory):
     path.write_text(RECIPE)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with small_world():
+    with small_world(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FigureCanvasAgg, "draw", draw_blank)  # before the fixture of each test does so
+        patch.setattr(os, "fsync", lambda descriptor: None)
         yield path
     torch.set_num_threads(threads)
 

@@ -47,6 +47,7 @@ def fall_silent() -> None:
     if launch is None:
         return
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are about connections that end with a rank
+    _bear_signals()
     if launch.rank and not _loud:
         _loud.append(_silence())
 
