@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from attrs import define
-from torch.distributed.distributed_c10d import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch exports it in an `if`
 
 
 @define
