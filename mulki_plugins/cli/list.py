@@ -77,7 +77,8 @@ def _table(kind: str, entries: list[dict[str, Any]]) -> list[str]:
         source = f" [{entry['source']}]" if entry.get("source") else ""
         package = "" if entry["distribution"] in ("mulki", OPEN_CLIP) else f" (from {entry['distribution']})"
         answers = ["yes" if entry.get(fact) else "no" for fact in facts]
-        rows.append([entry["name"], *answers, f"{entry['summary']}{source}{package}"])
+        alone = f" (one process only: {entry['one_process']})" if entry.get("one_process") else ""
+        rows.append([entry["name"], *answers, f"{entry['summary']}{source}{package}{alone}"])
     return columns(rows)
 
 

@@ -139,7 +139,7 @@ class Watch:
                 time.sleep(1.0)  # the rank that reports must not be ended by torchrun before it has
                 return True
             return False
-        return (record is not None and record.rank == 0) or self.launch.rank > 1  # the first rank kept the store
+        return record is not None or self.launch.rank > 1  # the first rank kept the store, and is gone with it
 
     def say_reported(self) -> None:
         with contextlib.suppress(Exception):

@@ -47,6 +47,7 @@ def fall_silent() -> None:
     if launch is None:
         return
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are about connections that end with a rank
+    _bear_signals()
     if launch.rank and not _loud:
         _loud.append(_silence())
 
@@ -149,26 +150,29 @@ def _part(watch: Any) -> None:
 
 def _end_together(watch: Any, error: BaseException) -> None:
     """Raise the error on the first rank. The others wait until it is reported, and exit."""
+    from mulki_plugins.ranks.failures import record_of
+
     watch.ending = True
     record = watch.record(error)
     _disconnect()
     status = record.status if record is not None else getattr(error, "status", 1)
     if watch.launch.rank == 0:
         if isinstance(error, MulkiError) and error.status == status:
-            shown: BaseException = error
+            first: BaseException = error
         else:
-            shown = record.error() if record is not None and record.rank else error
-        if isinstance(shown, MulkiError):
-            _print_error(shown)
+            first = record.error() if record is not None and record.rank else error
+        if isinstance(first, MulkiError):
+            _print_error(first)
             watch.say_reported()
             _linger()
-            raise SystemExit(shown.status) from error
+            raise SystemExit(first.status) from error
         watch.say_reported()
         raise error
     if not watch.wait_until_reported(record):
-        if record is not None:
-            _print_error(record.error())
+        shown = record_of(error, watch.launch.rank) if record is None else record
+        _print_error(shown.error())
         watch.say_reported()
+        sys.stderr.flush()
     os._exit(status)
 
 

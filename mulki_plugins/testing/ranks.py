@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from attrs import define
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch exports it in an `if`
 
 
 @define
@@ -34,12 +34,12 @@ def forked_ranks(command: Callable[[], object], ranks: int, output: Path | None 
 
     output: a folder for what each rank prints, `stdout-RANK` and `stderr-RANK`; None for this process's own.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    store = TCPStore(
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False
+    )  # as torchrun keeps it, outside of the ranks
     sys.stdout.flush()
     sys.stderr.flush()
-    forks = Forks([_fork(command, rank, ranks, port, output) for rank in range(ranks)])
+    forks = Forks([_fork(command, rank, ranks, store.port, output) for rank in range(ranks)])
     try:
         yield forks
         forks.wait()
@@ -71,6 +71,7 @@ def _fork(command: Callable[[], object], rank: int, ranks: int, port: int, outpu
             "MASTER_PORT": port,
         }
         os.environ.update({name: str(number) for name, number in numbers.items()}, MASTER_ADDR="127.0.0.1")
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
         if os.path.isdir("/sys/class/net/lo"):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         if output is not None:

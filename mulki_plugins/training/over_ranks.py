@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.ranks import collectives
+from mulki_plugins.registry.discovery import catalog
+
+if TYPE_CHECKING:
+    from mulki_plugins.training.contents import StackEntry
 
 SHARE = "\0share"
 """The tag under which a step notes the rank's share of the batch; the loggers do not get it."""
@@ -62,3 +66,16 @@ def check_weights(model: nn.Module, task: str) -> None:
             "computes something of its own on each rank",
             "run it in one process, without torchrun; see docs/distributed.md",
         )
+
+
+def unknown_on_ranks(stack: Iterable[StackEntry]) -> Iterator[str]:
+    """A warning for each plugin of another package that does not say whether its loss may be shared out over the ranks."""
+    for entry in stack if collectives.several() else ():
+        part = catalog().parts.get(("plugin", entry.name))
+        if (
+            part is not None
+            and not part.is_ours
+            and not part.per_sample
+            and not getattr(entry.plugin, "joins_ranks", False)
+        ):
+            yield f"each rank computes the {part} on its share of the batch; it does not declare `per_sample = True`"

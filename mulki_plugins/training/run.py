@@ -38,7 +38,7 @@ from mulki_plugins.training.explain import explain, quiet_writers, undisturbed
 from mulki_plugins.training.final_weights import write_final_weights
 from mulki_plugins.training.flops import TrainingFlops
 from mulki_plugins.training.logbook import GuardedLogger, LastTerms
-from mulki_plugins.training.over_ranks import check_weights
+from mulki_plugins.training.over_ranks import check_weights, unknown_on_ranks
 from mulki_plugins.training.provenance import (
     count_parameters,
     differences,
@@ -137,7 +137,7 @@ class Run:
         warnings = [f"warning: {text}" for text in self.result.incomparable]
         for notice in (*warnings, *self.built.stream.notices, *self.built.notices):
             self.progress.say(printable(notice))
-        for line in unmet_of(self.recipe):
+        for line in (*unmet_of(self.recipe), *unknown_on_ranks(self.plugins)):
             self.warn(line)
         self.progress.say(f"{self.recipe.name} / {self.recipe.strategy.name} / seed {self.seed} -> {self.folder}")
 
