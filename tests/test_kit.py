@@ -18,7 +18,9 @@ from mulki_plugins.stages import Teachers
 from mulki_plugins.stages.stage import Stage, features_of
 from mulki_plugins.streams import ArrayImages, Task, TaskStream
 from mulki_plugins.testing import (
+    ADAPTER_CHECKS,
     HEAD_CHECKS,
+    OPTIMIZER_CHECKS,
     PLUGIN_CHECKS,
     STREAM_CHECKS,
     CheckFailed,
@@ -395,7 +397,8 @@ def test_a_report_names_all_that_is_wrong_and_what_was_not_looked_at():
 
 def test_every_check_has_a_function_and_a_fault_that_it_catches():
     assert {kind: list(checks) for kind, checks in CHECKS.items()} == {
-        "plugin": list(PLUGIN_CHECKS), "head": list(HEAD_CHECKS), "stream": list(STREAM_CHECKS),
+        "plugin": list(PLUGIN_CHECKS), "adapter": list(ADAPTER_CHECKS), "optimizer": list(OPTIMIZER_CHECKS),
+        "head": list(HEAD_CHECKS), "stream": list(STREAM_CHECKS),
     }  # fmt: skip
     assert FAULTS.keys() | CONDUCT.keys() == PLUGIN_CHECKS.keys()
     assert STREAM_FAULTS.keys() == STREAM_CHECKS.keys()

@@ -145,7 +145,7 @@ def write_checkpoint(
     with new_folder(run / FOLDER, name) as part:
         files = {STATE: write_state(part / STATE, state)}
         if weights or left_out:
-            mark = {LEFT_OUT: str(left_out.count)} if left_out else {}
+            mark = {LEFT_OUT: str(len(left_out.names))} if left_out else {}
             files[WEIGHTS] = _write_weights(part / WEIGHTS, weights, {**(metadata or {}), **mark})
         write_manifest(part, moment, base, files, progress, left_out, refers)
     return read_checkpoint(run / FOLDER / name)
@@ -184,7 +184,7 @@ def write_manifest(
         "files": dict(files), "run": dict(progress),
     }  # fmt: skip
     if left_out or refers:
-        manifest |= {"left_out": [left_out.count, left_out.digest] if left_out else None, "refers": refers}
+        manifest |= {"left_out": [list(left_out.names), left_out.digest] if left_out else None, "refers": refers}
     write_text(folder / MANIFEST, _signed(manifest))
 
 
@@ -220,7 +220,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             base=manifest["base"],
             run=manifest["run"],
             files=manifest["files"],
-            left_out=LeftOut(*left_out) if (left_out := manifest.get("left_out")) else None,
+            left_out=LeftOut(tuple(left_out[0]), left_out[1]) if (left_out := manifest.get("left_out")) else None,
             refers=bool(manifest.get("refers")),
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

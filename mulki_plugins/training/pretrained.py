@@ -25,9 +25,9 @@ _HINT = "the run began with other weights: model.pretrained must name the same o
 
 @frozen
 class LeftOut:
-    """The weights that a checkpoint leaves out: how many, and their digest."""
+    """The weights that a checkpoint leaves out, by name, and their digest."""
 
-    count: int
+    names: tuple[str, ...]
     digest: str
 
 
@@ -46,7 +46,7 @@ class Pretrained:
         same = [name for name, weight in weights.items() if self._is_same(name, weight)]
         if not same or sum(weights[name].nbytes for name in same) < LEAST * sum(w.nbytes for w in weights.values()):
             return weights, None
-        left_out = LeftOut(len(same), digest(same, weights.__getitem__))
+        left_out = LeftOut(tuple(same), digest(same, weights.__getitem__))
         return {name: weight for name, weight in weights.items() if name not in set(same)}, left_out
 
     def with_references(self, state: dict[str, Any], devices: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -78,11 +78,11 @@ def completed(
     """
     if left_out is None:
         return weights
-    missing = [name for name in pretrained if name not in weights]
-    if len(missing) != left_out.count or digest(missing, pretrained.__getitem__) != left_out.digest:
-        what = f"leaves out {left_out.count} weights that stayed as pre-trained, and the model now has others"
+    names = left_out.names
+    if not pretrained.keys() >= set(names) or digest(names, pretrained.__getitem__) != left_out.digest:
+        what = f"leaves out {len(names)} weights that stayed as pre-trained, and the model now has others"
         raise MulkiError(f"{where}: {what}", _HINT)
-    return {**{name: pretrained[name] for name in missing}, **weights}
+    return {**{name: pretrained[name] for name in names}, **weights}
 
 
 def resolved(value: Any, pretrained: Mapping[str, Tensor], where: object) -> Any:
