@@ -403,13 +403,13 @@ class AsksAgain(SupervisedPlugin):
 
 @pytest.mark.parametrize("classes", ["task", "all"])
 def test_no_image_is_encoded_twice_however_many_scopes_ask(tmp_path, monkeypatch, classes):
-    encoded, encode = [], ClipClassifier.encode_image
+    encoded, encode = [], ClipClassifier.encode_directly
 
     def counted(self, x):
         encoded.append(len(x))
         return encode(self, x)
 
-    monkeypatch.setattr(ClipClassifier, "encode_image", counted)
+    monkeypatch.setattr(ClipClassifier, "encode_directly", counted)
     mine = Catalog()
     Register(mine, Provenance(distribution="somebodys-heads", version="0.3")).plugin(
         "asks-again", AsksAgain, summary="asks"

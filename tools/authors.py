@@ -9,7 +9,7 @@ from typing import Any
 
 from mulki_plugins.adapters import Adapter
 from mulki_plugins.models import ClipClassifier
-from mulki_plugins.models.classifier import Features
+from mulki_plugins.models.features import Features
 from mulki_plugins.registry.callbacks import CALLBACKS
 from mulki_plugins.stages.stage import Part, Stage, by_task, classifier_of, features_of, tasks_of
 from mulki_plugins.stages.teachers import Teacher, Teachers, View

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from mulki_plugins.libraries import load_lazily
 
 if TYPE_CHECKING:
-    from mulki_plugins.models.classifier import ClipClassifier, Features
+    from mulki_plugins.models.classifier import ClipClassifier
+    from mulki_plugins.models.features import Features
     from mulki_plugins.models.load import LoadedClip, load_clip
     from mulki_plugins.models.text import Prompts
 

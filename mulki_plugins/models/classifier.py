@@ -5,17 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from attrs import field, frozen
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from mulki_plugins.models.adapter import Adapter, apply_adapters, is_parametrized, merge_adapters, plain_name
+from mulki_plugins.models.features import Features, Request
 from mulki_plugins.models.head import Head, Headed, Scope, TextHead
 from mulki_plugins.models.routes import Route, Routes
 from mulki_plugins.models.text import HasPrompts, Union, as_prompts, union_of
@@ -29,39 +28,6 @@ Learns = Literal["all", "image", "text", "adapters", "none"]
 """What learns: both towers, one of them, only what adapters add, or nothing. Adapters learn in all but the last."""
 Templates = Literal["first", "all"]
 """The sentences of a class: the task's first template (the training prompt), or the mean over all templates."""
-
-
-@frozen(eq=False, slots=False)
-class Features:
-    """The features of the last training forward, with their graph, so that no plugin encodes the batch again."""
-
-    image: Tensor
-    """[B, d], unit norm."""
-    text: dict[int, Tensor]
-    """[C, d] for each task in the batch, unit norm."""
-    task_labels: Sequence[int]
-    """[B], on the host."""
-    scale: Tensor
-    """The factor of the cosines, a scalar."""
-    classes: dict[object, Tensor] = field(factory=dict)
-    """[N, d], unit norm, of the classes that a plugin requested, by plugin; see `ClipClassifier.request`."""
-
-    @cached_property
-    def rows(self) -> dict[int, Tensor]:
-        """The rows of each task's samples in the batch; the host sorts them, so that it need not ask the device."""
-        rows = {task: [row for row, label in enumerate(self.task_labels) if label == task] for task in self.text}
-        sorted_rows = torch.tensor([row for each in rows.values() for row in each])
-        on_device = sorted_rows.to(self.image.device, non_blocking=True)
-        return dict(zip(rows, torch.split(on_device, [len(each) for each in rows.values()]), strict=True))
-
-
-@frozen(eq=False)
-class Request:
-    """Classes whose sentences a plugin wants in the next training forwards, beside those of the batch."""
-
-    tasks: tuple[int, ...]
-    indices: Tensor
-    """[N], on the host: among the concatenated classes of the tasks."""
 
 
 class ClipClassifier(Headed, MultiTaskModule):
@@ -169,7 +135,7 @@ class ClipClassifier(Headed, MultiTaskModule):
         """
         if task_labels is None and len(self.prompts) > 1:
             z, routes = self.routes.encode(self.encode_directly, x)
-            return {task: self._answer_by_route(z, routes, task) for task in range(len(self.prompts))}
+            return {task: self.answer_by_route(z, routes, task) for task in range(len(self.prompts))}
         if isinstance(task_labels, Tensor):
             labels = task_labels.tolist() if self.batch_labels is None else self.batch_labels
         else:
@@ -201,15 +167,11 @@ class ClipClassifier(Headed, MultiTaskModule):
         if len(indices):
             self._requests[plugin] = Request(tuple(tasks), indices)
 
-    def _answer_by_route(self, z: Tensor, routes: Sequence[Route], task: int) -> Tensor:
-        """Logits [B, C] over a task's classes, each image by the sentences of its route."""
-        return self.routes.select(routes, lambda: self.answer(z, task, self.text_features(task)))
-
     def _logits_by_route(self, x: Tensor, labels: Sequence[int]) -> Tensor:
         """What `forward` returns outside of training if an adapter chooses a route for each image."""
         z, routes = self.routes.encode(self.encode_directly, x)
         self.image_features, self.image_routes = z.detach(), routes
-        logits = {task: self._answer_by_route(z, routes, task) for task in sorted(set(labels))}
+        logits = {task: self.answer_by_route(z, routes, task) for task in sorted(set(labels))}
         out = z.new_full((len(z), max(each.shape[1] for each in logits.values())), MASKED)
         for row, task in enumerate(labels):
             out[row, : logits[task].shape[1]] = logits[task][row]

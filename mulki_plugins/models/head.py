@@ -166,6 +166,10 @@ class Headed(nn.Module):
         """The head's logits [B, C] over the classes of one task, whose text features are t [C, d]."""
         return logits_of(self.head, z, Scope(t, self.scale, {task: range(len(t))}))
 
+    def answer_by_route(self, z: Tensor, routes: Sequence[Route], task: int) -> Tensor:
+        """Logits [B, C] over a task's classes, each image by the sentences of its route."""
+        return self.routes.select(routes, lambda: self.answer(z, task, self.text_features(task)))
+
     def classify(self, z: Tensor, tasks: Sequence[int], routes: Sequence[Route] = ()) -> Tensor:
         """Logits [B, C] of encoded images, z [B, d], over the classes of one task, or over the union of those of several.
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mulki_plugins.models.classifier import ClipClassifier, Features
+from mulki_plugins.models.classifier import ClipClassifier
+from mulki_plugins.models.features import Features
 
 if TYPE_CHECKING:
     from typing_extensions import Self
