@@ -133,7 +133,9 @@ def _state(run: PlannedRun, root: Path, lines: Sequence[Line], device: str, queu
         return State(run=run, status="stopped", reason="resumes when the study runs again")
     if "slurm" in record and not record.get("began"):
         return State(
-            run=run, status="failed", reason=f"its job ended before the run began; see {root / 'slurm' / 'logs'}"
+            run=run,
+            status="failed",
+            reason=f"its job left the queue before the run began; see {root / 'slurm' / 'logs'}",
         )
     if record.get("exit") in (None, 0) and (result is None or result.status != "failed"):
         return State(run=run, status="stopped", reason="its process ended without a result")
