@@ -18,7 +18,7 @@ __getattr__ = load_lazily(
     __name__,
     {
         "ClipClassifier": "classifier",
-        "Features": "classifier",
+        "Features": "features",
         "LoadedClip": "load",
         "load_clip": "load",
         "Prompts": "text",
