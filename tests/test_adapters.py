@@ -222,13 +222,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("strategy", ["finetune", "mulki"])
+@pytest.mark.parametrize("strategy", ["finetune", "mulki-plus"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("at", [(2, 3), (2, 6), (3, 2)])
 def test_a_killed_run_ends_as_if_it_had_never_been(tmp_path, kill_at, case, strategy, at):
-    if strategy == "mulki" and (at != (2, 3) or case == "merged"):
+    if strategy == "mulki-plus" and (at != (2, 3) or case == "merged"):
         pytest.skip("one moment and the hardest cases suffice")
-    without = ("strategy.connecting.importance=false",) if strategy == "mulki" and case != "growing" else ()
+    without = ("strategy.connecting.importance=false",) if strategy == "mulki-plus" and case != "growing" else ()
     recipe = resolved(*without, strategy=strategy, adapters=CASES[case])
     whole = run_experiment(recipe, 0, tmp_path / "whole")
     kill_at(*at)
@@ -281,7 +281,7 @@ def test_l2_is_the_distance_of_the_weights_in_use(stream, benchmark):
 
 def test_importance_of_computed_weights_is_refused(tmp_path):
     with pytest.raises(MulkiError, match="importance is defined for the model"):
-        run_experiment(resolved(strategy="mulki"), 0, tmp_path)
+        run_experiment(resolved(strategy="mulki-plus"), 0, tmp_path)
 
 
 def test_a_run_trains_the_adapters_alone(tmp_path, benchmark, stream):

@@ -63,7 +63,7 @@ class Clock:
         self.now += seconds
 
 
-def recipe(*settings, strategy="mulki"):
+def recipe(*settings, strategy="mulki-plus"):
     return resolve("mtil", Changes(strategy=strategy, settings=settings)).recipe
 
 
@@ -255,7 +255,7 @@ def test_a_tasks_own_budget_counts():
     assert [t.steps for t in trainings(own, {"digits": 100, "flags": 65, "food": 10})] == [3, 3, 7]
 
 
-def measured(settings=("train.iterations=10", "train.checkpoint.every=4"), strategy="mulki"):
+def measured(settings=("train.iterations=10", "train.checkpoint.every=4"), strategy="mulki-plus"):
     def learned(name, images, seconds, passes):
         steps = Steps(
             warmup=1, seconds=[seconds] * 3, parts=dict.fromkeys(PARTS, seconds / 9), span=1.0, flops=0, calls={}

@@ -91,8 +91,8 @@ def test_the_default_is_ten_minutes():
 
 @pytest.mark.parametrize("minutes", [1, 2, 3])
 def test_whenever_the_clock_says_so_the_run_ends_the_same(tmp_path, torture, minute_per_step, kill_at, minutes):
-    run_experiment(resolved(strategy="mulki"), 0, tmp_path, folder=tmp_path / "alone")
-    recipe = resolved(f"train.checkpoint={{minutes: {minutes}}}", strategy="mulki")
+    run_experiment(resolved(strategy="mulki-plus"), 0, tmp_path, folder=tmp_path / "alone")
+    recipe = resolved(f"train.checkpoint={{minutes: {minutes}}}", strategy="mulki-plus")
     kill_at(2, 4)
     with pytest.raises(Killed):
         run_experiment(recipe, 0, tmp_path, folder=tmp_path / "killed")

@@ -152,9 +152,9 @@ def contents(folder):
 
 
 STRATEGIES = [
-    ("mulki", (), ()), ("replay", (), ()), ("icarl", (), ()), ("ewc", (), ()), ("si", (), ()), ("zscl", (), ()),
+    ("mulki-plus", (), ()), ("replay", (), ()), ("icarl", (), ()), ("ewc", (), ()), ("si", (), ()), ("zscl", (), ()),
     ("finetune", ("strategy.base=cumulative",), ()), ("zero-shot", (), ()),
-    ("mulki", ("evaluate.classes=seen",), ()), ("finetune", ("evaluate.classes=all",), ()),
+    ("mulki-plus", ("evaluate.classes=seen",), ()), ("mulki", (), ()), ("finetune", ("evaluate.classes=all",), ()),
     ("finetune", ("model.adapters=[{growing: {}}]",), ()),
     ("finetune", ("model.adapters=[{lora: {merge_each_task: true}}]",), ()),
     ("zero-shot", ("evaluate.classes=seen",), ()), ("zero-shot", ("evaluate.classes=all",), ()),
@@ -180,10 +180,10 @@ def test_three_tasks_and_one_more_are_a_run_of_four(tmp_path, strategy, settings
 
 
 def test_several_in_a_row_with_the_run_before_deleted_each_time(tmp_path):
-    four = run(tmp_path, "four", "mulki", 4)
-    now = run(tmp_path, "two", "mulki", 2)
+    four = run(tmp_path, "four", "mulki-plus", 4)
+    now = run(tmp_path, "two", "mulki-plus", 2)
     for tasks in (3, 4):
-        more = extended(now, tmp_path / f"more-{tasks}", "mulki", tasks)
+        more = extended(now, tmp_path / f"more-{tasks}", "mulki-plus", tasks)
         shutil.rmtree(now)
         now = more
     assert_same(four, now)
@@ -192,8 +192,8 @@ def test_several_in_a_row_with_the_run_before_deleted_each_time(tmp_path):
 
 def test_two_tasks_at_once_with_another_seed(tmp_path):
     for name, tasks in (("four", 4), ("two", 2)):
-        run_experiment(resolved("mulki", tasks), 7, tmp_path, folder=tmp_path / name)
-    more = extended(tmp_path / "two", tmp_path / "more", "mulki", 4)
+        run_experiment(resolved("mulki-plus", tasks), 7, tmp_path, folder=tmp_path / name)
+    more = extended(tmp_path / "two", tmp_path / "more", "mulki-plus", 4)
     assert result(more)["seed"] == 7
     assert_same(tmp_path / "four", more)
 
@@ -201,15 +201,15 @@ def test_two_tasks_at_once_with_another_seed(tmp_path):
 @pytest.mark.parametrize("when", ["in a further task", "while the earlier rows are filled"])
 def test_killed_and_resumed(tmp_path, kill_at, monkeypatch, when, capsys):
     every = "train.checkpoint.every=2"
-    four = run(tmp_path, "four", "mulki", 4, every)
-    two = run(tmp_path, "two", "mulki", 2, every)
+    four = run(tmp_path, "four", "mulki-plus", 4, every)
+    two = run(tmp_path, "two", "mulki-plus", 2, every)
     if when == "in a further task":
         kill_at(4, 3)
     else:
         load = earlier_rows._load
         monkeypatch.setattr(earlier_rows, "_load", lambda model, kept, pretrained: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
-        extended(two, tmp_path / "more", "mulki", 4, every)
+        extended(two, tmp_path / "more", "mulki-plus", 4, every)
     shutil.rmtree(two)
     assert read_result(tmp_path / "more" / FILE).status == "failed"
     if when != "in a further task":

@@ -29,7 +29,7 @@ MODELS = [
     {"name": "mulki-tiny", "train": "image"},
     {"name": "ViT-B-16", "pretrained": "openai"},
 ]
-STRATEGIES = st.sampled_from(["mulki", "finetune", "zscl", "replay", "wise-ft", "joint", "zero-shot"])
+STRATEGIES = st.sampled_from(["mulki", "mulki-plus", "finetune", "zscl", "replay", "wise-ft", "joint", "zero-shot"])
 POSITIVE = st.floats(1e-6, 1e3, allow_nan=False)
 
 RECIPES = st.fixed_dictionaries(

@@ -48,7 +48,7 @@ def test_what_is_shown_is_a_recipe_again(tmp_path):
 def test_every_value_knows_where_it_comes_from(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
-        "name: mine\nstream: mtil-mini\nmodel: mulki-tiny\nstrategy: mulki\n"
+        "name: mine\nstream: mtil-mini\nmodel: mulki-tiny\nstrategy: mulki-plus\n"
         "train:\n  iterations: 7\n  optimizer: {lr: 1e-4}\n"
     )
     tree = resolve(str(path), Changes(settings=("strategy.adding.weight=0.5",), seeds=(2,))).tree
@@ -57,7 +57,7 @@ def test_every_value_knows_where_it_comes_from(tmp_path):
         ("train", "optimizer", "lr"): f"{path}:7",
         ("stream", "name"): f"{path}:2",
         ("strategy", "plugins", 2, "adding", "weight"): "--set strategy.adding.weight=0.5",
-        ("strategy", "plugins", 5, "connecting", "every"): "strategies/mulki.yaml:12",
+        ("strategy", "plugins", 5, "connecting", "every"): "strategies/mulki-plus.yaml:12",
         ("seeds",): "--seed",
     }
     for at, origin in expected.items():
@@ -154,7 +154,7 @@ def test_all_that_with_and_without_ask_in_vain_is_said_at_once():
 
 def test_with_and_without_name_the_stack():
     recipe = resolve("mtil", Changes(without_plugins=("distinguishing",), with_plugins=("avalanche.ewc",))).recipe
-    assert recipe.strategy.name == "mulki-without-distinguishing-with-avalanche.ewc"
+    assert recipe.strategy.name == "mulki-plus-without-distinguishing-with-avalanche.ewc"
     assert [e.name for e in recipe.strategy.plugins] == [
         "teachers",
         "eliciting",

@@ -52,13 +52,13 @@ def folder_of(out, strategy):
 
 
 EVERYTHING_WITH_A_STATE = [
-    ("mulki", ("loggers=[tensorboard,csv]",), ()), ("mulki", ("strategy.adding.relations={image_to_image: 1.0}",), ()),
+    ("mulki-plus", ("loggers=[tensorboard,csv]",), ()), ("mulki", (), ()), ("mulki-plus", ("strategy.adding.relations={image_to_image: 1.0}",), ()),
     ("weight-ensemble", (), ()),
     ("zscl", (), ()), ("snd", (), ()), ("lwf-vr", (), ()), ("icarl", (), ()), ("replay", (), ()), ("ewc", (), ()),
     ("si", ("strategy.avalanche.si.si_lambda=1000",), ()), ("mas", (), ()), ("finetune", (), ("avalanche.lwf",)),
     ("finetune", ("strategy.base=cumulative",), ()), ("joint", (), ()),
     ("finetune", ("train.iterations=null", "train.epochs=2", "train.batch_size=5"), ()),
-    ("mulki", ("train.precision=bf16", "train.optimizer={name: sgd, lr: 0.01, momentum: 0.9}"), ()),
+    ("mulki-plus", ("train.precision=bf16", "train.optimizer={name: sgd, lr: 0.01, momentum: 0.9}"), ()),
     ("finetune", ("train.precision=bf16", "train.compile=true"), ()),
     ("replay", ("train.accumulate=3", "train.precision=bf16"), ()), ("finetune", ("train.accumulate=2",), ()),
 ]  # fmt: skip
@@ -82,9 +82,9 @@ def test_it_ends_as_if_it_had_never_been_killed(tmp_path, torture, kill_at, monk
 
 def test_wherever_it_was_killed(tmp_path, torture, kill_at, monkeypatch, capsys):
     """At the first step, right after a checkpoint, in a task's last step, in an evaluation; each time the same run."""
-    recipe = resolved("mulki")
+    recipe = resolved("mulki-plus")
     run_experiment(recipe, 0, tmp_path / "alone")
-    folder = folder_of(tmp_path / "killed", "mulki")
+    folder = folder_of(tmp_path / "killed", "mulki-plus")
     kill_at(1, 1)
     with pytest.raises(Killed):
         run_experiment(recipe, 0, tmp_path / "killed")
@@ -105,7 +105,7 @@ def test_wherever_it_was_killed(tmp_path, torture, kill_at, monkeypatch, capsys)
     monkeypatch.setattr(state.Checkpointing, "learned", learned)
     resume_experiment(recipe, 0, folder)
     assert "resuming from task-02-second" in capsys.readouterr().err
-    assert torture.differing(folder_of(tmp_path / "alone", "mulki"), folder) == []
+    assert torture.differing(folder_of(tmp_path / "alone", "mulki-plus"), folder) == []
     again = resume_experiment(recipe, 0, folder)
     assert "already complete" in capsys.readouterr().err
     assert len(again.matrix) == 3
@@ -212,9 +212,9 @@ def test_a_plugin_whose_state_cannot_be_stored_is_refused(tmp_path, kill_at):
 
 
 def test_a_signal_while_prototypes_are_computed_ends_the_run_before_the_next_batch(tmp_path, torture, monkeypatch):
-    recipe = resolved("mulki")
+    recipe = resolved("mulki-plus")
     run_experiment(recipe, 0, tmp_path / "alone")
-    folder = folder_of(tmp_path / "told", "mulki")
+    folder = folder_of(tmp_path / "told", "mulki-plus")
     sums, asked = prototypes.class_sums, []
 
     def told(*arguments):
@@ -229,13 +229,13 @@ def test_a_signal_while_prototypes_are_computed_ends_the_run_before_the_next_bat
     assert len(asked) == 1
     monkeypatch.undo()
     resume_experiment(recipe, 0, folder)
-    assert torture.differing(folder_of(tmp_path / "alone", "mulki"), folder) == []
+    assert torture.differing(folder_of(tmp_path / "alone", "mulki-plus"), folder) == []
 
 
 def test_a_signal_ends_the_run_at_the_next_step_with_a_checkpoint(tmp_path, torture, monkeypatch):
-    recipe = resolved("mulki", "train.checkpoint.every=null")
+    recipe = resolved("mulki-plus", "train.checkpoint.every=null")
     run_experiment(recipe, 0, tmp_path / "alone")
-    folder = folder_of(tmp_path / "told", "mulki")
+    folder = folder_of(tmp_path / "told", "mulki-plus")
     after_step = state.Checkpointing.after_step
 
     def told(self):
@@ -253,7 +253,7 @@ def test_a_signal_ends_the_run_at_the_next_step_with_a_checkpoint(tmp_path, tort
     assert json.loads((folder / "result.json").read_text())["status"] == "stopped"
     monkeypatch.setattr(state.Checkpointing, "after_step", after_step)
     resume_experiment(recipe, 0, folder)
-    assert torture.differing(folder_of(tmp_path / "alone", "mulki"), folder) == []
+    assert torture.differing(folder_of(tmp_path / "alone", "mulki-plus"), folder) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
@@ -301,7 +301,7 @@ def test_killed_at_random_it_ends_the_same(tmp_path):
         "train.checkpoint.minutes=0.002",
         "train.schedule.warmup=1",
     )
-    words = ["--strategy", "mulki", "--kills", "3", "--seed", "1", "--out", tmp_path / "torture"]
+    words = ["--strategy", "mulki-plus", "--kills", "3", "--seed", "1", "--out", tmp_path / "torture"]
     words += [word for setting in settings for word in ("--set", setting)]
     done = subprocess.run([sys.executable, ROOT / "tools" / "torture.py", *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -308,7 +308,7 @@ def test_lists_say_who_brought_what():
     assert set(data) == {"recipes", "strategies", "plugins", "adapters", "streams", "models", "metrics", "loggers"}
     assert {entry["name"] for entry in data["strategies"]} == {
         "finetune", "zero-shot", "joint", "lwf", "lwf-vr", "wise-ft", "l2", "weight-ensemble", "icarl", "zscl", "snd",
-        "ewc", "replay", "si", "mas", "mulki", "lora", "lora-merge", "mulki-lora", "null-space",
+        "ewc", "replay", "si", "mas", "mulki", "mulki-plus", "lora", "lora-merge", "mulki-lora", "null-space",
     }  # fmt: skip
     assert all(entry["distribution"] == "mulki" and entry["summary"] for entries in data.values() for entry in entries)
     text = mulki("list", "models").stdout

@@ -148,7 +148,7 @@ def test_an_edited_recipe_has_a_folder_of_its_own(tmp_path):
     assert choose_folder(tmp_path, before, 0) == first, "the same settings go where they went"
     assert choose_folder(tmp_path, before, 1) == first.with_name("seed-1")
     own = choose_folder(tmp_path, edited, 0)
-    assert own == tmp_path / "mtil" / "mulki+iterations=9" / "seed-0"
+    assert own == tmp_path / "mtil" / "mulki-plus+iterations=9" / "seed-0"
     assert choose_folder(tmp_path, edited, 1) == own.with_name("seed-1"), (
         "no two experiments share a folder by their seeds"
     )
@@ -161,7 +161,7 @@ def test_an_edited_recipe_has_a_folder_of_its_own(tmp_path):
 def test_settings_whose_names_are_the_same_do_not_share_a_folder(tmp_path):
     one, other = (resolve("mtil", Changes(settings=(f"train.optimizer.lr={lr}",))).recipe for lr in ("0.1", "0.2"))
     written(choose_folder(tmp_path, one, 0, variant="x"), one)
-    assert choose_folder(tmp_path, other, 0, variant="x").parent.name == "mulki+x+lr=0.2"
+    assert choose_folder(tmp_path, other, 0, variant="x").parent.name == "mulki-plus+x+lr=0.2"
 
 
 def test_runs_of_other_settings_stand_beside_each_other_in_the_results(small_parts, tmp_path):
