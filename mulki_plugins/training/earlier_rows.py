@@ -6,13 +6,16 @@ row, for the others those that the run has kept. A cell without its weights stay
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.training.checkpoint import Checkpoint, Damaged
 from mulki_plugins.training.contents import CLIP
 from mulki_plugins.training.finite import overrides
@@ -35,10 +38,10 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     """Restore the run; at a task's end also measure the accuracies that are still missing before that moment."""
     gaps = [i for i, row in enumerate(_rows(run)) if any(map(math.isnan, row))]
     fill = bool(gaps) and not checkpoint.moment.steps
-    initial = _copy(run.strategy.model.state_dict()) if fill else {}
+    initial = copy.deepcopy(run.strategy.model) if fill else None
     run.checkpointing.restore(checkpoint, [e.dataset for e in run.built.benchmark.train_stream])
     run.progress.say(f"resuming from {checkpoint.path.name}")
-    if fill:
+    if initial is not None:
         _fill(run, checkpoint, initial)
 
 
@@ -47,8 +50,8 @@ def _rows(run: Run) -> list[list[float]]:
     return [run.result.zero_shot, *run.result.matrix]
 
 
-def _fill(run: Run, checkpoint: Checkpoint, initial: Weights) -> None:
-    strategy, now = run.strategy, _copy(run.strategy.model.state_dict())
+def _fill(run: Run, checkpoint: Checkpoint, initial: ClipClassifier) -> None:
+    strategy, now = run.strategy, run.strategy.model
     learned_now, kept = strategy.learned, kept_weights(run.folder)
     unknown = []
     for learned, row in enumerate(_rows(run)):
@@ -57,23 +60,25 @@ def _fill(run: Run, checkpoint: Checkpoint, initial: Weights) -> None:
             continue
         name = run.result.tasks[learned - 1] if learned else "zero-shot"
         if learned == checkpoint.moment.tasks:
-            weights, strategy.learned = now, learned_now
+            weights, strategy.learned = now.state_dict(), learned_now
         elif _took_part(run):
             weights = {}
         elif learned == 0:
-            weights, strategy.learned = initial, set()
+            weights, strategy.learned = initial.state_dict(), set()
         else:
             weights, strategy.learned = _read(kept.get(learned))
-        if _shapes(weights) != _shapes(now):
+        model = now if learned == checkpoint.moment.tasks else _as_after(initial, learned, kept.get(learned))
+        if _shapes(weights) != _shapes(model.state_dict()):
             unknown.append(name)
             continue
-        strategy.model.load_state_dict(weights)
+        model.load_state_dict(weights)
+        strategy.model = model
         values = run.evaluate([run.built.benchmark.test_stream[j] for j in columns])
         for j, value in zip(columns, values, strict=True):
             row[j] = value
         run.records.add_predictions(run.recorder.answers, learned)
         run.progress.say(f"    {name}: tested on {', '.join(run.result.tasks[j] for j in columns)}")
-    strategy.model.load_state_dict(now)
+    strategy.model = now
     strategy.learned = learned_now
     if unknown:
         reason = _took_part(run) or "the weights were not kept (train.checkpoint.weights), or are damaged"
@@ -83,6 +88,18 @@ def _fill(run: Run, checkpoint: Checkpoint, initial: Weights) -> None:
         )
     run.result.write(run.folder)
     run.checkpointing.evaluated()
+
+
+def _as_after(initial: ClipClassifier, learned: int, kept: Checkpoint | None) -> ClipClassifier:
+    """A copy of the model whose adapters have grown for so many tasks and no more, with room for the weights it had then."""
+    model = copy.deepcopy(initial)
+    for task in range(learned):
+        model.before_task(task)
+        model.after_task(task)
+    with suppress(Damaged):
+        for adapter, state in zip(model.adapters, kept.state().get("adapters", ()) if kept else (), strict=False):
+            adapter.load_state_dict(state)
+    return model
 
 
 def _read(kept: Checkpoint | None) -> tuple[Weights, set[int]]:
@@ -96,7 +113,7 @@ def _read(kept: Checkpoint | None) -> tuple[Weights, set[int]]:
     return weights, set(kept.run["learned"])
 
 
-def _shapes(weights: Weights) -> dict[str, torch.Size]:
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: weight.shape for name, weight in weights.items()}
 
 
@@ -106,7 +123,3 @@ def _took_part(run: Run) -> str:
     return (
         f"the plugin {names[0]!r} takes part in evaluations, and its state after these tasks is gone" if names else ""
     )
-
-
-def _copy(weights: Mapping[str, Tensor]) -> Weights:
-    return {name: value.detach().clone() for name, value in weights.items()}
