@@ -92,8 +92,6 @@ def blame_part(error: BaseException, recipe: Recipe, plugins: Sequence[StackEntr
     Names the part of the recipe nearest to the error: a plugin of `plugins` in a callback, or code of another package. None
     if the error passed through neither.
     """
-    if not isinstance(error, (Exception, SystemExit)):  # such as KeyboardInterrupt, which is nobody's fault
-        return None
     foreign = [part for part in parts_of(recipe) if not part.is_ours]
     nearest: tuple[Part | None, str] | None = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -105,7 +103,7 @@ def blame_part(error: BaseException, recipe: Recipe, plugins: Sequence[StackEntr
         package = module.partition(".")[0]
         if nearest is not None and nearest[0] is not None and nearest[0].package == package:
             continue
-        if candidates := [part for part in foreign if part.package == package]:
+        if candidates := [part for part in foreign if part.package == package and _may_be_in(part, module)]:
             exact = [p for p in candidates if isinstance(p.target, str) and p.target.startswith(f"{module}:")]
             part = (exact or candidates)[0]
             nearest = part, str(part)
@@ -113,6 +111,11 @@ def blame_part(error: BaseException, recipe: Recipe, plugins: Sequence[StackEntr
         return None
     part, who = nearest
     return f"the {who} failed: {cause_of(error, part.package if part is not None and not part.is_ours else '')}"
+
+
+def _may_be_in(part: Part, module: str) -> bool:
+    """Whether a part's code may lie in a module of its package; of a part given as an object, only in the object's own."""
+    return isinstance(part.target, str) or getattr(part.target, "__module__", module) == module
 
 
 def _entry_called(frame: FrameType, plugins: Sequence[StackEntry]) -> StackEntry | None:
