@@ -52,8 +52,8 @@ def folder_of(out, strategy):
 
 
 EVERYTHING_WITH_A_STATE = [
-    ("mulki-plus", ("loggers=[tensorboard,csv]",), ()), ("mulki", (), ()), ("mulki-plus", ("strategy.adding.relations={image_to_image: 1.0}",), ()),
-    ("weight-ensemble", (), ()),
+    ("mulki-plus", ("loggers=[tensorboard,csv]",), ()), ("mulki", (), ()),
+    ("mulki-plus", ("strategy.adding.relations={image_to_image: 1.0}",), ()), ("weight-ensemble", (), ()),
     ("zscl", (), ()), ("snd", (), ()), ("lwf-vr", (), ()), ("icarl", (), ()), ("replay", (), ()), ("ewc", (), ()),
     ("si", ("strategy.avalanche.si.si_lambda=1000",), ()), ("mas", (), ()), ("finetune", (), ("avalanche.lwf",)),
     ("finetune", ("strategy.base=cumulative",), ()), ("joint", (), ()),

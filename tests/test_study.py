@@ -168,7 +168,7 @@ def test_the_shipped_study_covers_what_is_promised():
     count = {}
     for job in jobs:
         count[job.part, job.order, job.label] = count.get((job.part, job.order, job.label), 0) + 1
-    for name in ("mulki", "finetune", "lwf", "wise-ft", "weight-ensemble", "snd", "zscl"):
+    for name in ("mulki-plus", "finetune", "lwf", "wise-ft", "weight-ensemble", "snd", "zscl"):
         assert count["study", "I", name] >= 5
         assert min(count["study", "II", name], count["study", "random", name]) >= 3
     assert all(count["study", order, "zero-shot"] == 1 for order in study.orders)
