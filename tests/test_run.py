@@ -306,7 +306,8 @@ def test_what_answers_at_once_imports_neither_torch_nor_avalanche(command):
 def test_lists_say_who_brought_what():
     data = json.loads(mulki("list", "--json").stdout)
     assert set(data) == {
-        "recipes", "strategies", "studies", "plugins", "adapters", "heads", "optimizers", "streams", "models", "metrics", "loggers",
+        "recipes", "strategies", "studies", "plugins", "adapters", "heads", "optimizers", "streams", "models", "metrics",
+        "loggers",
     }  # fmt: skip
     assert {entry["name"] for entry in data["strategies"]} == {
         "finetune", "zero-shot", "joint", "lwf", "lwf-vr", "wise-ft", "l2", "weight-ensemble", "icarl", "zscl", "snd",
