@@ -199,7 +199,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path):
 
 def test_a_line_of_an_earlier_version_is_known_by_its_options():
     study = read_study("mini").study
-    job = next(job for job in reported_jobs(study) if job.label == "mulki")
+    job = next(job for job in reported_jobs(study) if job.label == "mulki-plus")
     recipe = plan_run(job, Path()).recipe
     known = known_fingerprints(recipe)
     assert {"013621680752", fingerprint(recipe)} <= known, "as docs/study.csv has it, and as it is now"
