@@ -85,8 +85,7 @@ def known_fingerprints(recipe: Recipe) -> set[str]:
                 if plugin == name and all(options.get(each) == _default(name, each) for each in added):
                     later.append((options, added))
     found = set()
-    name = data["strategy"]["name"]
-    for data["strategy"]["name"] in (name, *((_FORMER_NAMES[name],) if name in _FORMER_NAMES else ())):
+    for data["strategy"]["name"] in _names(data["strategy"]["name"]):
         for length in range(len(later) + 1):
             for chosen in itertools.combinations(later, length):
                 removed = [(options, {each: options.pop(each) for each in added}) for options, added in chosen]
@@ -94,6 +93,11 @@ def known_fingerprints(recipe: Recipe) -> set[str]:
                 for options, values in removed:
                     options.update(values)
     return found
+
+
+def _names(name: str) -> list[str]:
+    """A strategy's name and its former one, also where it goes on, as in `mulki-plus-without-adding`."""
+    return [name, *(old + name[len(new) :] for new, old in _FORMER_NAMES.items() if f"{name}-".startswith(f"{new}-"))]
 
 
 def _default(plugin: str, option: str) -> Any:
