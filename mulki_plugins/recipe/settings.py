@@ -85,7 +85,8 @@ def known_fingerprints(recipe: Recipe) -> set[str]:
                 if plugin == name and all(options.get(each) == _default(name, each) for each in added):
                     later.append((options, added))
     found = set()
-    for data["strategy"]["name"] in _names(data["strategy"]["name"]):
+    for name in _names(data["strategy"]["name"]):
+        data["strategy"]["name"] = name
         for length in range(len(later) + 1):
             for chosen in itertools.combinations(later, length):
                 removed = [(options, {each: options.pop(each) for each in added}) for options, added in chosen]
