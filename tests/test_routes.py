@@ -19,7 +19,7 @@ from mulki_plugins.adapters.gaussians import HELD_OUT, Gaussian, Gaussians, Mome
 from mulki_plugins.adapters.prompts import Prompts, strength
 from mulki_plugins.cli import main
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.models import ClipClassifier
+from mulki_plugins.models import ClipClassifier, load_clip
 from mulki_plugins.models.adapter import NO_ROUTE, RoutedAdapter
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.report.result import FILE, read_result
@@ -248,6 +248,26 @@ def test_somebody_elses_adapter_chooses_too(stream):
         shift = torch.zeros(()) if z[row, 0] <= 0 else model.clip.visual.shifts["1" if z[row, 1] > 0 else "0"]
         expected = base.scale * F.normalize(raw[row] + shift, dim=0) @ base.text_features(0, "all").T
         assert torch.allclose(answers[row], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("adapter", [Experts(experts=3, hidden=4), ContextPrompts(length=2)])
+def test_the_bundled_model_has_a_place_in_both_towers(stream, adapter):
+    loaded = load_clip("mulki-tiny")
+    x = torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    base = ClipClassifier(copy.deepcopy(loaded.clip), loaded.tokenizer, stream.tasks).eval()
+    model = ClipClassifier(loaded.clip, loaded.tokenizer, stream.tasks, train="adapters", adapters=[adapter])
+    model.before_task(0)
+    model.eval()
+    with torch.no_grad(), model.routes.taking(model.routes.own(0)):
+        assert torch.equal(model.encode_directly(x), base.encode_image(x))
+        for name, p in model.added_weights().items():
+            if name.endswith((".up", ".V")):
+                p.normal_(generator=torch.Generator().manual_seed(1))
+        assert not torch.allclose(model.encode_directly(x), base.encode_image(x), atol=1e-3)
+        texts = model.encode_text(0, all_templates=True), base.encode_text(0, all_templates=True)
+        assert not torch.allclose(*texts, atol=1e-3)
+    with torch.no_grad():
+        assert torch.equal(model(x, 0), base(x, 0)), "nothing has learned a route"
 
 
 # Gaussians
