@@ -23,11 +23,10 @@ from mulki_plugins.models import ClipClassifier, load_clip
 from mulki_plugins.models.adapter import NO_ROUTE, RoutedAdapter
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.report.result import FILE, read_result
-from mulki_plugins.streams import as_benchmark
 from mulki_plugins.training.extend import extend_experiment
 from mulki_plugins.training.resume import resume_experiment
 from mulki_plugins.training.run import run_experiment
-from tests.conftest import Killed, small_clip, small_tokenizer
+from tests.conftest import Killed, small_clip, small_model, small_tokenizer
 
 ADAPTERS = {
     "experts": lambda: Experts(experts=5, hidden=4, scale=1.0, dropout=0.2),
@@ -533,7 +532,7 @@ def test_predictions_of_a_run_with_routes_are_those_of_its_classifier(tmp_path, 
     for i, (image, _) in enumerate(stream.tasks[1].test[j] for j in range(6)):
         image.save(tmp_path / f"{i}.png")
         files.append(tmp_path / f"{i}.png")
-    transform = as_benchmark_transform(stream)
+    transform = small_model().transform(train=False)
     names = [name for task in stream.tasks for name in task.class_names]
     x = torch.stack([transform(stream.tasks[1].test[j][0]) for j in range(6)])
     with torch.no_grad(), model.using("all"):
@@ -544,14 +543,6 @@ def test_predictions_of_a_run_with_routes_are_those_of_its_classifier(tmp_path, 
         place = int(probabilities[row].argmax())
         assert best["class"] == names[model.union([0, 1, 2]).first[place]]
         assert best["probability"] == pytest.approx(float(probabilities[row, place]), abs=1e-3)
-
-
-def as_benchmark_transform(stream):
-    from tests.conftest import small_model
-
-    loaded = small_model()
-    as_benchmark(stream, loaded.transform(train=True), loaded.transform(train=False))
-    return loaded.transform(train=False)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
