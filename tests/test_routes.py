@@ -19,15 +19,14 @@ from mulki_plugins.adapters.gaussians import HELD_OUT, Gaussian, Gaussians, Mome
 from mulki_plugins.adapters.prompts import Prompts, strength
 from mulki_plugins.cli import main
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.models import ClipClassifier
+from mulki_plugins.models import ClipClassifier, load_clip
 from mulki_plugins.models.adapter import NO_ROUTE, RoutedAdapter
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.report.result import FILE, read_result
-from mulki_plugins.streams import as_benchmark
 from mulki_plugins.training.extend import extend_experiment
 from mulki_plugins.training.resume import resume_experiment
 from mulki_plugins.training.run import run_experiment
-from tests.conftest import Killed, small_clip, small_tokenizer
+from tests.conftest import Killed, small_clip, small_model, small_tokenizer
 
 ADAPTERS = {
     "experts": lambda: Experts(experts=5, hidden=4, scale=1.0, dropout=0.2),
@@ -248,6 +247,26 @@ def test_somebody_elses_adapter_chooses_too(stream):
         shift = torch.zeros(()) if z[row, 0] <= 0 else model.clip.visual.shifts["1" if z[row, 1] > 0 else "0"]
         expected = base.scale * F.normalize(raw[row] + shift, dim=0) @ base.text_features(0, "all").T
         assert torch.allclose(answers[row], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("adapter", [Experts(experts=3, hidden=4), ContextPrompts(length=2)])
+def test_the_bundled_model_has_a_place_in_both_towers(stream, adapter):
+    loaded = load_clip("mulki-tiny")
+    x = torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    base = ClipClassifier(copy.deepcopy(loaded.clip), loaded.tokenizer, stream.tasks).eval()
+    model = ClipClassifier(loaded.clip, loaded.tokenizer, stream.tasks, train="adapters", adapters=[adapter])
+    model.before_task(0)
+    model.eval()
+    with torch.no_grad(), model.routes.taking(model.routes.own(0)):
+        assert torch.equal(model.encode_directly(x), base.encode_image(x))
+        for name, p in model.added_weights().items():
+            if name.endswith((".up", ".V")):
+                p.normal_(generator=torch.Generator().manual_seed(1))
+        assert not torch.allclose(model.encode_directly(x), base.encode_image(x), atol=1e-3)
+        texts = model.encode_text(0, all_templates=True), base.encode_text(0, all_templates=True)
+        assert not torch.allclose(*texts, atol=1e-3)
+    with torch.no_grad():
+        assert torch.equal(model(x, 0), base(x, 0)), "nothing has learned a route"
 
 
 # Gaussians
@@ -513,7 +532,7 @@ def test_predictions_of_a_run_with_routes_are_those_of_its_classifier(tmp_path, 
     for i, (image, _) in enumerate(stream.tasks[1].test[j] for j in range(6)):
         image.save(tmp_path / f"{i}.png")
         files.append(tmp_path / f"{i}.png")
-    transform = as_benchmark_transform(stream)
+    transform = small_model().transform(train=False)
     names = [name for task in stream.tasks for name in task.class_names]
     x = torch.stack([transform(stream.tasks[1].test[j][0]) for j in range(6)])
     with torch.no_grad(), model.using("all"):
@@ -524,14 +543,6 @@ def test_predictions_of_a_run_with_routes_are_those_of_its_classifier(tmp_path, 
         place = int(probabilities[row].argmax())
         assert best["class"] == names[model.union([0, 1, 2]).first[place]]
         assert best["probability"] == pytest.approx(float(probabilities[row, place]), abs=1e-3)
-
-
-def as_benchmark_transform(stream):
-    from tests.conftest import small_model
-
-    loaded = small_model()
-    as_benchmark(stream, loaded.transform(train=True), loaded.transform(train=False))
-    return loaded.transform(train=False)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
