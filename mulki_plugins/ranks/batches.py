@@ -22,7 +22,7 @@ def own_part(batch: Sequence[Tensor]) -> list[Tensor]:
 
     A batch with fewer images than ranks is left whole: every rank computes all of it.
     """
-    return [each[own_places(len(each))] for each in batch] if collectives.several() else list(batch)
+    return [each[own_places(len(each))] for each in batch]
 
 
 def own_places(size: int) -> slice:

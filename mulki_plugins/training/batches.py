@@ -55,6 +55,9 @@ class TaskBatches:
         for batch in self._counted():
             size = self._samples.sizes.popleft() if self._samples and self._samples.sizes else 0
             if self._skip == 0:
+                if not collectives.several():  # a plugin's loader may yield anything
+                    yield batch
+                    continue
                 note_share(size or len(batch[0]))
                 yield batch if size else own_part(batch)
                 continue
