@@ -305,7 +305,17 @@ def test_what_answers_at_once_imports_neither_torch_nor_avalanche(command):
 
 def test_lists_say_who_brought_what():
     data = json.loads(mulki("list", "--json").stdout)
-    assert set(data) == {"recipes", "strategies", "plugins", "adapters", "streams", "models", "metrics", "loggers"}
+    assert set(data) == {
+        "recipes",
+        "strategies",
+        "plugins",
+        "adapters",
+        "heads",
+        "streams",
+        "models",
+        "metrics",
+        "loggers",
+    }
     assert {entry["name"] for entry in data["strategies"]} == {
         "finetune", "zero-shot", "joint", "lwf", "lwf-vr", "wise-ft", "l2", "weight-ensemble", "icarl", "zscl", "snd",
         "ewc", "replay", "si", "mas", "mulki", "lora", "lora-merge", "mulki-lora", "null-space",
