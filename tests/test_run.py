@@ -318,7 +318,7 @@ def test_lists_say_who_brought_what():
     }
     assert {entry["name"] for entry in data["strategies"]} == {
         "finetune", "zero-shot", "joint", "lwf", "lwf-vr", "wise-ft", "l2", "weight-ensemble", "icarl", "zscl", "snd",
-        "ewc", "replay", "si", "mas", "mulki", "lora", "lora-merge", "mulki-lora", "null-space",
+        "ewc", "replay", "si", "mas", "mulki", "lora", "lora-merge", "mulki-lora", "null-space", "rail",
     }  # fmt: skip
     assert all(entry["distribution"] == "mulki" and entry["summary"] for entries in data.values() for entry in entries)
     text = mulki("list", "models").stdout
