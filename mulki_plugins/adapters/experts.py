@@ -167,6 +167,7 @@ class Experts(RoutedAdapter):
         towers: The towers that get experts.
     """
 
+    one_process = "it draws noise for each image, which no other rank could repeat"
     paper = "arXiv 2403.11549"
 
     @checked

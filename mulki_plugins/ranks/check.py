@@ -8,6 +8,7 @@ from mulki_plugins.errors import Mistakes
 from mulki_plugins.ranks.launch import launched
 from mulki_plugins.recipe.resolve import Resolution
 from mulki_plugins.recipe.schema import Recipe
+from mulki_plugins.registry.catalog import Kind
 from mulki_plugins.registry.discovery import catalog
 
 
@@ -30,9 +31,16 @@ def problems(recipe: Recipe, ranks: int) -> Iterator[str]:
             f"$.train.batch_size: {size} images are no equal shares for {ranks} ranks; "
             f"set it to {fitting}, or use one of {divisors} ranks"
         )
-    for entry in recipe.strategy.plugins:
-        part = catalog().parts.get(("plugin", entry.name))
+    for where, kind, name in _parts(recipe):
+        part = catalog().parts.get((kind, name))
         if part is not None and part.one_process:
-            yield (
-                f"$.strategy.plugins: the {part} works in one process only: {part.one_process}; start without torchrun"
-            )
+            yield f"{where}: the {part} works in one process only: {part.one_process}; start without torchrun"
+
+
+def _parts(recipe: Recipe) -> Iterator[tuple[str, Kind, str]]:
+    """The parts that may be made for one process only: the place in the recipe, the kind and the name of each."""
+    for entry in recipe.strategy.plugins:
+        yield "$.strategy.plugins", "plugin", entry.name
+    for adapter in recipe.model.options.get("adapters", []):
+        yield from (("$.model.adapters", "adapter", name) for name in adapter)
+    yield from (("$.model.head", "head", name) for name in recipe.model.options.get("head", {}))

@@ -238,5 +238,5 @@ def _bench(kind: Checked, factory: Factory, options: dict[str, Any]) -> Any:
     subject = find_subject(kind, factory, options)
     if kind == "optimizer":
         subject = optimizer_checks.registered(subject)
-    benches = {"plugin": Laboratory, "head": head_checks.HeadBench, "stream": stream_checks.Library}
-    return benches[kind](subject)
+    benches = {"head": head_checks.HeadBench, "stream": stream_checks.Library}
+    return benches.get(kind, Laboratory)(subject)

@@ -103,7 +103,7 @@ class ContinualTemplate(StepTemplate):
             group["initial_lr"] = group["lr"]
         settings = self.task_settings
         self.train_epochs = settings.epochs or 1
-        self.idle = not learning_weights(self.model)
+        self.idle = not self._known and not learning_weights(self.model)  # else a plugin has frozen what was to learn
         budget = self.budgets * settings.iterations if settings.iterations else None
         self.dataloader = TaskBatches(self.dataloader, 0 if self.idle and not self._is_watched() else budget)
         self.steps = self.train_epochs * len(self.dataloader)
