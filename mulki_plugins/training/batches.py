@@ -120,14 +120,14 @@ def _share_out(loader: Any) -> _Samples | None:
     if not isinstance(loader, MultiDatasetDataLoader) or not loader.loader_kwargs.get("num_workers"):
         return None
     samples = _Samples()
+    without = ("batch_size", "shuffle", "sampler", "drop_last")
+    settings = {key: value for key, value in loader.loader_kwargs.items() if key not in without}
 
     def make(datasets: list[Any], batches: Any) -> DataLoader[Any]:
         samples.sampler = OwnSamples(batches)
-        without = ("batch_size", "shuffle", "sampler", "drop_last")
-        settings = {key: value for key, value in loader.loader_kwargs.items() if key not in without}
         return DataLoader(SeededSamples(ConcatDataset(datasets)), batch_sampler=samples.sampler, **settings)
 
-    loader._make_pytorch_loader = make
+    loader._make_pytorch_loader = make  # without a reference to the loader: it must end its workers when it is dropped
     return samples
 
 
