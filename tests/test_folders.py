@@ -466,7 +466,7 @@ def test_a_recipe_for_folders_validates_and_runs(three, tmp_path):
     few = ["--set", "train.iterations=2", "--set", "train.schedule.warmup=0", "--set", "train.workers=0", "--seed", 1]
     done = mulki("run", "own.yaml", *few, "--out", tmp_path / "runs")
     assert done.stdout.splitlines()[1].split("  ")[0] == "after"
-    [folder] = tmp_path.glob("runs/own/mulki+*/seed-1")
+    [folder] = tmp_path.glob("runs/own/mulki-plus+*/seed-1")
     data = json.loads((folder / "result.json").read_text())
     assert data["tasks"] == ["plain colours", "parted", "alone"]
     assert data["status"] == "complete"

@@ -102,17 +102,17 @@ def test_strategies_that_train_nothing_or_once(tmp_path, strategy):
 def test_a_resumed_run_keeps_its_columns(tmp_path, kill_at):
     stream = "stream={name: chosen, tasks: [first, second, fourth]}"
     settings = stream, "evaluate.held_out=[fourth]", "train.iterations=8", "train.optimizer.lr=0.01"
-    alone = result(run(tmp_path, "alone", *settings))
+    alone = result(run(tmp_path, "alone", *settings, strategy="finetune"))
     column = alone["held_out"]["fourth"]
     assert len(set(column)) > 1
     kill_at(2, 3)
     with pytest.raises(Killed):
-        run(tmp_path, "killed", *settings)
+        run(tmp_path, "killed", *settings, strategy="finetune")
     folder = tmp_path / "killed"
     assert result(folder)["held_out"]["fourth"] == column[:2]
     with pytest.raises(MulkiError, match="held_out"):
-        resume_experiment(resolved(stream, *settings[2:]), 0, folder)
-    resume_experiment(resolved(*settings), 0, folder)
+        resume_experiment(resolved(stream, *settings[2:], strategy="finetune"), 0, folder)
+    resume_experiment(resolved(*settings, strategy="finetune"), 0, folder)
     for key in ("held_out", "matrix", "metrics"):
         assert result(folder)[key] == alone[key]
 

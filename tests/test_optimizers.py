@@ -15,7 +15,7 @@ from mulki_plugins.errors import Mistakes, MulkiError
 from mulki_plugins.models import ClipClassifier
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.recipe.schema import Optimizer, ParameterGroup
-from mulki_plugins.recipe.settings import fingerprint
+from mulki_plugins.recipe.settings import fingerprint, known_fingerprints
 from mulki_plugins.registry.catalog import Catalog, Provenance
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.register import Register
@@ -133,7 +133,7 @@ def test_a_recipe_of_an_earlier_version_is_the_same_experiment(tmp_path):
     before = "train.optimizer={name: sgd, lr: 0.1, weight_decay: 0.0, betas: null, momentum: 0.9}"
     now = "train.optimizer={name: sgd, lr: 0.1, momentum: 0.9}"
     assert fingerprint(resolved(before).recipe) == fingerprint(resolved(now).recipe)
-    assert fingerprint(resolve("recipes/mtil.yaml").recipe) == "ed82ecab7efd", "published results carry it"
+    assert "ed82ecab7efd" in known_fingerprints(resolve("recipes/mtil.yaml").recipe), "published results carry it"
 
 
 @pytest.mark.parametrize(("name", "error"), [("nothing", "returned a list"), ("broken", "KeyError: 'lost'")])

@@ -40,4 +40,4 @@ def test_it_works_from_an_empty_folder(environment, tmp_path):
     assert "Transfer" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr, "no colour without a terminal"
     assert [p.name for p in tmp_path.iterdir()] == ["runs"]
-    assert list((tmp_path / "runs" / "mtil").glob("mulki+*/seed-0/result.json"))
+    assert list((tmp_path / "runs" / "mtil").glob("mulki-plus+*/seed-0/result.json"))

@@ -13,7 +13,7 @@ CODE = """
 import sys
 from mulki_plugins.deploy.quick_import import import_open_clip
 import_open_clip('{"embed_dim": 16}')
-left_out = ("torch._meta_registrations", "torch._decomp", "torch._dynamo", "timm")
+left_out = ("torch._dynamo", "timm")
 assert not [name for name in left_out if name in sys.modules]
 import open_clip, torch
 from open_clip.model import CLIP
@@ -22,16 +22,14 @@ text = {"context_length": 12, "vocab_size": 300, "width": 32, "heads": 2, "layer
 clip = CLIP(16, vision, text).eval()
 with torch.inference_mode():
     assert clip.encode_image(torch.zeros(2, 3, 16, 16)).shape == (2, 16)
-import torch._meta_registrations  # as torch.export does
-assert torch._meta_registrations.__file__
-taken = torch.take(torch.empty(9, device="meta"), torch.empty(2, dtype=torch.long, device="meta"))  # has no other kernel
-assert taken.shape == (2,)
+import torch._dynamo
+assert torch._dynamo.config is not None
 import timm
 assert timm.list_models("vit_tiny*")
 """
 
 
-def test_a_plain_clip_needs_neither_timm_nor_the_kernels_for_shapes():
+def test_a_plain_clip_needs_neither_timm_nor_the_compiler():
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

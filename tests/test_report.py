@@ -253,7 +253,7 @@ def test_one_damaged_file_does_not_hide_the_others(tmp_path):
 
 def test_an_earlier_run_is_moved_aside(tmp_path):
     folder = run_folder(tmp_path, resolve("mtil").recipe, 3)
-    assert folder == tmp_path / "mtil" / "mulki" / "seed-3"
+    assert folder == tmp_path / "mtil" / "mulki-plus" / "seed-3"
     assert prepare_folder(folder) is None
     assert prepare_folder(folder) is None, "an empty folder is used"
     for number in (1, 2):

@@ -199,7 +199,7 @@ def test_several_seeds_are_compared_and_an_earlier_run_is_kept(tmp_path):
 @pytest.mark.parametrize("plugin", ["ewc", "si", "mas", "lwf", "replay", "agem"])
 def test_avalanches_plugins_join_the_stack(plugin, tmp_path):
     mulki("run", "mtil", *SMALL, "--set", "train.iterations=2", "--with", f"avalanche.{plugin}", "--out", tmp_path)
-    folder = folder_of(tmp_path, f"mulki-with-avalanche.{plugin}")
+    folder = folder_of(tmp_path, f"mulki-plus-with-avalanche.{plugin}")
     data = result(folder)
     assert data["status"] == "complete"
     tags = {line.split(",")[0] for line in (folder / "metrics.csv").read_text().split()}

@@ -19,8 +19,6 @@ from mulki_plugins.models.tensors import read_state
 from mulki_plugins.models.weights import WEIGHTS, weight_file
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.guard import guarded_call
-from mulki_plugins.training.checkpoint import read_checkpoint
-from mulki_plugins.training.pretrained import completed
 
 
 def all_merge(entries: Sequence[Mapping[str, Any]]) -> bool:
@@ -99,6 +97,9 @@ def _trained_weights(source: Source, pretrained: Mapping[str, Tensor]) -> dict[s
     assert source.weights is not None
     if source.weights.name != WEIGHTS:
         return read_state(weight_file(str(source.weights)))
+    from mulki_plugins.training.checkpoint import read_checkpoint  # imports Avalanche, which no finished run needs here
+    from mulki_plugins.training.pretrained import completed
+
     checkpoint = read_checkpoint(source.weights.parent)
     weights: dict[str, Tensor] = completed(checkpoint.weights(), checkpoint.left_out, pretrained, checkpoint.path)
     return weights

@@ -1,7 +1,6 @@
 """Imports torch and open_clip in about two seconds of CPU time: without torch's compiler, which a prediction never uses.
 
-Nor does it use torch's kernels for tensors without numbers, or, for most architectures, timm. What an architecture needs is in
-the file that describes it.
+Nor, for most architectures, does it use timm. What an architecture needs is in the file that describes it.
 """
 
 from __future__ import annotations
@@ -9,19 +8,16 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mulki_plugins.deferred import deferring
 from mulki_plugins.deploy.source import CONFIG, Source
 from mulki_plugins.libraries import import_libraries
 from mulki_plugins.models.check import TINY
 from mulki_plugins.registry.builtin import open_clip_folder
 
 _COMPILER = "torch._dynamo"
-_SHAPES = "torch._meta_registrations"
-"""Torch's kernels for tensors without numbers, and with them all its decompositions."""
 _TINY = Path(__file__).parents[1] / "models" / "tiny" / "mulki-tiny.json"
 _UNUSED = ("wandb",)
 """Packages that timm imports if they are installed, and that only its training uses."""
@@ -33,9 +29,9 @@ def import_open_clip(architecture: str | None = None) -> None:
     torchvision and timm import the compiler's package to ask it one question and to mark functions that it should leave
     alone. Both get the answers "no" and "unchanged" from a stand-in, which is gone afterwards: a later import gets the
     compiler itself. architecture: open_clip's description of the only model that will be loaded, see `architecture_of`; with
-    None, torch is imported whole, and timm in any case.
+    None, timm is imported in any case.
     """
-    _import_torch(shapes=architecture is None or '"hf_' in architecture)
+    import_libraries("torch")
     if "open_clip" in sys.modules or "torchvision" in sys.modules or _COMPILER in sys.modules:
         import_libraries("open_clip")
         return
@@ -58,12 +54,6 @@ def architecture_of(source: Source) -> str | None:
         return path.read_text("utf-8") if path else None
     except (OSError, ValueError):
         return None
-
-
-def _import_torch(*, shapes: bool) -> None:
-    """Import torch. shapes: with its kernels for tensors without numbers; otherwise whoever imports their module gets them."""
-    with nullcontext() if shapes else deferring({_SHAPES: frozenset()}):
-        import_libraries("torch")
 
 
 def _stand_ins(*, timm: bool) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mulki_plugins.models.adapter import RoutedAdapter
 from mulki_plugins.recipe.schema import Optimizer
 from mulki_plugins.registry.catalog import takes_decay
 from mulki_plugins.registry.guard import cause_of
@@ -44,8 +45,9 @@ class Laboratory:
 
     @functools.cached_property
     def frozen(self) -> Trial:
-        """Two tasks with the text tower frozen, from another seed."""
-        return self.trained(seed=1, train="image", iterations=3)
+        """Two tasks with the text tower frozen, from another seed; with both, if an adapter needs the model as it was loaded."""
+        routed = self.subject.kind == "adapter" and isinstance(self.subject.create(), RoutedAdapter)
+        return self.trained(seed=1, train="adapters" if routed else "image", iterations=3)
 
     @functools.cached_property
     def modules(self) -> set[str]:
