@@ -135,6 +135,8 @@ class Watch:
                     continue
             break
         with contextlib.suppress(Exception):
+            if self.store.check(["reported"]):  # it may have reported and ended between the two questions above
+                return True
             if int(self.store.add("reporter", 1)) > 1:
                 time.sleep(1.0)  # the rank that reports must not be ended by torchrun before it has
                 return True
