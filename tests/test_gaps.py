@@ -86,7 +86,13 @@ def test_runs_of_other_folders_are_named_by_their_tasks(runs, tmp_path, monkeypa
             data = json.loads((run / "result.json").read_text())
             names = [task["name"] for task in tasks]
             matrix = [[50.0] * len(names) for _ in names]
-            data |= {"tasks": names, "matrix": matrix, "zero_shot": matrix[0], "settings": name, "test_images": [8] * len(names)}
+            data |= {
+                "tasks": names,
+                "matrix": matrix,
+                "zero_shot": matrix[0],
+                "settings": name,
+                "test_images": [8] * len(names),
+            }
             (copied / "result.json").write_text(json.dumps(data))
             recipe = {
                 "name": "mtil", "stream": {"name": "folders", "tasks": tasks}, "model": {"name": "mulki-tiny"},

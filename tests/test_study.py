@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -164,7 +165,7 @@ def rows(path="runs/studies/tried/study.csv"):
 def test_the_shipped_study_covers_what_is_promised():
     study = read_study("mini").study
     jobs = list(reported_jobs(study))
-    assert len({(j.part, j.order, j.label, j.seed) for j in jobs}) == len(jobs) == 136
+    assert len({(j.part, j.order, j.label, j.seed) for j in jobs}) == len(jobs) == 163
     count = {}
     for job in jobs:
         count[job.part, job.order, job.label] = count.get((job.part, job.order, job.label), 0) + 1
@@ -173,7 +174,21 @@ def test_the_shipped_study_covers_what_is_promised():
         assert min(count["study", "II", name], count["study", "random", name]) >= 3
     assert all(count["study", order, "zero-shot"] == 1 for order in study.orders)
     assert sum(part == "alone" for part, _, _ in count) == 11
-    for name in ("joint", "lwf-vr", "l2", "icarl", "ewc", "replay", "si", "mas"):
+    for name in (
+        "joint",
+        "lwf-vr",
+        "l2",
+        "icarl",
+        "ewc",
+        "replay",
+        "si",
+        "mas",
+        "mulki",
+        "lora",
+        "rail",
+        "magmax",
+        "diki",
+    ):
         assert count["study", "I", name] >= 3
     assert sorted(study.orders["random"]) == sorted(catalog().find("stream", "mtil-mini").tasks)
     assert study.orders["random"] not in (list(ORDERS["I"]), list(ORDERS["II"]))
@@ -187,12 +202,16 @@ def test_the_shipped_study_covers_what_is_promised():
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path):
-    """Of 136 runs the documentation says that 7 are still to come; all 55 candidates have been tried."""
+    """The documentation says how many runs are still to come; of most methods all candidates have been tried."""
     counts = json.loads(mulki("status", "mini", "--out", tmp_path, "--json").stdout)["counts"]
-    assert counts == {"done": 129, "missing": 7}, "a new option whose default changes nothing belongs to _LATER_OPTIONS"
+    said = re.search(r"(\d+) of the plan's 163 runs are still to come", (ROOT / "docs" / "results.md").read_text())
+    assert counts == {"done": 163 - int(said[1]), "missing": int(said[1])}, (
+        "a new option whose default changes nothing belongs to _LATER_OPTIONS"
+    )
     study = read_study("mini")
     lines = read_lines(study.measured)
-    tried = [plan_run(job, tmp_path) for job in choice_jobs(study.study)]
+    to_come = ("moe-adapters", "diki", "magmax", "rail", "null-space")
+    tried = [plan_run(job, tmp_path) for job in choice_jobs(study.study) if job.changes.strategy not in to_come]
     assert all(find_line(run, lines, "cpu") for run in tried)
     assert not any(find_line(run, lines, "cuda") for run in tried), "a line of a CPU is no line of a GPU"
 

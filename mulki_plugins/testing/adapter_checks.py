@@ -48,8 +48,9 @@ def learning(lab: Laboratory) -> None:
         raise Fault("it adds no weights to the model", fix)
     for task in TASKS:
         began, ended = trial.began[task], trial.ended[task]
-        learned = {name for name, value in ended.items() if name in began and not torch.equal(began[name], value)}
-        for name in sorted(learned - trial.learned[task]):
+        kept = {name: value for name, value in ended.items() if name in began and value.is_floating_point()}
+        changed = {name for name, value in kept.items() if not torch.equal(began[name], value)}  # counters may count
+        for name in sorted(changed - trial.learned[task]):
             raise Fault(
                 f"{name} does not require a gradient and changes within task {task + 1}",
                 "change only weights that learn; merge or freeze in after_task",
