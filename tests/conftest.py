@@ -22,7 +22,7 @@ from mulki_plugins.registry.register import Register
 from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, Teachers
 from mulki_plugins.streams import TaskStream, as_benchmark
 from mulki_plugins.testing.small import SIZE, SmallTokenizer, small_clip, small_model, small_task
-from mulki_plugins.training import state
+from mulki_plugins.training.checkpointing import Checkpointing
 from tests.environments import ROOT, Environment, copied, wheel_of
 
 small_tokenizer = SmallTokenizer()
@@ -194,14 +194,14 @@ def kill_at(monkeypatch):
     """Kill the run after a step of a task, after a checkpoint that is due there."""
 
     def at(task, step):
-        after_step = state.Checkpointing.after_step
+        after_step = Checkpointing.after_step
 
         def killed(self):
             after_step(self)
             if (self.tasks + 1, self.strategy.clock.train_exp_iterations) == (task, step):
-                monkeypatch.setattr(state.Checkpointing, "after_step", after_step)
+                monkeypatch.setattr(Checkpointing, "after_step", after_step)
                 raise Killed
 
-        monkeypatch.setattr(state.Checkpointing, "after_step", killed)
+        monkeypatch.setattr(Checkpointing, "after_step", killed)
 
     return at

@@ -12,7 +12,7 @@ import torch
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.resolve import Changes, resolve
-from mulki_plugins.training import checkpoint, kept_weights, state
+from mulki_plugins.training import checkpoint, checkpointing, kept_weights
 from mulki_plugins.training.checkpoint import (
     FOLDER,
     MANIFEST,
@@ -54,7 +54,7 @@ def resolved(*settings, strategy="finetune"):
 def minute_per_step(monkeypatch):
     """A clock that moves on by one minute before each step's end, and the moments of the step checkpoints."""
     now, moments = [0.0], []
-    after_step, save_step = state.Checkpointing.after_step, state.Checkpointing._save_step
+    after_step, save_step = checkpointing.Checkpointing.after_step, checkpointing.Checkpointing._save_step
 
     def stepped(self):
         now[0] += 60
@@ -64,9 +64,9 @@ def minute_per_step(monkeypatch):
         moments.append((self.tasks + 1, steps))
         save_step(self, steps)
 
-    monkeypatch.setattr(state.Checkpointing, "clock", staticmethod(lambda: now[0]))
-    monkeypatch.setattr(state.Checkpointing, "after_step", stepped)
-    monkeypatch.setattr(state.Checkpointing, "_save_step", saved)
+    monkeypatch.setattr(checkpointing.Checkpointing, "clock", staticmethod(lambda: now[0]))
+    monkeypatch.setattr(checkpointing.Checkpointing, "after_step", stepped)
+    monkeypatch.setattr(checkpointing.Checkpointing, "_save_step", saved)
     return moments
 
 
@@ -123,13 +123,13 @@ class SlowDisk:
 
 def at_steps(monkeypatch, action):
     """Call the action with the task and the step after each step's checkpoint."""
-    after_step = state.Checkpointing.after_step
+    after_step = checkpointing.Checkpointing.after_step
 
     def stepped(self):
         after_step(self)
         action(self, self.tasks + 1, self.strategy.clock.train_exp_iterations)
 
-    monkeypatch.setattr(state.Checkpointing, "after_step", stepped)
+    monkeypatch.setattr(checkpointing.Checkpointing, "after_step", stepped)
 
 
 def test_training_goes_on_while_a_checkpoint_is_written_and_changes_nothing_in_it(tmp_path, monkeypatch):
@@ -137,7 +137,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_changes_nothing_in_i
 
     def action(run, task, step):
         if (task, step) == (1, 2):
-            seen.append({name: value.clone() for name, value in state.weights_of(run.strategy).items()})
+            seen.append({name: value.clone() for name, value in checkpointing.weights_of(run.strategy).items()})
         if (task, step) == (1, 3):
             seen.append(list((run.folder / FOLDER).glob("task-01*")))
             disk.free.set()
@@ -167,8 +167,8 @@ def test_the_next_one_waits_for_the_one_before(tmp_path, monkeypatch):
 
 
 def test_an_evaluation_goes_on_while_the_end_of_a_task_is_written(tmp_path, monkeypatch):
-    disk, learned, evaluated, present = SlowDisk(monkeypatch), state.Checkpointing.learned, [], []
-    settle = state.Checkpointing.evaluated
+    disk, learned, evaluated, present = SlowDisk(monkeypatch), checkpointing.Checkpointing.learned, [], []
+    settle = checkpointing.Checkpointing.evaluated
 
     def after_learned(self, *arguments):
         learned(self, *arguments)
@@ -179,8 +179,8 @@ def test_an_evaluation_goes_on_while_the_end_of_a_task_is_written(tmp_path, monk
         disk.free.set()
         settle(self)
 
-    monkeypatch.setattr(state.Checkpointing, "learned", after_learned)
-    monkeypatch.setattr(state.Checkpointing, "evaluated", after_evaluation)
+    monkeypatch.setattr(checkpointing.Checkpointing, "learned", after_learned)
+    monkeypatch.setattr(checkpointing.Checkpointing, "evaluated", after_evaluation)
     run_experiment(resolved(), 0, tmp_path, folder=tmp_path / "run")
     assert present[0] is False
     end = read_checkpoint(tmp_path / "run" / FOLDER / "task-03-third")

@@ -19,7 +19,7 @@ from mulki_plugins.recipe.settings import fingerprint
 from mulki_plugins.registry.catalog import Catalog, Provenance
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.register import Register
-from mulki_plugins.training import state
+from mulki_plugins.training.checkpointing import Checkpointing
 from mulki_plugins.training.resume import resume_experiment
 from mulki_plugins.training.run import run_experiment
 from tests.conftest import Killed, small_clip, small_tokenizer
@@ -285,16 +285,16 @@ def test_a_killed_run_ends_as_if_it_had_never_been(tmp_path, monkeypatch, head, 
     setting, train = HEADS[head]
     recipe = resolved(setting, f"evaluate.classes={classes}", train=train)
     whole = run_experiment(recipe, 0, tmp_path / "whole")
-    learned = state.Checkpointing.learned
+    learned = Checkpointing.learned
 
     def killed(self, tasks, name):
         learned(self, tasks, name)
         if tasks == 2:
             self.settle()
-            monkeypatch.setattr(state.Checkpointing, "learned", learned)
+            monkeypatch.setattr(Checkpointing, "learned", learned)
             raise Killed
 
-    monkeypatch.setattr(state.Checkpointing, "learned", killed)
+    monkeypatch.setattr(Checkpointing, "learned", killed)
     with pytest.raises(
         (Killed, MulkiError)
     ):  # the head's code and this function are in one module, so it gets the blame

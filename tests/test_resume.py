@@ -14,7 +14,7 @@ import torch
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.stages import prototypes
-from mulki_plugins.training import compilation, state
+from mulki_plugins.training import checkpointing, compilation
 from mulki_plugins.training.checkpoint import checkpoints
 from mulki_plugins.training.resume import resume_experiment
 from mulki_plugins.training.run import run_experiment
@@ -93,16 +93,16 @@ def test_wherever_it_was_killed(tmp_path, torture, kill_at, monkeypatch, capsys)
         with pytest.raises(Killed):
             resume_experiment(recipe, 0, folder)
         assert f"resuming from {begun}" in capsys.readouterr().err
-    learned = state.Checkpointing.learned
+    learned = checkpointing.Checkpointing.learned
 
     def killed(self, *arguments):
         learned(self, *arguments)
         raise Killed
 
-    monkeypatch.setattr(state.Checkpointing, "learned", killed)
+    monkeypatch.setattr(checkpointing.Checkpointing, "learned", killed)
     with pytest.raises(Killed):
         resume_experiment(recipe, 0, folder)
-    monkeypatch.setattr(state.Checkpointing, "learned", learned)
+    monkeypatch.setattr(checkpointing.Checkpointing, "learned", learned)
     resume_experiment(recipe, 0, folder)
     assert "resuming from task-02-second" in capsys.readouterr().err
     assert torture.differing(folder_of(tmp_path / "alone", "mulki-plus"), folder) == []
@@ -236,14 +236,14 @@ def test_a_signal_ends_the_run_at_the_next_step_with_a_checkpoint(tmp_path, tort
     recipe = resolved("mulki-plus", "train.checkpoint.every=null")
     run_experiment(recipe, 0, tmp_path / "alone")
     folder = folder_of(tmp_path / "told", "mulki-plus")
-    after_step = state.Checkpointing.after_step
+    after_step = checkpointing.Checkpointing.after_step
 
     def told(self):
         if (self.tasks, self.strategy.clock.train_exp_iterations) == (1, 3):
             signal.raise_signal(signal.SIGTERM)
         after_step(self)
 
-    monkeypatch.setattr(state.Checkpointing, "after_step", told)
+    monkeypatch.setattr(checkpointing.Checkpointing, "after_step", told)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped) as caught:
         run_experiment(recipe, 0, tmp_path / "told")
@@ -251,7 +251,7 @@ def test_a_signal_ends_the_run_at_the_next_step_with_a_checkpoint(tmp_path, tort
     assert caught.value.status == 128 + signal.SIGTERM
     assert caught.value.lines() == [f"stopped by SIGTERM; resume it with `mulki resume {folder}`"]
     assert json.loads((folder / "result.json").read_text())["status"] == "stopped"
-    monkeypatch.setattr(state.Checkpointing, "after_step", after_step)
+    monkeypatch.setattr(checkpointing.Checkpointing, "after_step", after_step)
     resume_experiment(recipe, 0, folder)
     assert torture.differing(folder_of(tmp_path / "alone", "mulki-plus"), folder) == []
 

@@ -9,8 +9,8 @@ import torch
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.resolve import Changes, resolve
-from mulki_plugins.training import state
 from mulki_plugins.training.checkpoint import MANIFEST, Damaged, _signed, read_checkpoint
+from mulki_plugins.training.checkpointing import Checkpointing
 from mulki_plugins.training.resume import resume_experiment
 from mulki_plugins.training.run import run_experiment
 from tests.test_run import mulki
@@ -36,17 +36,17 @@ def half(tmp_path, small_parts, monkeypatch):
     """A run that was stopped in its second task."""
     torch.set_num_threads(1)
     recipe = resolve("recipes/mtil.yaml", Changes(strategy="finetune", settings=SMALL))
-    after_step = state.Checkpointing.after_step
+    after_step = Checkpointing.after_step
 
     def stopped(self):
         after_step(self)
         if (self.tasks, self.strategy.clock.train_exp_iterations) == (1, 2):
             raise MulkiError("stopped here")
 
-    monkeypatch.setattr(state.Checkpointing, "after_step", stopped)
+    monkeypatch.setattr(Checkpointing, "after_step", stopped)
     with pytest.raises(MulkiError, match="stopped here"):
         run_experiment(recipe, 0, tmp_path / "runs")
-    monkeypatch.setattr(state.Checkpointing, "after_step", after_step)
+    monkeypatch.setattr(Checkpointing, "after_step", after_step)
     return recipe, tmp_path / "runs" / "mtil" / "finetune" / "seed-0"
 
 

@@ -14,7 +14,7 @@ from mulki_plugins.registry.catalog import Catalog, Provenance
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.register import Register
 from mulki_plugins.stages.statistics import TaskImages
-from mulki_plugins.training import state
+from mulki_plugins.training.checkpointing import Checkpointing
 from mulki_plugins.training.resume import resume_experiment
 from mulki_plugins.training.run import run_experiment
 from tests.conftest import Killed, small_clip
@@ -180,15 +180,15 @@ def test_a_rate_of_0_for_one_task(tmp_path):
 def test_a_killed_run_ends_as_if_it_had_never_been(tmp_path, monkeypatch, plugin):
     recipe = resolved("model.train=none", plugins=(plugin,))
     whole = run_experiment(recipe, 0, tmp_path / "whole")
-    learned, calls = state.Checkpointing.learned, len(CALLS)
+    learned, calls = Checkpointing.learned, len(CALLS)
 
     def killed(self, tasks, name):
         if tasks == 2:
-            monkeypatch.setattr(state.Checkpointing, "learned", learned)
+            monkeypatch.setattr(Checkpointing, "learned", learned)
             raise Killed
         learned(self, tasks, name)
 
-    monkeypatch.setattr(state.Checkpointing, "learned", killed)
+    monkeypatch.setattr(Checkpointing, "learned", killed)
     with pytest.raises((Killed, MulkiError)):  # blamed on the plugin, which stands in this file, too
         run_experiment(recipe, 0, tmp_path / "killed")
     CALLS.clear()

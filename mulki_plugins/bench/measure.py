@@ -25,10 +25,10 @@ from mulki_plugins.streams.task import TaskStream
 from mulki_plugins.training.batches import TaskBatches
 from mulki_plugins.training.build import Built, build
 from mulki_plugins.training.checkpoint import FOLDER
+from mulki_plugins.training.checkpointing import Checkpointing
 from mulki_plugins.training.provenance import peak_memory
 from mulki_plugins.training.rng import seed_everything
 from mulki_plugins.training.run import Run
-from mulki_plugins.training.state import Checkpointing
 from mulki_plugins.training.strategy import ContinualTemplate
 
 Say = Callable[[str], None]

@@ -7,7 +7,7 @@ those of the inputs of a layer; a term of your own is a function from a batch to
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -61,6 +61,29 @@ def evaluation_batches(
         yield x, y, batch[-1] if len(batch) > 2 else torch.zeros_like(y)
 
 
+def _on(
+    device: torch.device, dataset: Dataset, batch_size: int, *, workers: int, after_batch: Callable[[], None] | None,
+    shared: bool,
+) -> Iterator[Batch]:  # fmt: skip
+    """The batches of a data set on a device, in order. after_batch: called when the caller is done with one."""
+    pinned = device.type == "cuda"
+    for x, y, tasks in evaluation_batches(dataset, batch_size, workers=workers, pinned=pinned, shared=shared):
+        yield Batch(x.to(device, non_blocking=True), y.to(device, non_blocking=True), tasks, y)
+        if after_batch is not None:
+            after_batch()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Keep a model in evaluation mode within the block."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 @torch.no_grad()
 def sum_over(
     dataset: Dataset, term: Callable[[Batch], Mapping[str, Tensor]], device: torch.device, *, batch_size: int = 256,
@@ -73,13 +96,9 @@ def sum_over(
     ranks each reads its share of the batches, and all get the totals. ValueError if the data set is empty.
     """
     totals: Totals = {}
-    pinned = device.type == "cuda"
-    for x, y, tasks in evaluation_batches(dataset, batch_size, workers=workers, pinned=pinned, shared=True):
-        images, classes = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-        for name, value in term(Batch(images, classes, tasks, y)).items():
+    for batch in _on(device, dataset, batch_size, workers=workers, after_batch=after_batch, shared=True):
+        for name, value in term(batch).items():
             totals[name] = totals[name].add_(value) if name in totals else value.clone()
-        if after_batch is not None:
-            after_batch()
     collectives.add_up_by_name(totals)
     if not totals:
         raise ValueError("the data set has no images")
@@ -88,12 +107,16 @@ def sum_over(
 
 def encoded(model: ClipClassifier, images: Tensor) -> Tensor:
     """Unit-norm features [B, d] of images, which are cast to the type of the model's weights."""
-    return model.encode_image(images.to(next(model.clip.visual.parameters()).dtype))
+    return model.encode_image(images.to(_dtype(model)))
+
+
+def _dtype(model: ClipClassifier) -> torch.dtype:
+    return next(model.clip.visual.parameters()).dtype
 
 
 @frozen(eq=False)
 class TaskImages:
-    """The training images of one task through the frozen model, for a head to learn from.
+    """The training images of one task through the frozen model, for a head or an adapter to learn from.
 
     autocast: makes the context of the run's own forwards, so that the features are those of an evaluation.
     """
@@ -123,6 +146,20 @@ class TaskImages:
         with torch.no_grad():
             return self.model.text_features(self.task, "all")
 
+    def features(self) -> Iterator[Tensor]:
+        """Unit-norm features [B, d] of all images in their order, batch after batch, with a routed adapter switched off.
+
+        On several ranks each reads all of them.
+        """
+        with _evaluating(self.model):
+            for batch in _on(
+                self.model.scale.device, self.dataset, self.batch_size, workers=self.workers, after_batch=self.after_batch,
+                shared=False,
+            ):  # fmt: skip
+                with torch.no_grad(), self.autocast(), self.model.routes.taking(None):
+                    z = self.model.encode_directly(batch.images.to(_dtype(self.model)))
+                yield z
+
     def sum(self, term: Term) -> Totals:
         """Σ over all images of what `term` returns for each batch; floating-point tensors in double precision."""
 
@@ -132,15 +169,11 @@ class TaskImages:
             values = term(z.float(), batch.classes)
             return {name: value.double() if value.is_floating_point() else value for name, value in values.items()}
 
-        training = self.model.training
-        self.model.eval()
-        try:
+        with _evaluating(self.model):
             return sum_over(
                 self.dataset, of_batch, self.model.scale.device, batch_size=self.batch_size, workers=self.workers,
                 after_batch=self.after_batch,
             )  # fmt: skip
-        finally:
-            self.model.train(training)
 
     def moments(self) -> ClassMoments:
         """The number, the mean and the second moment of the features of each class."""
@@ -218,14 +251,12 @@ def layer_moments(
         return {**seen, "": torch.tensor(len(batch.images))}
 
     hooks = [modules[path].register_forward_pre_hook(watch(path), with_kwargs=True) for path in wanted]
-    training = model.training
-    model.eval()
     try:
-        totals = sum_over(
-            dataset, of_batch, model.scale.device, batch_size=batch_size, workers=workers, after_batch=after_batch
-        )
+        with _evaluating(model):
+            totals = sum_over(
+                dataset, of_batch, model.scale.device, batch_size=batch_size, workers=workers, after_batch=after_batch
+            )
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     if idle := [path for path in wanted if path not in totals]:

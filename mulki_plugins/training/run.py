@@ -31,6 +31,7 @@ from mulki_plugins.report.run_log import RunLog, SilentLog
 from mulki_plugins.training.accuracy import AccuracyRecorder, compute_metrics
 from mulki_plugins.training.build import Built, build_seeded
 from mulki_plugins.training.checkpoint import Checkpoint
+from mulki_plugins.training.checkpointing import Checkpointing
 from mulki_plugins.training.contents import StackEntry
 from mulki_plugins.training.earlier_rows import restore
 from mulki_plugins.training.ending import log_error, where
@@ -51,7 +52,6 @@ from mulki_plugins.training.provenance import (
 from mulki_plugins.training.records import Records
 from mulki_plugins.training.rng import seed_everything
 from mulki_plugins.training.signals import Stopped, StopRequest
-from mulki_plugins.training.state import Checkpointing
 from mulki_plugins.training.strategy import TEMPLATES
 
 

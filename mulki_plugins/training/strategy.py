@@ -27,7 +27,6 @@ from mulki_plugins.training.groups import (
     move_plugin_weights,
 )
 from mulki_plugins.training.precision import matrix_products
-from mulki_plugins.training.routes import learn_routes
 from mulki_plugins.training.step import StepTemplate, calls
 
 _LOGGED_AT = ("before_training_exp", "after_training_iteration", "after_training_exp")
@@ -87,7 +86,7 @@ class ContinualTemplate(StepTemplate):
         self._before_train_dataset_adaptation(**kwargs)  # from here to the plugins as Avalanche does
         self.train_dataset_adaptation(**kwargs)
         self._after_train_dataset_adaptation(**kwargs)
-        learn_routes(self, self._beginning(), workers=int(kwargs.get("num_workers") or 0))
+        self._teach_routes(int(kwargs.get("num_workers") or 0))
         self.make_train_dataloader(**kwargs)
         self.check_model_and_optimizer(**kwargs)
         self._call("before_training_exp", **kwargs)
@@ -117,6 +116,15 @@ class ContinualTemplate(StepTemplate):
         if self.towers:
             teachers = [plugin for plugin in self.stack if isinstance(plugin, Teachers)]
             self.towers.compile(self.model, [each.model for plugin in teachers for each in plugin.active])
+
+    def _teach_routes(self, workers: int) -> None:
+        """Let an adapter with routes learn to recognise the images of each task that begins."""
+        if (adapter := self.model.routes.adapter) is None:
+            return
+        for experience in self._learned_now():
+            dataset, task = experience.dataset, int(experience.task_label)
+            images = TaskImages.of(self, dataset, task, adapter, workers=workers)
+            adapter.learn_route(self.model.clip, task, images.features())
 
     def _is_watched(self) -> bool:
         """Whether a plugin of the stack has a callback within the epochs, so that it sees batches though nothing learns."""
