@@ -44,13 +44,17 @@ class Projection:
     @property
     def changes(self) -> list[Change]:
         """The changes that adapters have added to it."""
-        parametrizations: Sequence[nn.Module] = self.module.parametrizations[self.name]  # type: ignore[index,assignment]  # a ModuleDict
-        return [each for each in parametrizations if isinstance(each, Change)]
+        return [each for each in self._parametrizations if isinstance(each, Change)]
 
     @property
     def plain(self) -> nn.Parameter:
         """The model's own weight, without any change."""
-        return cast(nn.Parameter, self.module.parametrizations[self.name].original)  # type: ignore[index,union-attr]  # too
+        return cast(nn.Parameter, self._parametrizations.original)
+
+    @property
+    def _parametrizations(self) -> parametrize.ParametrizationList:
+        of_module = cast(nn.ModuleDict, self.module.parametrizations)
+        return cast(parametrize.ParametrizationList, of_module[self.name])
 
 
 def projections(clip: nn.Module, towers: Towers, targets: set[Target]) -> list[Projection]:

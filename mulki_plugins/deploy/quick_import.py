@@ -58,10 +58,8 @@ def architecture_of(source: Source) -> str | None:
 
 def _stand_ins(*, timm: bool) -> Any:
     compiler, answers = types.ModuleType(_COMPILER), types.ModuleType(f"{_COMPILER}.utils")
-    answers.is_compile_supported = lambda device: False  # type: ignore[attr-defined]  # a stand-in module
-    compiler.disable = _unchanged  # type: ignore[attr-defined]  # as above
-    compiler.utils = answers  # type: ignore[attr-defined]  # as above
-    compiler.__path__ = []
+    vars(answers).update(is_compile_supported=lambda device: False)
+    vars(compiler).update(disable=_unchanged, utils=answers, __path__=[])
     unused = _UNUSED if timm else (*_UNUSED, "timm")
     absent = dict.fromkeys((name for name in unused if name not in sys.modules), None)
     return _replaced({_COMPILER: compiler, f"{_COMPILER}.utils": answers, **absent})

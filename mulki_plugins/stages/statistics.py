@@ -111,7 +111,8 @@ def encoded(model: ClipClassifier, images: Tensor) -> Tensor:
 
 
 def _dtype(model: ClipClassifier) -> torch.dtype:
-    return next(model.clip.visual.parameters()).dtype
+    dtype: torch.dtype = next(model.clip.visual.parameters()).dtype
+    return dtype
 
 
 @frozen(eq=False)
