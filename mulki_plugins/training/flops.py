@@ -38,11 +38,16 @@ class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ha
         self.total = 0
         self.problem = ""
         """Why the total is too low, if it is."""
+        self._formulas: dict[int, Callable[..., int] | None] = {}
+        """By the id of an operation, which torch keeps: to look for it by itself takes as long as a small one computes."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = function(*args, **kwargs)
-        if (formula := _FORMULAS.get(getattr(function, "_overloadpacket", None))) is not None:
+        key = id(function)
+        if key not in self._formulas:
+            self._formulas[key] = _FORMULAS.get(getattr(function, "_overloadpacket", None))
+        if (formula := self._formulas[key]) is not None:
             try:
                 self.total += int(formula(*args, **kwargs, out_val=out))
             except Exception as error:  # a count never ends a run
@@ -56,7 +61,8 @@ class TrainingFlops:
     A task's beginning, its first step and its end are counted as they are: there are the passes over its images, such as
     those for prototypes. Of the other steps the second is counted, and each hundredth; all are taken for their mean. Torch
     does not show what compiled towers do inside; in their steps each call of a tower is counted, and nothing else. A run that
-    goes on in another process encodes sentences again that it had cached, and they count.
+    goes on in another process encodes sentences again that it had cached, and they count. What prepares the images of a batch
+    does not: no formula would apply, and the count would wait for each operation on each image.
     """
 
     def __init__(self, strategy: ContinualTemplate, result: Result) -> None:
