@@ -30,7 +30,6 @@ from mulki_plugins.study.plan import choice_jobs, plan_run, reported_jobs
 from mulki_plugins.study.read import read_study
 from mulki_plugins.study.state import JobFiles, State, held
 from mulki_plugins.study.table import Line, find_line, read_lines, write_lines
-from mulki_plugins.study.tables import cost_table
 from tests.conftest import small_stream
 
 ROOT = Path(__file__).parent.parent
@@ -609,20 +608,6 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
     )
     write_lines(tmp_path / "t.csv", [line])
     assert read_lines(tmp_path / "t.csv") == [line]
-
-
-def test_costs_are_ratios():
-    table = cost_table({"finetune": [(2.0, 100.0), (4.0, 100.0)], "mulki": [(3.0, 110.0), (8.0, 110.0)]}, "finetune")
-    assert "| finetune | 1.00 | 1.00 – 1.00 | 1.00 |" in table
-    assert "| mulki | 1.75 | 1.50 – 2.00 | 1.10 |" in table
-
-
-def test_costs_are_measured_one_after_another(small_study, in_forks):
-    small_study["cost"] = {"strategies": ["finetune", "lwf"], "rounds": 2}
-    table = mulki("cost", written(small_study)).stdout
-    assert "| finetune | 1.00 | 1.00 – 1.00 | 1.00 |" in table
-    assert "| lwf | " in table
-    assert [words[words.index("--strategy") + 1] for words, _ in in_forks] == ["finetune", "lwf"] * 2
 
 
 def test_planning_imports_no_torch():

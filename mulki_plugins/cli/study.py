@@ -52,7 +52,8 @@ def run(conductor: Conductor, only: tuple[str, ...], **options: Any) -> None:
     from mulki_plugins.study.tables import results_text
 
     if _run(conductor, choose_jobs(conductor.reported(), only), **options):
-        _echo_text(results_text(conductor.look(conductor.reported()), conductor.file.study))
+        found = conductor.look(conductor.reported())
+        _echo_text(results_text(found, conductor.file.study, conductor.costs()))
 
 
 @study.command()
@@ -138,19 +139,25 @@ def cancel(conductor: Conductor, only: tuple[str, ...]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the lines of the table as JSON.")
 @report_errors
 def collect(conductor: Conductor, into: Path | None, figure: Path | None, as_json: bool) -> None:
-    """Collect the finished runs of STUDY in its table, and print them: mean ± standard deviation over seeds."""
+    """Collect the finished runs of STUDY in its table, and print them: mean ± standard deviation over seeds.
+
+    With what `mulki study cost` has measured, the tables say what each strategy costs, too.
+    """
     from attrs import asdict
 
     from mulki_plugins.study.plan import choice_jobs
-    from mulki_plugins.study.tables import choice_table, results_text, write_between_marks
+    from mulki_plugins.study.tables import choice_table, cost_table, results_text, write_between_marks
 
     study_ = conductor.file.study
     found, tried = conductor.collect(conductor.reported()), conductor.collect(choice_jobs(study_))
     lines = [state.line for state in found if state.line is not None]
-    text = results_text(found, study_) if lines else "Not run yet."
+    costs = conductor.costs() if study_.cost is not None else []
+    text = results_text(found, study_, costs) if lines else "Not run yet."
     chosen = choice_table(tried, study_.choice) if study_.choice is not None else ""
+    cost_text = cost_table(costs, study_.cost.base) if study_.cost is not None and costs else ""
     if into is not None:
-        write_between_marks(into, {"study": text} | ({"choice": chosen} if chosen else {}))
+        others = {"choice": chosen, "cost": cost_text}
+        write_between_marks(into, {"study": text} | {name: other for name, other in others.items() if other})
     if figure is not None and lines:
         _draw(conductor, found, figure)
     if as_json:
@@ -167,36 +174,46 @@ def collect(conductor: Conductor, into: Path | None, figure: Path | None, as_jso
 
 @study.command()
 @study_options
+@click.option(
+    "--rounds", type=click.IntRange(min=1), help="How often each strategy is measured.  [default: the study's]"
+)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of each run.")
 @click.option("--dry-run", is_flag=True, help="Print what would run, as commands; run nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the lines of the file as JSON.")
 @into_option("cost")
 @report_errors
-def cost(conductor: Conductor, threads: int, dry_run: bool, into: Path | None) -> None:
-    """Measure time and peak memory of each strategy of STUDY over those of a base, on this machine, one run at a time.
+def cost(
+    conductor: Conductor, rounds: int | None, threads: int, dry_run: bool, into: Path | None, as_json: bool
+) -> None:
+    """Measure what each strategy of STUDY costs on this machine, one run at a time, round after round.
 
-    Time is that of the last task, from its prototypes to its last step. Memory is the process's peak, or what tensors took
-    on a GPU.
+    The table has the milliseconds of a step of the last task (with what the task takes before its first step), the peak
+    memory (of the process, or what tensors took on a GPU), the number of trained weights, and what the model takes on the
+    disk. Time and memory are compared with those of a base in the same round. The lines go into a file beside the study's
+    table, such as study-cost.csv, from which `collect` takes them.
     """
+    from attrs import asdict, evolve
+
     from mulki_plugins.study.plan import cost_jobs
-    from mulki_plugins.study.state import result_of
     from mulki_plugins.study.tables import cost_table, write_between_marks
 
     rule = conductor.file.study.cost
     if rule is None:
         raise MulkiError(f"{conductor.file.file.shown}: the study has no `cost`", "docs/study.md describes it")
-    jobs = list(cost_jobs(conductor.file.study))
+    wanted = rounds or rule.rounds
+    study_ = evolve(conductor.file.study, cost=evolve(rule, rounds=max(wanted, rule.rounds)))
+    jobs = [job for job in cost_jobs(study_) if job.seed < wanted]
     _run(conductor, jobs, dry_run=dry_run, no_wait=False, options=(), on="local", processes=1, threads=threads)
     if dry_run:
         return
-    costs: dict[str, list[tuple[float, float]]] = {name: [] for name in rule.strategies}
-    for state in conductor.look(jobs):
-        if (result := result_of(state.run)) is not None and result.status == "complete" and result.seconds.get("train"):
-            seconds = float(result.seconds["train"][-1])
-            costs[state.run.job.label].append((seconds, float(result.device["peak_memory_mib"])))
+    costs = conductor.collect_costs(cost_jobs(study_))
     text = cost_table(costs, rule.base)
     if into is not None:
         write_between_marks(into, {"cost": text})
-    _echo_text(text)
+    if as_json:
+        echo_json([asdict(line) for line in costs])
+    else:
+        _echo_text(text)
 
 
 def _all_jobs(conductor: Conductor) -> list[Job]:

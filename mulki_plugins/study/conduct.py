@@ -19,11 +19,12 @@ from mulki_plugins.errors import MulkiError
 from mulki_plugins.files import write_text
 from mulki_plugins.study import execute, slurm
 from mulki_plugins.study.choose import winners
+from mulki_plugins.study.costs import CostLine, cost_line, costs_beside
 from mulki_plugins.study.plan import Chosen, Job, PlannedRun, choice_jobs, plan_run, reported_jobs
 from mulki_plugins.study.read import StudyFile
 from mulki_plugins.study.schema import Execution
 from mulki_plugins.study.state import LAUNCHED, State, held, result_of, states
-from mulki_plugins.study.table import Line, read_lines, write_lines
+from mulki_plugins.study.table import Line, read_lines, read_rows, write_lines, write_rows
 
 SLURM_POLL = 3.0
 """Seconds between two questions to Slurm."""
@@ -72,6 +73,24 @@ class Conductor:
             there = set(self.lines())
             if missing := [line for line in dict.fromkeys(new) if line not in there]:
                 write_lines(self.table, [*read_lines(self.table), *missing])
+
+    def costs(self) -> list[CostLine]:
+        """What strategies cost: as measured here, else as it says in the file beside the table of earlier runs."""
+        earlier = self.file.measured
+        return read_rows(costs_beside(self.table), CostLine) or (
+            read_rows(costs_beside(earlier), CostLine) if earlier is not None else []
+        )
+
+    def collect_costs(self, jobs: Iterable[Job]) -> list[CostLine]:
+        """The costs that these runs have measured, those that are done; they are in the file beside the table afterwards."""
+        lines = []
+        for state in self.look(jobs):
+            if state.status == "done" and (result := result_of(state.run)) is not None:
+                lines.append(cost_line(state.run, result))
+        if lines:
+            with self._table_locked():
+                write_rows(costs_beside(self.table), CostLine, lines)
+        return lines
 
     @contextmanager
     def _table_locked(self) -> Iterator[None]:

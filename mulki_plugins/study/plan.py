@@ -114,14 +114,17 @@ def choice_jobs(study: Study) -> Iterator[Job]:
 
 
 def cost_jobs(study: Study) -> Iterator[Job]:
-    """Each strategy in turn, round after round."""
+    """Each strategy in turn, round after round. The settings of `cost` prevail over the study's."""
     if (cost := study.cost) is None:
         return
     places: dict[str, Location] = {f"--set {s}": ("cost", "settings", k) for k, s in enumerate(cost.settings)}
     for seed, recipe in itertools.product(range(cost.rounds), study.recipes[:1]):
         for i, strategy in enumerate(cost.strategies):
-            where = places | {"--strategy": ("cost", "strategies", i)}
-            yield _job(study, COST, "", strategy, seed, recipe, strategy, Variant(settings=cost.settings), where)
+            job = _job(
+                study, COST, "", strategy, seed, recipe, strategy, Variant(), {"--strategy": ("cost", "strategies", i)}
+            )
+            changes = evolve(job.changes, settings=(*job.changes.settings, *cost.settings))
+            yield evolve(job, changes=changes, places={**job.places, **places})
 
 
 def _expand(study: Study, part: str, block: Block, place: Location, prefix: _Prefix) -> Iterator[Job]:

@@ -39,7 +39,7 @@ class Block:
 
 @frozen(kw_only=True)
 class Beside:
-    """Rows of another part that a part's table begins with: those with the same orders and seeds."""
+    """Rows of another part that join a part's table: those with the same orders and seeds."""
 
     part: str
     label: str
@@ -77,12 +77,13 @@ class Choice:
 
 @frozen(kw_only=True)
 class Cost:
-    """Time and memory of each strategy over those of `base`, measured in turn, one run at a time."""
+    """What each strategy costs, compared with `base`: measured in turn, one run at a time, round after round."""
 
     strategies: list[str]
     base: str = "finetune"
     rounds: Count = 3
     settings: list[str] = field(factory=list)
+    """They prevail over the study's."""
 
 
 @frozen(kw_only=True)

@@ -7,14 +7,19 @@ import io
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from attrs import asdict, field, fields, frozen
+from attrs import NOTHING, asdict, field, fields, frozen
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.files import write_text
 from mulki_plugins.report.result import Result
 from mulki_plugins.study.plan import PlannedRun
+
+if TYPE_CHECKING:
+    from attrs import AttrsInstance
+
+Row = TypeVar("Row", bound="AttrsInstance")
 
 
 @frozen(kw_only=True)
@@ -41,6 +46,9 @@ class Line:
     seconds: float = 0.0
     memory: float = 0.0
     """Of training, and the peak in MiB."""
+    trained: int | None = None
+    weights: int | None = None
+    """The number of weights that the last task's training changes, and of all; unknown in lines of earlier versions."""
 
 
 def line_of(run: PlannedRun, result: Result) -> Line:
@@ -56,6 +64,7 @@ def line_of(run: PlannedRun, result: Result) -> Line:
         zero_shot_later=_rounded(sum(zero[1:]) / max(1, len(zero) - 1)) or 0.0,
         seconds=_rounded(sum(result.seconds.get("train", []))) or 0.0,
         memory=_rounded(result.device.get("peak_memory_mib")) or 0.0,
+        trained=result.parameters.get("trained"), weights=result.parameters.get("all"),
     )  # fmt: skip
 
 
@@ -65,27 +74,45 @@ def _rounded(value: float | None) -> float | None:
 
 def read_lines(path: Path | None) -> list[Line]:
     """The lines of a table; none if there is no such file. MulkiError if it is no table of a study."""
+    return read_rows(path, Line)
+
+
+def read_rows(path: Path | None, kind: type[Row]) -> list[Row]:
+    """The rows of a CSV file as objects of a class of attrs; none if there is no such file.
+
+    A column of a later version that the file lacks has its default. MulkiError if it is no such file.
+    """
     if path is None or not path.is_file():
         return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [Line(**{a.name: _read(a.type, row[a.name]) for a in fields(Line)}) for row in csv.DictReader(file)]
+            return [_read_row(row, kind) for row in csv.DictReader(file)]
     except (KeyError, ValueError, TypeError, csv.Error, OSError) as error:
         raise MulkiError(f"{path}: not the table of a study: {error}", "name another file with --table") from error
 
 
+def _read_row(row: dict[str, str], kind: type[Row]) -> Row:
+    there = [a for a in fields(kind) if a.name in row or a.default is NOTHING]
+    return kind(**{a.name: _read(a.type, row[a.name]) for a in there})
+
+
 def _read(kind: Any, text: str) -> Any:
-    if "float" in str(kind):
-        return float(text) if text else None
-    return int(text) if "int" in str(kind) else text
+    if not text and ("None" in str(kind) or "float" in str(kind)):
+        return None
+    return float(text) if "float" in str(kind) else int(text) if "int" in str(kind) else text
 
 
 def write_lines(path: Path, lines: Iterable[Line]) -> None:
     """Write the whole table, atomically."""
+    write_rows(path, Line, lines)
+
+
+def write_rows(path: Path, kind: type[Row], rows: Iterable[Row]) -> None:
+    """Write a CSV file with a row for each object, atomically."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [a.name for a in fields(Line)], lineterminator="\n")
+    writer = csv.DictWriter(text, [a.name for a in fields(kind)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(line) for line in lines)
+    writer.writerows(asdict(row) for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text.getvalue())
 

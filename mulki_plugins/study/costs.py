@@ -1,0 +1,137 @@
+"""What strategies cost: a line for each run of `mulki study cost`, and the table that compares them with a base."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from attrs import frozen
+
+from mulki_plugins.report.result import Result
+from mulki_plugins.study.plan import PlannedRun
+
+_KEPT, _FINAL = "weights", "model*.safetensors"
+"""Where a run keeps the model after each task, and how its final weights are called."""
+
+
+@frozen(kw_only=True)
+class CostLine:
+    """What one run cost. Numbers of the same round are compared, for they were measured one after another."""
+
+    label: str
+    round: int
+    fingerprint: str
+    """Of the resolved recipe."""
+    device: str
+    machine: str
+    threads: int
+    code: str
+    """A fingerprint of the package's code."""
+    seconds: float
+    """Of the last task's training, from its prototypes to its last step; 0 without training."""
+    step: float | None
+    """The same in milliseconds for each of its steps; None if it has none, or an unknown number."""
+    memory: float
+    """The peak in MiB: of the process, or of what tensors took on a GPU."""
+    trained: int | None
+    weights: int | None
+    """The number of weights that the last task's training changes, and of all."""
+    kept: int
+    """Bytes of the model on disk after the last task, without pre-trained weights that did not change."""
+
+
+def cost_line(run: PlannedRun, result: Result) -> CostLine:
+    """A complete run as a line of costs."""
+    device = result.device
+    train = result.seconds.get("train") or []
+    seconds = float(train[-1]) if train else 0.0
+    steps = _steps(result)
+    return CostLine(
+        label=run.job.label, round=run.job.seed, fingerprint=run.fingerprint, device=str(device.get("type", "")),
+        machine=str(device.get("name", "")), threads=int(device.get("threads") or 0),
+        code=str(result.identity.get("code", {}).get("mulki", ""))[:12], seconds=seconds,
+        step=round(1000 * seconds / steps, 2) if steps and seconds else None,
+        memory=float(device.get("peak_memory_mib") or 0.0), trained=result.parameters.get("trained"),
+        weights=result.parameters.get("all"), kept=_kept_on_disk(run.folder),
+    )  # fmt: skip
+
+
+def _steps(result: Result) -> int:
+    """The steps of the last training; 0 if there are none, or as many as the images need."""
+    iterations = result.budget.get("iterations") or 0
+    if not result.parameters.get("trained"):
+        return 0
+    return int(iterations) * (len(result.tasks) if result.base == "joint" else 1)
+
+
+def _kept_on_disk(folder: Path) -> int:
+    kept = sorted(path for path in (folder / _KEPT).glob("task-*") if path.is_dir())
+    files = kept[-1].iterdir() if kept else folder.glob(_FINAL)
+    return sum(file.stat().st_size for file in files)
+
+
+def costs_beside(table: Path) -> Path:
+    """The file of the costs that belongs to the table of a study: study.csv has study-cost.csv."""
+    return table.with_name(f"{table.stem}-cost.csv")
+
+
+@frozen(kw_only=True)
+class Cost:
+    """A strategy's cost over its rounds, ready to print: mean ± standard deviation (n − 1)."""
+
+    step: str
+    relative: str
+    """Time over that of the base in the same round."""
+    memory: str
+    relative_memory: str
+    trained: str
+    kept: str
+
+
+def summarize(lines: Iterable[CostLine], base: str) -> dict[str, Cost]:
+    """The cost of each strategy, in the order of the lines."""
+    rounds: dict[str, dict[int, CostLine]] = defaultdict(dict)
+    for line in lines:
+        rounds[line.label][line.round] = line
+    return {label: _cost(list(own.values()), rounds.get(base, {})) for label, own in rounds.items()}
+
+
+def _cost(own: Sequence[CostLine], base: Mapping[int, CostLine]) -> Cost:
+    pairs = [(line, base[line.round]) for line in own if line.round in base and _comparable(line, base[line.round])]
+    return Cost(
+        step=spread([line.step for line in own if line.step is not None], ".1f"),
+        relative=spread([ratio for a, b in pairs if (ratio := _ratio(a, b)) is not None], ".2f"),
+        memory=spread([line.memory for line in own], ".0f"),
+        relative_memory=spread([a.memory / b.memory for a, b in pairs if b.memory], ".2f"),
+        trained=trained_text(own[-1].trained, own[-1].weights),
+        kept=f"{own[-1].kept / 1e6:.1f}",
+    )
+
+
+def _comparable(line: CostLine, base: CostLine) -> bool:
+    return (line.machine, line.threads) == (base.machine, base.threads)
+
+
+def _ratio(line: CostLine, base: CostLine) -> float | None:
+    """The time of a step over that of the base; of the whole task where one of them has no steps. None without training."""
+    if line.step is not None and base.step is not None:
+        return line.step / base.step
+    return line.seconds / base.seconds if line.seconds and base.seconds else None
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Mean ± standard deviation (n − 1) of several values; a dash without any."""
+    if not values:
+        return "–"
+    more = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{form}}{more}"
+
+
+def trained_text(trained: int | None, weights: int | None) -> str:
+    """`67 k (2.4 %)`; a dash if it is unknown."""
+    if trained is None or not weights:
+        return "–"
+    share = 100 * trained / weights
+    return f"{trained / 1000:.0f} k ({share:.0f} %)" if share in (0, 100) else f"{trained / 1000:.0f} k ({share:.1f} %)"
