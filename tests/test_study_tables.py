@@ -12,6 +12,7 @@ from scipy import stats
 
 from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.report.result import Result
+from mulki_plugins.study import launch
 from mulki_plugins.study.costs import CostLine, cost_line, costs_beside, summarize, trained_text
 from mulki_plugins.study.plan import cost_jobs, plan_run
 from mulki_plugins.study.read import read_study
@@ -257,6 +258,19 @@ def test_costs_are_measured_one_after_another_and_collected(small_study, in_fork
     assert cost_table(read_rows(file, CostLine), "finetune") in page
     file.unlink()
     assert "step" not in table_of(mulki("collect", name).stdout)["lora"]
+
+
+def test_a_run_that_fails_leaves_the_costs_of_the_others(small_study, in_forks, monkeypatch):  # noqa: F811
+    start = launch.start_process
+
+    def failing(words, *rest):
+        return start([word if word != "lwf" else "nothing" for word in words], *rest)
+
+    monkeypatch.setattr(launch, "start_process", failing)
+    small_study["cost"] = {"strategies": ["lwf", "finetune"], "rounds": 1}
+    failed = mulki("cost", written(small_study), status=1)
+    assert "cost lwf seed 0: failed: " in failed.stderr
+    assert [x.label for x in read_rows(Path("runs/studies/tried/study-cost.csv"), CostLine)] == ["finetune"]
 
 
 def test_costs_beside_an_earlier_table_are_shown(small_study):  # noqa: F811

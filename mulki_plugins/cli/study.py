@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mulki_plugins.study.conduct import Conductor
+    from mulki_plugins.study.costs import CostLine
     from mulki_plugins.study.plan import Job
     from mulki_plugins.study.state import State
 
@@ -203,10 +204,14 @@ def cost(
     wanted = rounds or rule.rounds
     study_ = evolve(conductor.file.study, cost=evolve(rule, rounds=max(wanted, rule.rounds)))
     jobs = [job for job in cost_jobs(study_) if job.seed < wanted]
-    _run(conductor, jobs, dry_run=dry_run, no_wait=False, options=(), on="local", processes=1, threads=threads)
+    costs: list[CostLine] = []
+    try:
+        _run(conductor, jobs, dry_run=dry_run, no_wait=False, options=(), on="local", processes=1, threads=threads)
+    finally:  # also if a run has failed
+        if not dry_run:
+            costs = conductor.collect_costs(cost_jobs(study_))
     if dry_run:
         return
-    costs = conductor.collect_costs(cost_jobs(study_))
     text = cost_table(costs, rule.base)
     if into is not None:
         write_between_marks(into, {"cost": text})

@@ -182,13 +182,13 @@ def _sentence(name: str, part: Part, found: Sequence[State]) -> str:
 
 def choice_table(found: Sequence[State], rule: Choice) -> str:
     """Every setting that was tried, the best of each method first."""
-    names = [name.capitalize() for name in rule.by]
-    rows = [f"| setting | {' | '.join(names)} | mean |", "| --- " * (len(names) + 2) + "|"]
+    header = ["setting", *(name.capitalize() for name in rule.by), "mean"]
+    rows = []
     for tried in ranked(found, rule).values():
         for line in (state.line for state in tried if state.line is not None):
             numbers = [*(getattr(line, name) for name in rule.by), mean_of(line, rule.by)]
-            rows.append(f"| {_escaped(line.label)} | " + " | ".join(_cell([n]) for n in numbers) + " |")
-    return "\n".join(rows)
+            rows.append([_escaped(line.label), *(_cell([number]) for number in numbers)])
+    return markdown(header, rows)
 
 
 def cost_table(costs: Iterable[CostLine], base: str) -> str:
