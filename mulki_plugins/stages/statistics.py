@@ -70,7 +70,8 @@ def evaluation_batches(
 def unobserved() -> AbstractContextManager[Any]:
     """Hide a block from the mode of torch that observes operations, if there is one: the count of operations.
 
-    For the preparation of images: a dozen small operations for each, among which none counts and each would take its time.
+    For many small operations that do not count, each of which would wait for Python: those that prepare each image, or that
+    change each weight.
     """
     return nullcontext() if _get_current_dispatch_mode() is None else _pop_mode_temporarily()
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from mulki_plugins.losses import smoothed_cross_entropy
 from mulki_plugins.ranks import collectives
 from mulki_plugins.recipe.schema import Evaluate, Train
+from mulki_plugins.stages.statistics import unobserved
 from mulki_plugins.training.compilation import CompiledTowers
 from mulki_plugins.training.evaluation import ScopedEvaluation
 from mulki_plugins.training.groups import LABEL, Grouping, all_weights, make_optimizer, step_unless
@@ -223,8 +224,11 @@ class StepTemplate(ScopedEvaluation):
 
     def optimizer_step(self) -> None:
         """Change the weights, unless the step is not finite: then it ends the run, at once or when the device is read."""
-        if self.idle:
-            return
+        if not self.idle:
+            with unobserved():
+                self._change_weights()
+
+    def _change_weights(self) -> None:
         if self.journal.ahead == 1 or not self.checks.can_wait:
             self.check_loss()
             self.check_weights()
