@@ -6,12 +6,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from mulki_plugins.cli import main
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.report.result import FILE, read_result
-from mulki_plugins.stages.statistics import evaluation_batches
+from mulki_plugins.stages.statistics import evaluation_batches, unobserved
 from mulki_plugins.training import compilation, flops
 from mulki_plugins.training.batches import TaskBatches
 from mulki_plugins.training.flops import FlopCount, count_call
@@ -198,6 +199,23 @@ def test_the_preparation_of_images_does_not_count(batches):
             torch.ones(2, 2) @ torch.ones(2, 2)  # what the caller computes counts
             assert batch[0].shape[1:] == (2, 2)
     assert count.total == number * alone.total > 0
+
+
+def test_only_the_count_of_products_is_hidden_from():
+    """The bench counts every operation, those of the optimizer and of the images, too."""
+
+    class Every(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += 1
+            return function(*args, **(kwargs or {}))
+
+    with FlopCount() as products, unobserved():
+        torch.ones(2, 2) @ torch.ones(2, 2)
+    with Every() as every, unobserved():
+        torch.ones(2, 2) @ torch.ones(2, 2)
+    assert (products.total, every.count) == (0, 3)
 
 
 def test_a_formula_that_fails_leaves_the_run_alone_and_its_count_unknown(tmp_path, monkeypatch):

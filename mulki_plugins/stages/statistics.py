@@ -68,12 +68,13 @@ def evaluation_batches(
 
 
 def unobserved() -> AbstractContextManager[Any]:
-    """Hide a block from the mode of torch that observes operations, if there is one: the count of operations.
+    """Hide a block from the mode of torch that counts operations, if it says by `hides` that it may be hidden from.
 
     For many small operations that do not count, each of which would wait for Python: those that prepare each image, or that
     change each weight.
     """
-    return nullcontext() if _get_current_dispatch_mode() is None else _pop_mode_temporarily()
+    mode: Any = _get_current_dispatch_mode()
+    return _pop_mode_temporarily() if getattr(mode, "hides", False) else nullcontext()
 
 
 def _on(

@@ -32,6 +32,8 @@ class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ha
     """
 
     supports_higher_order_operators = True
+    hides = True
+    """What `unobserved` hides has no formula, or is the optimizer's."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch has no annotations for it
