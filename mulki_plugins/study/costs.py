@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,8 +13,8 @@ from attrs import frozen
 from mulki_plugins.report.result import Result
 from mulki_plugins.study.plan import PlannedRun
 
-_KEPT, _FINAL = "weights", "model*.safetensors"
-"""Where a run keeps the model after each task, and how its final weights are called."""
+_TASK = re.compile(r"task-(\d+)-")
+"""How the folder with the model after a task is called."""
 
 
 @frozen(kw_only=True)
@@ -67,8 +68,8 @@ def _steps(result: Result) -> int:
 
 
 def _kept_on_disk(folder: Path) -> int:
-    kept = sorted(path for path in (folder / _KEPT).glob("task-*") if path.is_dir())
-    files = kept[-1].iterdir() if kept else folder.glob(_FINAL)
+    ends = {int(match[1]): path for path in (folder / "weights").glob("task-*") if (match := _TASK.match(path.name))}
+    files = ends[max(ends)].iterdir() if ends else folder.glob("model*.safetensors")
     return sum(file.stat().st_size for file in files)
 
 
