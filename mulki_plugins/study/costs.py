@@ -134,5 +134,5 @@ def trained_text(trained: int | None, weights: int | None) -> str:
     """`67 k (2.4 %)`; a dash if it is unknown."""
     if trained is None or not weights:
         return "–"
-    share = 100 * trained / weights
-    return f"{trained / 1000:.0f} k ({share:.0f} %)" if share in (0, 100) else f"{trained / 1000:.0f} k ({share:.1f} %)"
+    share = f"{100 * trained / weights:.1f}".removesuffix(".0")
+    return f"{trained / 1000:.0f} k ({share} %)"
