@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from attrs import evolve
 from click.testing import CliRunner
 from PIL import Image
 
@@ -24,6 +25,7 @@ from mulki_plugins.streams.mini.stream import mtil_mini
 from mulki_plugins.streams.mixed import mixed
 from mulki_plugins.streams.mtil.contents import PixelImages
 from mulki_plugins.streams.nested import check_mixed, check_split, innermost
+from mulki_plugins.streams.selection import with_validation
 from mulki_plugins.testing.small import small_task
 
 COLOURS = ("red", "green", "blue", "yellow", "grey")
@@ -332,3 +334,40 @@ def test_shipped_recipes_have_the_published_protocols():
     assert "CIFAR100" not in xtail.stream.options["tasks"]
     assert len(xtail.stream.options["tasks"]) == 10
     assert (xtail.evaluate.classes, xtail.evaluate.template) == ("all", "a photo of a {}.")
+
+
+def test_mixed_holds_out_every_fifth_image_of_each_class_for_validation():
+    own = {task.name: task for task in mtil_mini(tasks=["digits", "scans"], evaluate_on="validation").tasks}
+    held_out = mixed(of=[{"name": "mtil-mini", "tasks": ["digits", "scans"]}], evaluate_on="validation")
+    for task in held_out.tasks:
+        for part in ("train", "test"):
+            mine, expected = getattr(task, part), getattr(own[task.name], part)
+            assert mine.targets == expected.targets
+            assert mine.fingerprint() == expected.fingerprint()
+
+
+def test_validation_keeps_the_files_and_their_classes(tmp_path):
+    for name, count in {"cat": 11, "dog": 4}.items():
+        for i in range(count):
+            file = tmp_path / name / f"{i:02}.png"
+            file.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (4, 4), (i, 0, 0)).save(file)
+    [task] = mixed(
+        of=[{"name": "folders", "tasks": [{"name": "pets", "images": str(tmp_path), "test_share": 0.01}]}],
+        evaluate_on="validation",
+    ).tasks
+    files = {
+        part: [str(images.path(i)) for i in range(len(images))]
+        for part, images in (("train", task.train), ("test", task.test))
+    }
+    assert [len(files["train"]), len(files["test"])] == [11, 2]  # of ten cats and three dogs, every fifth of each
+    assert all("cat" in file for file in files["test"])
+    assert not set(files["train"]) & set(files["test"])
+    assert list(task.test.targets) == [task.class_names.index("cat")] * 2
+
+
+def test_a_task_too_small_for_a_validation_is_named():
+    [task] = colours().tasks
+    few = ArrayImages(np.zeros((8, 4, 4, 3), np.uint8), np.repeat(np.arange(2), 4))
+    with pytest.raises(MulkiError, match="colours: no class has five training images"):
+        with_validation(evolve(task, train=few))

@@ -126,14 +126,15 @@ def sample_sizes(seconds: float, tests: dict[str, int], batch_size: int, workers
     """The batch size, and the number of images of each task, for an evaluation of about SECONDS.
 
     seconds: per image; tests: the number of test images of each task. A loader's workers fetch their first batches side by
-    side, so a rate shows only after several batches of each: the largest task gets them, the others two batches.
+    side and go on nearly in step, so batches come in bursts of one from each: a rate shows only over such a round, after
+    several batches of each worker. The largest task gets them, the others two batches.
     """
     affordable = int(SECONDS / max(seconds, 1e-9))
     if not workers:
         images = affordable // len(tests)
         batch = max(LEAST, min(batch_size, images // 2))
         return batch, dict.fromkeys(tests, max(images, 2 * batch))
-    enough = steady_after(workers) + 2
+    enough = steady_after(workers) + max(2, workers)
     batch = max(LEAST, min(batch_size, affordable // (enough + 2 * len(tests))))
     largest = max(tests, key=tests.__getitem__)
     return batch, {**dict.fromkeys(tests, 2 * batch), largest: enough * batch}

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from attrs import evolve, frozen
+from attrs import evolve
 from numpy.typing import NDArray
 
 from mulki_plugins.errors import MulkiError, did_you_mean, format_value
-from mulki_plugins.streams.images import FileImages
-from mulki_plugins.streams.mtil.contents import PixelImages
 from mulki_plugins.streams.nested import IN_SPLIT, build_nested
-from mulki_plugins.streams.task import ArrayImages, LabelledImages, Task, TaskStream
+from mulki_plugins.streams.selection import select_images
+from mulki_plugins.streams.task import LabelledImages, Task, TaskStream
 from mulki_plugins.types import Count, Natural
 
 
@@ -99,41 +98,4 @@ def of_classes(images: LabelledImages, chosen: NDArray[np.int64], classes: int) 
     places[chosen] = np.arange(len(chosen))
     labels = places[np.asarray(images.targets, dtype=np.int64)]
     indices = np.flatnonzero(labels >= 0)
-    if isinstance(images, (ArrayImages, FileImages, PixelImages)):
-        return evolve(images.take(indices), labels=labels[indices])
-    some = _FileSelection if callable(getattr(images, "path", None)) else _Selection
-    return some(images, indices, labels[indices])
-
-
-@frozen(eq=False)
-class _Selection:
-    """Some of the images of a data set of another package, with other labels."""
-
-    whole: Any
-    indices: NDArray[np.int64]
-    labels: NDArray[np.int64]
-
-    @property
-    def targets(self) -> list[int]:
-        labels: list[int] = self.labels.tolist()
-        return labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.whole[int(self.indices[index])][0], int(self.labels[index])
-
-    def fingerprint(self) -> str | None:
-        """That of the data set, with the selection; None if it has none."""
-        of_whole = getattr(self.whole, "fingerprint", None)
-        known = of_whole() if callable(of_whole) else None
-        return None if known is None else f"{known} of {','.join(map(str, self.indices.tolist()))}"
-
-
-@frozen(eq=False)
-class _FileSelection(_Selection):
-    """The same of images in files."""
-
-    def path(self, index: int) -> str:
-        return str(self.whole.path(int(self.indices[index])))
+    return select_images(images, indices, labels[indices])

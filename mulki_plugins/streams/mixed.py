@@ -8,18 +8,26 @@ from typing import Any, Literal
 from mulki_plugins.errors import MulkiError, did_you_mean, format_value
 from mulki_plugins.streams.names import task_key
 from mulki_plugins.streams.nested import IN_MIXED, build_nested
+from mulki_plugins.streams.selection import with_validation
 from mulki_plugins.streams.task import Task, TaskStream
 
 
-def mixed(*, of: list[Any], order: Literal["sequence", "alternate"] | list[str] = "sequence") -> TaskStream:
+def mixed(
+    *,
+    of: list[Any],
+    order: Literal["sequence", "alternate"] | list[str] = "sequence",
+    evaluate_on: Literal["test", "validation"] = "test",
+) -> TaskStream:
     """The tasks of several streams in one stream, such as photographs in folders between the drawings of mtil-mini.
 
-    MulkiError if two tasks have the same name, or if `order` names a task that no stream has.
+    MulkiError if two tasks have the same name, if `order` names a task that no stream has, or if no class of a task has
+    five training images for a validation.
 
     Args:
         of: The streams, each a name or {name, options}.
         order: One stream after the other (`sequence`), a task of each in turn (`alternate`), or a list of task names, which
             leaves out the others.
+        evaluate_on: The `test` images, or `validation`: a fifth of each class's training images, held out of training.
     """
     streams = [build_nested(each, ("of", i), refused=IN_MIXED) for i, each in enumerate(of)]
     by_name = {task.name: task for stream in streams for task in stream.tasks}
@@ -35,6 +43,8 @@ def mixed(*, of: list[Any], order: Literal["sequence", "alternate"] | list[str] 
         tasks = tuple(task for each in rounds for task in each if task is not None)
     else:
         tasks = tuple(task for stream in streams for task in stream.tasks)
+    if evaluate_on == "validation":
+        tasks = tuple(with_validation(task) for task in tasks)
     return TaskStream(
         name="mixed",
         tasks=tasks,
