@@ -33,7 +33,7 @@ pytestmark = [
 
 STRATEGIES = [
     "finetune", "lwf", "ewc", "replay", "icarl", "zscl", "snd", "mulki", "lora", "null-space", "mas", "si", "l2", "wise-ft",
-    "weight-ensemble", "joint",
+    "weight-ensemble", "joint", "moe-adapters", "diki", "mulki-plus",
 ]  # fmt: skip
 RECIPE = """
 name: ranks
@@ -88,7 +88,8 @@ def runs(recipe, tmp_path_factory):
 
 def weights_of(run):
     [last] = sorted(each for each in (run / "checkpoints").iterdir() if "-step-" not in each.name)[-1:]
-    return load_file(last / "weights.safetensors")
+    state = torch.load(last / "state.pt", weights_only=True)
+    return load_file(last / "weights.safetensors") | state["model"]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -105,6 +106,8 @@ def test_two_ranks_train_what_one_process_trains(strategy, runs):
     assert np.abs(np.array(results[0]["matrix"]) - np.array(results[1]["matrix"])).max() < 1e-9
     assert results[1]["device"]["ranks"] == 2
     assert "ranks" not in results[0]["device"]
+    once, twice = (result["flops"]["total"] for result in results)
+    assert once < twice < 2 * once  # each rank encodes all sentences, and half of the images
 
 
 def test_the_loggers_get_what_one_process_logs(runs):

@@ -202,8 +202,8 @@ def compare(options: argparse.Namespace, folder: Path, strategy: str) -> Compari
 
 
 def distance(run: Path, other: Path) -> tuple[float, float]:
-    """‖θ − θ'‖/‖θ‖ over the weights of the last checkpoint but the biases of keys, and ‖b − b'‖/‖θ‖ of these."""
-    a, b = (load_file(last_checkpoint(each) / "weights.safetensors") for each in (run, other))
+    """‖θ − θ'‖/‖θ‖ over the tensors of the last checkpoint but the biases of keys, and ‖b − b'‖/‖θ‖ of these."""
+    a, b = tensors_of(run), tensors_of(other)
     squares, keys, size = 0.0, 0.0, sum(float(each.double().square().sum()) for each in a.values())
     for name in a:
         moved = (a[name].double() - b[name].double()).square()
@@ -213,6 +213,12 @@ def distance(run: Path, other: Path) -> tuple[float, float]:
             moved[third : 2 * third] = 0
         squares += float(moved.sum())
     return (squares / size) ** 0.5 if size else 0.0, (keys / size) ** 0.5 if size else 0.0
+
+
+def tensors_of(run: Path) -> dict[str, torch.Tensor]:
+    """The weights and the buffers of the last checkpoint, but those that are still the pre-trained model's."""
+    state = torch.load(last_checkpoint(run) / "state.pt", weights_only=True)
+    return load_file(last_checkpoint(run) / "weights.safetensors") | state["model"]
 
 
 def last_checkpoint(run: Path) -> Path:
@@ -291,7 +297,7 @@ def killed_at(start: Callable[[], object], ranks: int, said: Path, moment: float
 
 
 def same_bits(run: Path, other: Path) -> bool:
-    a, b = (load_file(last_checkpoint(each) / "weights.safetensors") for each in (run, other))
+    a, b = tensors_of(run), tensors_of(other)
     matrices = [json.loads((each / "result.json").read_text())["matrix"] for each in (run, other)]
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a) and matrices[0] == matrices[1]
 

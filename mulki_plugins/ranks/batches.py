@@ -35,7 +35,23 @@ def note_share(size: int) -> None:
     """The step's batch has this size, and this rank computes its part of it."""
     ranks = collectives.count()
     whole = size < ranks
-    collectives.set_share(1 / ranks if whole else len(range(size)[own_places(size)]) / size, alone=whole)
+    collectives.set_share(1 / ranks if whole else len(range(size)[own_places(size)]) / size, size, alone=whole)
+
+
+def part_sizes(size: int, count: int) -> list[tuple[int, int]]:
+    """The images of each of at most `count` parts of a batch, on this rank and on all; the rank has `size` of the batch.
+
+    Every rank has as many parts, in each of which all meet. One more image is in the first parts, as `Tensor.tensor_split`
+    has it.
+    """
+    ranks, rows = collectives.world(), collectives.rows()
+    if ranks == 1 or size != len(range(rows)[own_places(rows)]):  # a plugin may have put another batch in its place
+        sizes = [size] * ranks
+    else:
+        sizes = [len(range(rank, rows, ranks)) for rank in range(ranks)]
+    count = max(1, min(count, *sizes))
+    parts = [[each // count + (number < each % count) for number in range(count)] for each in sizes]
+    return [(own, sum(part)) for own, part in zip(parts[collectives.rank() % ranks], zip(*parts, strict=True), strict=True)]
 
 
 def own_rows(x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from mulki_plugins.ranks import collectives
 from mulki_plugins.report.result import Result
 from mulki_plugins.training.strategy import ContinualTemplate
 
@@ -56,7 +57,8 @@ class TrainingFlops:
     A task's beginning, its first step and its end are counted as they are: there are the passes over its images, such as
     those for prototypes. Of the other steps the second is counted, and each hundredth; all are taken for their mean. Torch
     does not show what compiled towers do inside; in their steps each call of a tower is counted, and nothing else. A run that
-    goes on in another process encodes sentences again that it had cached, and they count.
+    goes on in another process encodes sentences again that it had cached, and they count. On several ranks the operations
+    of all of them count, also those that each of them repeats, such as of the text tower.
     """
 
     def __init__(self, strategy: ContinualTemplate, result: Result) -> None:
@@ -120,7 +122,7 @@ class TrainingFlops:
     def _stop(self, kind: str) -> None:
         self._leave()
         if self._mark is not None:
-            self._begun[kind] += self._count.total - self._mark
+            self._begun[kind] += collectives.total(self._count.total - self._mark)
         self._mark = None
 
     def _leave(self) -> None:

@@ -136,6 +136,7 @@ class StepTemplate(ScopedEvaluation):
         self._batches = MicroBatches(self.mbatch, self._labels)
         for part in self._batches.split(self.settings.accumulate):
             self._part, self.mbatch = part, part.batch
+            collectives.set_rows(part.rows)
             self._call("before_forward", **kwargs)
             self.checks.restore_training_mode()
             if part.last:
@@ -199,6 +200,7 @@ class StepTemplate(ScopedEvaluation):
             if not part.last:
                 return
             self.mbatch, self.mb_output, self.loss = batches.batch, batches.output, batches.loss
+            collectives.set_rows(batches.rows)
             self._part = None
         if self.towers:
             self.towers.step_ends()
@@ -217,6 +219,7 @@ class StepTemplate(ScopedEvaluation):
         weights = dict.fromkeys([*self.checks.weights().values(), *held])
         collectives.sum_gradients([weight for weight in weights if weight.requires_grad])
         self.checks.own_loss, self.loss = self.loss.detach(), collectives.weighted_sum(self.loss.detach())
+        self.model.join_ranks()
 
     _after_backward = calls("after_backward")
     _before_update = calls("before_update")
