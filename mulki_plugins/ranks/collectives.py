@@ -39,10 +39,6 @@ class Ranks:
     """The error of another rank, if one has failed or does so within moments."""
     share: float = 1.0
     """w: this rank's share of the step's batch."""
-    rows: int = 0
-    """The images, on all ranks, of the step's batch, or of the part of it that is being computed."""
-    draws: int = 0
-    """How often this rank has drawn from a stream of its own in this step."""
     alone: bool = False
     """Whether this process computes something by itself, as if it were the only one."""
 
@@ -84,28 +80,10 @@ def share() -> float:
     return 1.0 if world() == 1 or _ranks is None else _ranks.share
 
 
-def set_share(value: float, rows: int = 0, *, alone: bool = False) -> None:
-    """Called for each batch. rows: its images; alone: every rank has all of them, and its loss counts 1/world."""
+def set_share(value: float, *, alone: bool = False) -> None:
+    """Called for each batch. alone: every rank has the whole of it, and its loss counts 1/world."""
     if _ranks is not None:
-        _ranks.share, _ranks.rows, _ranks.draws, _ranks.alone = value, rows, 0, alone
-
-
-def rows() -> int:
-    """The images, on all ranks, of the step's batch, or of the part of it that is being computed; 0 outside of a step."""
-    return 0 if _ranks is None else _ranks.rows
-
-
-def set_rows(value: int) -> None:
-    """Called for each part of a batch that is computed in parts."""
-    if _ranks is not None:
-        _ranks.rows = value
-
-
-def count_draw() -> int:
-    """How often this rank has drawn from a stream of its own in this step; counts one more."""
-    assert _ranks is not None
-    _ranks.draws += 1
-    return _ranks.draws
+        _ranks.share, _ranks.alone = value, alone
 
 
 def end_step() -> None:

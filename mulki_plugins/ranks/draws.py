@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,33 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from mulki_plugins.ranks import collectives
+
+_rows, _draws = 0, 0
+
+
+def set_rows(count: int, *, new_step: bool = False) -> None:
+    """The step's batch, or the part of it that is computed next, has so many images on all ranks."""
+    global _rows, _draws
+    _rows = count
+    if new_step:
+        _draws = 0
+
+
+def rows() -> int:
+    """The images, on all ranks, of the step's batch, or of the part of it that is being computed."""
+    return _rows
+
+
+@contextmanager
+def computing(count: int) -> Iterator[None]:
+    """Within this block another batch is computed than the step's, with so many images on all ranks."""
+    before = _rows
+    set_rows(count)
+    try:
+        yield
+    finally:
+        set_rows(before)
+
 
 Draw = Callable[[Tensor], Tensor]
 """Random numbers in the shape, the type and on the device of a tensor whose values do not count, as `torch.randn_like`."""
@@ -21,18 +49,17 @@ def draw_for_samples(x: Tensor, draw: Draw) -> Tensor:
     """What `draw` returns for samples x [B, ...], of which each rank has others; on one process `draw(x)`.
 
     For the samples of the step's batch, or of the part of it that is being computed, every rank draws what one process
-    would and takes its own rows, so that the step is the same. For other samples each rank draws from a stream of its own.
-    In both cases the ranks' generators stay alike.
+    would and takes its own rows, so that the step is the same. For other samples each rank draws from a stream of its own,
+    without a change of torch's generators, which stay the same on all ranks.
     """
     ranks = collectives.world()
     if ranks == 1:
         return draw(x)
-    rows = collectives.rows()
-    own = slice(collectives.rank(), rows, ranks)
-    if len(range(rows)[own]) == len(x):
+    own = slice(collectives.rank(), _rows, ranks)
+    if len(range(_rows)[own]) == len(x):
         strides = x.stride()
         order = sorted(range(x.ndim), key=lambda dim: -strides[dim])  # numbers are drawn in the order of the memory
-        return draw(torch.empty_permuted((rows, *x.shape[1:]), order, dtype=x.dtype, device=x.device))[own]
+        return draw(torch.empty_permuted((_rows, *x.shape[1:]), order, dtype=x.dtype, device=x.device))[own]
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
         torch.manual_seed(_own_seed())
         return draw(x)
@@ -40,8 +67,9 @@ def draw_for_samples(x: Tensor, draw: Draw) -> Tensor:
 
 def _own_seed() -> int:
     """A seed that no other rank has, and no other call of this step."""
-    state = torch.get_rng_state().numpy().tobytes()
-    place = f"{collectives.rank()} {collectives.count_draw()}".encode()
+    global _draws
+    _draws += 1
+    state, place = torch.get_rng_state().numpy().tobytes(), f"{collectives.rank()} {_draws}".encode()
     return int.from_bytes(hashlib.sha256(state + place).digest()[:7], "big")
 
 

@@ -10,7 +10,7 @@ from attrs import define, field, frozen
 from torch import Tensor
 
 from mulki_plugins.models.classifier import MASKED
-from mulki_plugins.ranks import collectives
+from mulki_plugins.ranks import draws
 from mulki_plugins.ranks.batches import part_sizes
 
 
@@ -45,7 +45,7 @@ class MicroBatches:
 
     batch: list[Tensor]
     labels: Labels
-    rows: int = field(factory=collectives.rows)
+    rows: int = field(factory=draws.rows)
     """Its images, on all ranks."""
     _outputs: list[Tensor] = field(factory=list)
     _losses: list[Tensor] = field(factory=list)
@@ -55,7 +55,7 @@ class MicroBatches:
         size = len(self.batch[0])
         parts = part_sizes(size, count)
         if len(parts) == 1:
-            yield MicroBatch(self.batch, self.labels, 1.0, True, collectives.rows())
+            yield MicroBatch(self.batch, self.labels, 1.0, True, self.rows)
             return
         known = self.labels.of(self.batch)
         begin = 0

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from mulki_plugins.losses import smoothed_cross_entropy
 from mulki_plugins.ranks import collectives
+from mulki_plugins.ranks.draws import set_rows
 from mulki_plugins.recipe.schema import Evaluate, Train
 from mulki_plugins.training.compilation import CompiledTowers
 from mulki_plugins.training.evaluation import ScopedEvaluation
@@ -136,7 +137,7 @@ class StepTemplate(ScopedEvaluation):
         self._batches = MicroBatches(self.mbatch, self._labels)
         for part in self._batches.split(self.settings.accumulate):
             self._part, self.mbatch = part, part.batch
-            collectives.set_rows(part.rows)
+            set_rows(part.rows)
             self._call("before_forward", **kwargs)
             self.checks.restore_training_mode()
             if part.last:
@@ -200,7 +201,7 @@ class StepTemplate(ScopedEvaluation):
             if not part.last:
                 return
             self.mbatch, self.mb_output, self.loss = batches.batch, batches.output, batches.loss
-            collectives.set_rows(batches.rows)
+            set_rows(batches.rows)
             self._part = None
         if self.towers:
             self.towers.step_ends()
