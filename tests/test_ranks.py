@@ -1,5 +1,6 @@
 """Several ranks train what one process trains, and end together. All runs of two ranks share a few launches over gloo."""
 
+import copy
 import json
 import os
 import time
@@ -10,17 +11,29 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import Dataset
 
+from mulki_plugins.baselines.reference import ReferenceBatches
 from mulki_plugins.cli import main
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.ranks import collectives
-from mulki_plugins.ranks.batches import OwnBatches, OwnSamples, in_order, note_share, own_part
+from mulki_plugins.ranks.batches import OwnBatches, OwnSamples, in_order, note_share, own_part, part_sizes
 from mulki_plugins.ranks.check import problems
+from mulki_plugins.ranks.draws import (
+    computing,
+    draw_dropout_for_samples,
+    draw_for_samples,
+    dropout_of_samples,
+    rows,
+    set_rows,
+)
 from mulki_plugins.ranks.launch import Launch, launched
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.registry.catalog import Provenance
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.register import Register
+from mulki_plugins.streams.benchmark import Reference
 from mulki_plugins.testing.ranks import run_on_ranks
 from mulki_plugins.testing.small import small_stream
 from tests.conftest import _draw_blank as draw_blank
@@ -324,6 +337,7 @@ def as_rank():
 
     yield use
     collectives.use(None)
+    set_rows(0)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 32])
@@ -367,6 +381,120 @@ def test_each_batch_of_an_evaluation_is_on_one_rank(as_rank):
     assert [len(each) for each in read] == [2, 1, 1]
     collectives.use(None)
     assert in_order(["a", "b"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize(("size", "count"), [(12, 1), (12, 2), (7, 2), (7, 5), (4, 2), (2, 2)])
+def test_the_ranks_compute_a_batch_in_the_parts_of_one_process(size, count, as_rank):
+    parts = []
+    for rank in range(3):
+        as_rank(rank, 3)
+        [own] = own_part([torch.arange(size)])
+        note_share(size)
+        parts.append(part_sizes(len(own), count))
+        assert sum(own for own, _ in parts[-1]) == len(own)
+    assert len({len(each) for each in parts}) == 1, "or one rank would wait for the others forever"
+    for each in zip(*parts, strict=True):
+        [total] = {total for _, total in each}
+        if size < 3:  # each rank computes the whole batch
+            assert [own for own, _ in each] == [total] * 3
+        else:
+            assert [own for own, _ in each] == [len(range(rank, total, 3)) for rank in range(3)]
+    collectives.use(None)
+    assert part_sizes(7, 3) == [(3, 3), (2, 2), (2, 2)]
+
+
+class Branch(nn.Module):
+    """A dropout inside a tower."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(5, 5), nn.Dropout(0.4))
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_the_ranks_draw_what_one_process_draws(layout, as_rank):
+    x = torch.randn(7, 30, 5, generator=torch.Generator().manual_seed(0))
+    if layout == "columns":
+        x = x.transpose(0, 1).contiguous().transpose(0, 1)
+    branch = Branch()
+
+    def draw(samples):
+        torch.manual_seed(3)
+        noise = draw_for_samples(samples, torch.randn_like)
+        return [noise, dropout_of_samples(samples, 0.3, training=True), copied(samples), torch.rand(4)]
+
+    copied = branch
+    expected = draw(x)
+    assert torch.equal(dropout_of_samples(x, 0.3, training=False), x)
+    for rank in range(3):
+        as_rank(rank, 3)
+        note_share(7)
+        draw_dropout_for_samples(branch)
+        copied = copy.deepcopy(branch)
+        drawn = draw(x[rank::3])
+        assert all(torch.allclose(a, b[rank::3]) for a, b in zip(drawn[:3], expected[:3], strict=True))
+        assert torch.equal(drawn[3], expected[3]), "the generators are the same afterwards"
+        assert not torch.equal(copied(x[rank::3]), copied(x[rank::3]))
+        copied.eval()
+        assert torch.equal(copied(x[rank::3]), branch.inner[0](x[rank::3]))
+
+
+def test_for_other_samples_each_rank_draws_its_own(as_rank):
+    drawn = []
+    for rank in range(2):
+        as_rank(rank, 2)
+        note_share(8)
+        torch.manual_seed(3)
+        drawn += [draw_for_samples(torch.empty(3, 2), torch.randn_like) for _ in range(2)]
+        assert torch.equal(torch.rand(4), torch.rand(4, generator=torch.Generator().manual_seed(3)))
+        with computing(6):
+            torch.manual_seed(3)
+            whole = torch.randn(6, 2, generator=torch.Generator().manual_seed(3))
+            assert torch.equal(draw_for_samples(torch.empty(3, 2), torch.randn_like), whole[rank::2])
+        assert rows() == 8
+    assert len({tuple(each.flatten().tolist()) for each in drawn}) == 4
+    note_share(8)
+    torch.manual_seed(3)
+    assert torch.equal(draw_for_samples(torch.empty(3, 2), torch.randn_like), drawn[2]), "and the same again"
+
+
+class Read(Dataset):
+    """Numbers, and which of them have been read."""
+
+    def __init__(self):
+        self.read = []
+
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return torch.tensor([float(index)])
+
+
+def test_each_rank_reads_its_own_reference_images(as_rank):
+    def first_batches(rank, world):
+        images = Read()
+        if world > 1:
+            as_rank(rank, world)
+        torch.manual_seed(3)
+        batches = ReferenceBatches(Reference(images, ("a text",)), 3)
+        return [next(batches).flatten().tolist() for _ in range(6)], batches, images
+
+    whole, batches, _ = first_batches(0, 1)
+    assert [len(each) for each in whole] == [3, 3, 1] * 2
+    for rank in range(2):
+        own, batches, images = first_batches(rank, 2)
+        assert own == [each[rank::2] for each in whole]
+        assert batches.rows == 1
+        assert len(images.read) == (10 if rank == 0 else 6)  # a batch of one image is read by both
+        note_share(1)
+        again = next(batches)
+        note_share(2)
+        assert len(again) == 3, "every rank computes the whole step"
 
 
 # what is refused
