@@ -2,6 +2,7 @@
 
     python tools/compare_ranks.py equal                 # every strategy: weights and matrix of two ranks and of one process
     python tools/compare_ranks.py equal lwf snd --tasks digits flags --iterations 10 --ranks 3
+    python tools/compare_ranks.py equal --double        # the same in double precision: what is left is no rounding
     python tools/compare_ranks.py killed --times 20     # SIGKILL of a rank at a random moment, then resume: the same bits
     python tools/compare_ranks.py killed mulki --processes 7
 
@@ -42,7 +43,8 @@ from mulki_plugins.recipe.files import list_registered
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.testing.ranks import forked_ranks, run_on_ranks
 
-TOLERANCE = 1e-5
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+"""How far the weights may be apart, relative to their size."""
 TEST_IMAGES = 320
 """Of each task of mtil-mini."""
 
@@ -64,6 +66,8 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     import_libraries()
     torch.set_num_threads(1)
+    if options.double:
+        torch.set_default_dtype(torch.float64)
     if not options.strategies:
         options.strategies = strategies_for(options.ranks)
     folder = Path(options.folder or tempfile.mkdtemp(prefix="ranks-"))
@@ -89,6 +93,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument(
         "--times", type=int, default=20, help="kills, shared out over the strategies; at least one of each"
     )
+    parser.add_argument("--double", action="store_true", help="compute in double precision")
     parser.add_argument("--processes", type=int, default=1, help="comparisons at the same time")
     parser.add_argument("--limit", type=int, default=900, help="seconds for one comparison")
     parser.add_argument("--seed", type=int, default=0, help="of the moments at which ranks are killed")
@@ -198,12 +203,12 @@ def compare(options: argparse.Namespace, folder: Path, strategy: str) -> Compari
         runs.append(run_in(out, strategy))
     (far, keys), images = distance(*runs), different_answers(*runs)
     line = f"{strategy:18}{far:12.1e}{keys:12.1e}{images:8d}{seconds[0]:8.0f}{seconds[1]:8.0f}"
-    return Comparison(line, far <= TOLERANCE and images <= 1)
+    return Comparison(line, far <= TOLERANCE[torch.get_default_dtype()] and images <= 1)
 
 
 def distance(run: Path, other: Path) -> tuple[float, float]:
-    """‖θ − θ'‖/‖θ‖ over the tensors of the last checkpoint but the biases of keys, and ‖b − b'‖/‖θ‖ of these."""
-    a, b = tensors_of(run), tensors_of(other)
+    """‖θ − θ'‖/‖θ‖ over the weights of the last checkpoint but the biases of keys, and ‖b − b'‖/‖θ‖ of these."""
+    a, b = ({n: t for n, t in tensors_of(each).items() if t.is_floating_point()} for each in (run, other))
     squares, keys, size = 0.0, 0.0, sum(float(each.double().square().sum()) for each in a.values())
     for name in a:
         moved = (a[name].double() - b[name].double()).square()
@@ -216,9 +221,13 @@ def distance(run: Path, other: Path) -> tuple[float, float]:
 
 
 def tensors_of(run: Path) -> dict[str, torch.Tensor]:
-    """The weights and the buffers of the last checkpoint, but those that are still the pre-trained model's."""
+    """The weights and the buffers of the last checkpoint, but those that are still the pre-trained model's.
+
+    Without the Gaussians of adapters with routes: they follow from the frozen model alone, and are larger than all that learns.
+    """
     state = torch.load(last_checkpoint(run) / "state.pt", weights_only=True)
-    return load_file(last_checkpoint(run) / "weights.safetensors") | state["model"]
+    tensors = load_file(last_checkpoint(run) / "weights.safetensors") | state["model"]
+    return {name: tensor for name, tensor in tensors.items() if ".gaussians." not in name}
 
 
 def last_checkpoint(run: Path) -> Path:
