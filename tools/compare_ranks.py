@@ -99,7 +99,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the moments at which ranks are killed")
     parser.add_argument("--set", action="append", default=[], dest="settings")
     parser.add_argument("--folder", help="where the runs are kept")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def strategies_for(ranks: int) -> list[str]:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from mulki_plugins.ranks import collectives
@@ -26,7 +25,7 @@ def set_rows(count: int, *, new_step: bool = False) -> None:
 
 
 def rows() -> int:
-    """The images, on all ranks, of the step's batch, or of the part of it that is being computed."""
+    """The images, on all ranks, of the step's batch, or of the part of it that is being computed; 0 outside of a step."""
     return _rows
 
 
@@ -84,6 +83,8 @@ def draw_dropout_for_samples(tower: nn.Module) -> None:
     """Let the dropout modules of an image tower draw as `draw_for_samples` does, if there are several ranks."""
     if not collectives.several():
         return
+    from timm.layers.drop import DropPath  # slow to import, and one process does not need it
+
     for module in tower.modules():
         if isinstance(module, (nn.Dropout, DropPath)) and "forward" not in vars(module):
             module.forward = functools.partial(_drop, module)  # type: ignore[method-assign]

@@ -55,7 +55,7 @@ class MicroBatches:
         size = len(self.batch[0])
         parts = part_sizes(size, count)
         if len(parts) == 1:
-            yield MicroBatch(self.batch, self.labels, 1.0, True, self.rows)
+            yield MicroBatch(self.batch, self.labels, 1.0, last=True, rows=self.rows)
             return
         known = self.labels.of(self.batch)
         begin = 0
@@ -63,7 +63,7 @@ class MicroBatches:
             end = begin + own
             pieces = [each[begin:end] for each in self.batch]
             labels = Labels(pieces[-1], None if known is None else known[begin:end])
-            yield MicroBatch(pieces, labels, own / size, number == len(parts), rows)
+            yield MicroBatch(pieces, labels, own / size, last=number == len(parts), rows=rows)
             begin = end
 
     def add(self, part: MicroBatch, output: Tensor, loss: Tensor) -> None:

@@ -263,6 +263,7 @@ class StepTemplate(ScopedEvaluation):
         self._call("after_training_iteration", **kwargs)
         self.checks.step_ends()
         collectives.end_step()
+        set_rows(0)
         self.after_step()
         self.step += 1
 
