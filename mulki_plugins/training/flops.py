@@ -52,13 +52,12 @@ class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ha
 
 
 class TrainingFlops:
-    """Counts the training of a run's tasks, into `Result.flops`.
+    """Counts the training of a run's tasks, into `Result.flops`; on several ranks all of them, with what each repeats.
 
     A task's beginning, its first step and its end are counted as they are: there are the passes over its images, such as
     those for prototypes. Of the other steps the second is counted, and each hundredth; all are taken for their mean. Torch
     does not show what compiled towers do inside; in their steps each call of a tower is counted, and nothing else. A run that
-    goes on in another process encodes sentences again that it had cached, and they count. On several ranks the operations
-    of all of them count, also those that each of them repeats, such as of the text tower.
+    goes on in another process encodes sentences again that it had cached, and they count.
     """
 
     def __init__(self, strategy: ContinualTemplate, result: Result) -> None:
