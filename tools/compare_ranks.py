@@ -250,11 +250,8 @@ def kill_all(options: argparse.Namespace, folder: Path) -> Iterator[Comparison]:
     wholes = [(run_whole, (options, folder / "whole", strategy)) for strategy in options.strategies]
     done = list(side_by_side(wholes, options.processes, options.limit))
     yield from (each for each in done if not each.right)
-    durations = {
-        each.name: float((each / "duration").read_text())
-        for each in sorted((folder / "whole").iterdir())
-        if (each / "duration").exists()
-    }
+    files = {strategy: folder / "whole" / strategy / "duration" for strategy in options.strategies}
+    durations = {strategy: float(file.read_text()) for strategy, file in files.items() if file.exists()}
     draw, tasks = random.Random(options.seed), []
     for number in range(max(options.times, len(durations)) if durations else 0):
         strategy = list(durations)[number % len(durations)]
