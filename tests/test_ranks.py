@@ -1,8 +1,9 @@
 """Several ranks train what one process trains, and end together. All runs of two ranks share a few launches over gloo."""
 
+import copy
 import json
 import os
-import shutil
+import time
 
 import numpy as np
 import pytest
@@ -10,18 +11,31 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import Dataset
 
+from mulki_plugins.baselines.reference import ReferenceBatches
 from mulki_plugins.cli import main
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.ranks import collectives
-from mulki_plugins.ranks.batches import OwnBatches, OwnSamples, in_order, note_share, own_part
+from mulki_plugins.ranks.batches import OwnBatches, OwnSamples, in_order, note_share, own_part, part_sizes
 from mulki_plugins.ranks.check import problems
+from mulki_plugins.ranks.draws import (
+    computing,
+    draw_dropout_for_samples,
+    draw_for_samples,
+    dropout_of_samples,
+    rows,
+    set_rows,
+)
 from mulki_plugins.ranks.launch import Launch, launched
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.registry.catalog import Provenance
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.register import Register
-from mulki_plugins.testing.ranks import forked_ranks, run_on_ranks
+from mulki_plugins.streams.benchmark import Reference
+from mulki_plugins.testing.ranks import run_on_ranks
+from mulki_plugins.testing.small import small_stream
 from tests.conftest import _draw_blank as draw_blank
 from tests.conftest import small_world
 from tests.environments import ROOT
@@ -33,7 +47,7 @@ pytestmark = [
 
 STRATEGIES = [
     "finetune", "lwf", "ewc", "replay", "icarl", "zscl", "snd", "mulki", "lora", "null-space", "mas", "si", "l2", "wise-ft",
-    "weight-ensemble", "joint",
+    "weight-ensemble", "joint", "moe-adapters", "diki", "mulki-plus",
 ]  # fmt: skip
 RECIPE = """
 name: ranks
@@ -88,7 +102,9 @@ def runs(recipe, tmp_path_factory):
 
 def weights_of(run):
     [last] = sorted(each for each in (run / "checkpoints").iterdir() if "-step-" not in each.name)[-1:]
-    return load_file(last / "weights.safetensors")
+    state = torch.load(last / "state.pt", weights_only=True)
+    tensors = load_file(last / "weights.safetensors") | state["model"]
+    return {name: tensor for name, tensor in tensors.items() if ".gaussians." not in name}  # larger than what learns
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -96,6 +112,8 @@ def test_two_ranks_train_what_one_process_trains(strategy, runs):
     one, two = (weights_of(folder / strategy / "seed-0") for folder in runs[:2])
     start = weights_of(runs[0] / "finetune" / "seed-0")
     assert one.keys() == two.keys()
+    for name in [name for name in one if not one[name].is_floating_point()]:  # such as how often an expert has answered
+        assert torch.equal(one.pop(name), two.pop(name)), name
     far = sum(float((one[n].double() - two[n].double()).square().sum()) for n in one) ** 0.5
     size = sum(float(one[n].double().square().sum()) for n in one) ** 0.5
     assert far < 1e-5 * size
@@ -105,6 +123,8 @@ def test_two_ranks_train_what_one_process_trains(strategy, runs):
     assert np.abs(np.array(results[0]["matrix"]) - np.array(results[1]["matrix"])).max() < 1e-9
     assert results[1]["device"]["ranks"] == 2
     assert "ranks" not in results[0]["device"]
+    once, twice = (result["flops"]["total"] for result in results)
+    assert once < twice < 2 * once  # each rank encodes all sentences, and half of the images
 
 
 def test_the_loggers_get_what_one_process_logs(runs):
@@ -130,8 +150,8 @@ def test_only_the_first_rank_prints_and_writes(runs):
 
 
 SPOILERS = '''
-import os, signal
-import torch
+import os, resource, signal, time
+from pathlib import Path
 from avalanche.training.plugins import SupervisedPlugin
 from mulki_plugins.ranks import collectives
 
@@ -144,20 +164,33 @@ class Spoiler(SupervisedPlugin):
         if (clock.train_exp_counter, clock.train_exp_iterations, collectives.rank()) != (1, 1, int(os.environ["ON_RANK"])):
             return
         what = os.environ["SPOILER"]
+        Path(os.environ["MOMENT"]).write_text(str(time.time()))
         if what == "raises":
             raise KeyError("spoiled")
         if what == "nan":
             strategy.loss = strategy.loss * float("nan")
+        if what == "full":  # no file may become larger: not the weights, but what tells how the run ended
+            resource.setrlimit(resource.RLIMIT_FSIZE, (16384, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         if what.startswith("SIG"):
             os.kill(os.getpid(), getattr(signal, what))
 '''
+EACH_STEP = ("--set", "train.checkpoint.every=1", "--set", "train.checkpoint.keep=9")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe, tmp_path_factory):
+    """The weights of a run of two ranks that nothing has spoiled."""
+    out, said = tmp_path_factory.mktemp("undisturbed"), tmp_path_factory.mktemp("said")
+    assert run_on_ranks(command(recipe, out, *EACH_STEP), 2, said) == [0, 0], (said / "stderr-0").read_text()
+    return weights_of(out / "ranks" / "finetune" / "seed-0")
 
 
 @pytest.fixture
 def spoiled(recipe, tmp_path, monkeypatch):
-    """Run two ranks, one of which spoils the run: the statuses, what each printed, the run's folder."""
+    """Run two ranks, one of which spoils the run: the statuses, what each printed, the run's folder, the seconds to the end."""
     (tmp_path / "spoilers_of_ranks.py").write_text(SPOILERS)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("MOMENT", str(tmp_path / "moment"))
     Register(catalog(), Provenance(distribution="spoilers", version="1")).plugin(
         "spoiler", "spoilers_of_ranks:Spoiler", summary="spoils"
     )
@@ -167,57 +200,109 @@ def spoiled(recipe, tmp_path, monkeypatch):
         monkeypatch.setenv("ON_RANK", str(rank))
         said, out = tmp_path / "said", tmp_path / "out"
         said.mkdir()
-        settings = ("--set", "strategy.plugins=[spoiler]", "--name", "spoiled", "--set", "train.checkpoint.every=1")
-        with forked_ranks(command(recipe, out, *settings), 2, said) as forks:
-            statuses = forks.wait()
-        printed = [(said / f"stdout-{r}").read_text() + (said / f"stderr-{r}").read_text() for r in (0, 1)]
-        return statuses, printed, out / "ranks" / "spoiled" / "seed-0"
+        settings = ("--set", "strategy.plugins=[spoiler]", "--name", "spoiled", *EACH_STEP)
+        statuses = run_on_ranks(command(recipe, out, *settings), 2, said)
+        seconds = time.time() - float((tmp_path / "moment").read_text())
+        monkeypatch.setenv("SPOILER", "nothing")  # from here on
+        return statuses, printed_by(said), out / "ranks" / "spoiled" / "seed-0", seconds
 
     yield run
     del catalog().parts["plugin", "spoiler"]
 
 
+def printed_by(said):
+    return [(said / f"stdout-{r}").read_text() + (said / f"stderr-{r}").read_text() for r in (0, 1)]
+
+
+def errors_in(printed):
+    assert "Traceback" not in "".join(printed)
+    return [line for text in printed for line in text.splitlines() if line.startswith("error:")]
+
+
 ENDS = {
     "raises": (2, "KeyError: 'spoiled'"),
     "nan": (2, "the loss is nan, made so by the plugin 'spoiler'"),
+    "full": (2, "File too large; what was written before is still there"),
     "SIGTERM": (143, "stopped by SIGTERM; resume it with"),
     "SIGKILL": (2, "was killed: the process ended without a word"),
 }
 
 
-@pytest.mark.parametrize(("what", "rank"), [("raises", 1), ("nan", 1), ("SIGTERM", 1), ("SIGKILL", 1), ("SIGKILL", 0)])
-def test_what_ends_one_rank_ends_all_with_one_message(what, rank, spoiled):
-    statuses, printed, run = spoiled(what, rank)
+@pytest.mark.parametrize(
+    ("what", "rank"), [("raises", 1), ("nan", 1), ("full", 0), ("SIGTERM", 1), ("SIGKILL", 1), ("SIGKILL", 0)]
+)
+def test_what_ends_one_rank_ends_all_with_one_message_and_the_run_is_resumed(
+    what, rank, spoiled, undisturbed, tmp_path
+):
+    statuses, printed, run, seconds = spoiled(what, rank)
+    assert seconds < 10
     status, message = ENDS[what]
-    other = 1 - rank
-    assert statuses[other] == status
+    assert statuses[1 - rank] == status
     assert statuses[rank] == (-9 if what == "SIGKILL" else status)
-    errors = [line for text in printed for line in text.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1, printed
-    assert message in errors[0]
-    assert "Traceback" not in printed[0] + printed[1]
+    [error] = errors_in(printed)
+    assert message in error
     result = json.loads((run / "result.json").read_text())
-    assert result["status"] == ("running" if rank == 0 else "stopped" if what == "SIGTERM" else "failed")
+    ended = "stopped" if what == "SIGTERM" else "failed"
+    assert result["status"] == ("running" if (what, rank) == ("SIGKILL", 0) else ended)
     if what == "raises":
         assert "spoilers_of_ranks.py" in (run / "log.txt").read_text()  # the traceback of the other rank
-
-
-def test_a_run_of_two_ranks_is_resumed_on_two_with_the_same_bits_and_on_one(spoiled, recipe, tmp_path):
-    statuses, printed, run = spoiled("SIGTERM", 0)
-    assert statuses == [143, 143], printed
-    assert any("-step-" in each.name for each in (run / "checkpoints").iterdir())
-    shutil.copytree(run, tmp_path / "alone")
-    os.environ["SPOILER"] = "nothing"  # the fixture puts it back
-    whole = tmp_path / "whole"
-    words = ("--set", "strategy.plugins=[spoiler]", "--set", "train.checkpoint.every=1", "--name", "spoiled")
-    assert run_on_ranks(command(recipe, whole, *words), 2, tmp_path / "said") == [0, 0]
+    assert any("task-01-step-000001" in each.name for each in (run / "checkpoints").iterdir()), printed
     assert run_on_ranks(lambda: main.main(["resume", str(run)]), 2, tmp_path / "said") == [0, 0]
-    assert run_on_ranks(lambda: main.main(["resume", str(tmp_path / "alone")]), 1, tmp_path / "said") == [0]
+    resumed = weights_of(run)
+    assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
+
+
+def test_a_run_of_two_ranks_is_resumed_on_one(spoiled, undisturbed, tmp_path):
+    statuses, printed, run, _ = spoiled("SIGTERM", 0)
+    assert statuses == [143, 143], printed
+    assert any("-step-000002" in each.name for each in (run / "checkpoints").iterdir())
+    assert run_on_ranks(lambda: main.main(["resume", str(run)]), 1, tmp_path / "said") == [0]
     assert "began with 2 ranks and resumes with 1" in (tmp_path / "said" / "stderr-0").read_text()
-    expected, same, alone = map(weights_of, (whole / "ranks" / "spoiled" / "seed-0", run, tmp_path / "alone"))
-    for name in expected:
-        assert torch.equal(expected[name], same[name]), name
-        assert torch.allclose(expected[name], alone[name], rtol=1e-5, atol=1e-6), name
+    alone = weights_of(run)
+    for name in undisturbed:
+        assert torch.allclose(undisturbed[name], alone[name], rtol=1e-5, atol=1e-6), name
+
+
+def test_an_image_that_one_rank_cannot_read_ends_both_as_one_process(recipe, tmp_path):
+    photos = save_photos(tmp_path / "photos")
+    broken = max((photos / "second" / "train").rglob("*.png"))
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: len(whole) // 2])
+    tasks = ", ".join(f"{{name: {n}, train: {photos}/{n}/train, test: {photos}/{n}/test}}" for n in ("first", "second"))
+    settings = (
+        f"stream={{name: folders, tasks: [{tasks}]}}",
+        "train.workers=1",
+        "train.epochs=1",
+        "train.iterations=null",
+    )
+    words = ["--name", "photos", *(word for setting in settings for word in ("--set", setting))]
+    errors = {}
+    for ranks in (1, 2):
+        (said := tmp_path / f"said-{ranks}").mkdir()
+        assert run_on_ranks(command(recipe, tmp_path / str(ranks), *words), ranks, said) == [2] * ranks
+        assert "Traceback" not in "".join(each.read_text() for each in said.iterdir())
+        errors[ranks] = [line for each in said.iterdir() for line in each.read_text().splitlines() if "error:" in line]
+    [error] = errors[2]
+    assert errors[1] == [error]
+    assert f"{broken}: this image cannot be read" in error
+    run = tmp_path / "2" / "ranks" / "photos" / "seed-0"
+    assert json.loads((run / "result.json").read_text())["status"] == "failed"
+    broken.write_bytes(whole)
+    resume = ["resume", str(run), "--force"]  # as the error says: the data are not the same as before
+    assert run_on_ranks(lambda: main.main(resume), 2, tmp_path / "said-2") == [0, 0]
+    assert json.loads((run / "result.json").read_text())["status"] == "complete"
+
+
+def save_photos(folder):
+    """Two tasks of the small stream as files."""
+    for task in small_stream().tasks[:2]:
+        for part, images in (("train", task.train), ("test", task.test)):
+            for i in range(len(images)):
+                image, label = images[i]
+                place = folder / task.name / part / task.class_names[label]
+                place.mkdir(parents=True, exist_ok=True)
+                image.save(place / f"{i}.png")
+    return folder
 
 
 def test_the_stage_of_an_example_runs_on_two_ranks_unchanged(recipe, tmp_path, monkeypatch):
@@ -255,6 +340,7 @@ def as_rank():
 
     yield use
     collectives.use(None)
+    set_rows(0)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 32])
@@ -298,6 +384,120 @@ def test_each_batch_of_an_evaluation_is_on_one_rank(as_rank):
     assert [len(each) for each in read] == [2, 1, 1]
     collectives.use(None)
     assert in_order(["a", "b"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize(("size", "count"), [(12, 1), (12, 2), (7, 2), (7, 5), (4, 2), (2, 2)])
+def test_the_ranks_compute_a_batch_in_the_parts_of_one_process(size, count, as_rank):
+    parts = []
+    for rank in range(3):
+        as_rank(rank, 3)
+        [own] = own_part([torch.arange(size)])
+        note_share(size)
+        parts.append(part_sizes(len(own), count))
+        assert sum(own for own, _ in parts[-1]) == len(own)
+    assert len({len(each) for each in parts}) == 1, "or one rank would wait for the others forever"
+    for each in zip(*parts, strict=True):
+        [total] = {total for _, total in each}
+        if size < 3:  # each rank computes the whole batch
+            assert [own for own, _ in each] == [total] * 3
+        else:
+            assert [own for own, _ in each] == [len(range(rank, total, 3)) for rank in range(3)]
+    collectives.use(None)
+    assert part_sizes(7, 3) == [(3, 3), (2, 2), (2, 2)]
+
+
+class Branch(nn.Module):
+    """A dropout inside a tower."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(5, 5), nn.Dropout(0.4))
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_the_ranks_draw_what_one_process_draws(layout, as_rank):
+    x = torch.randn(7, 30, 5, generator=torch.Generator().manual_seed(0))
+    if layout == "columns":
+        x = x.transpose(0, 1).contiguous().transpose(0, 1)
+    branch = Branch()
+
+    def draw(samples):
+        torch.manual_seed(3)
+        noise = draw_for_samples(samples, torch.randn_like)
+        return [noise, dropout_of_samples(samples, 0.3, training=True), copied(samples), torch.rand(4)]
+
+    copied = branch
+    expected = draw(x)
+    assert torch.equal(dropout_of_samples(x, 0.3, training=False), x)
+    for rank in range(3):
+        as_rank(rank, 3)
+        note_share(7)
+        draw_dropout_for_samples(branch)
+        copied = copy.deepcopy(branch)
+        drawn = draw(x[rank::3])
+        assert all(torch.allclose(a, b[rank::3]) for a, b in zip(drawn[:3], expected[:3], strict=True))
+        assert torch.equal(drawn[3], expected[3]), "the generators are the same afterwards"
+        assert not torch.equal(copied(x[rank::3]), copied(x[rank::3]))
+        copied.eval()
+        assert torch.equal(copied(x[rank::3]), branch.inner[0](x[rank::3]))
+
+
+def test_for_other_samples_each_rank_draws_its_own(as_rank):
+    drawn = []
+    for rank in range(2):
+        as_rank(rank, 2)
+        note_share(8)
+        torch.manual_seed(3)
+        drawn += [draw_for_samples(torch.empty(3, 2), torch.randn_like) for _ in range(2)]
+        assert torch.equal(torch.rand(4), torch.rand(4, generator=torch.Generator().manual_seed(3)))
+        with computing(6):
+            torch.manual_seed(3)
+            whole = torch.randn(6, 2, generator=torch.Generator().manual_seed(3))
+            assert torch.equal(draw_for_samples(torch.empty(3, 2), torch.randn_like), whole[rank::2])
+        assert rows() == 8
+    assert len({tuple(each.flatten().tolist()) for each in drawn}) == 4
+    note_share(8)
+    torch.manual_seed(3)
+    assert torch.equal(draw_for_samples(torch.empty(3, 2), torch.randn_like), drawn[2]), "and the same again"
+
+
+class Read(Dataset):
+    """Numbers, and which of them have been read."""
+
+    def __init__(self):
+        self.read = []
+
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return torch.tensor([float(index)])
+
+
+def test_each_rank_reads_its_own_reference_images(as_rank):
+    def first_batches(rank, world):
+        images = Read()
+        if world > 1:
+            as_rank(rank, world)
+        torch.manual_seed(3)
+        batches = ReferenceBatches(Reference(images, ("a text",)), 3)
+        return [next(batches).flatten().tolist() for _ in range(6)], batches, images
+
+    whole, batches, _ = first_batches(0, 1)
+    assert [len(each) for each in whole] == [3, 3, 1] * 2
+    for rank in range(2):
+        own, batches, images = first_batches(rank, 2)
+        assert own == [each[rank::2] for each in whole]
+        assert batches.rows == 1
+        assert len(images.read) == (10 if rank == 0 else 6)  # a batch of one image is read by both
+        note_share(1)
+        again = next(batches)
+        note_share(2)
+        assert len(again) == 3, "every rank computes the whole step"
 
 
 # what is refused

@@ -23,6 +23,8 @@ class Block:
     """Its place in its tower, from 0."""
     heads: int
     """Of its attention; 0 for a block of ConvNeXt, which has none."""
+    of_images: bool
+    """Whether it is in the image tower, where each rank has other images; all of them have the same sentences."""
 
 
 def residual_blocks(clip: nn.Module, towers: Towers) -> list[Block]:
@@ -49,25 +51,25 @@ def _image_blocks(clip: nn.Module) -> Iterator[Block]:
         return
     own = getattr(visual, "transformer", None)
     if isinstance(own, Transformer):
-        yield from _attention_blocks(own)
+        yield from _attention_blocks(own, of_images=True)
         return
     convolutional = (module for module in visual.modules() if isinstance(module, ConvNeXtBlock))
     for depth, module in enumerate(each for each in convolutional if isinstance(each.shortcut, nn.Identity)):
-        yield Block(module, cast(Any, module.conv_dw).out_channels, depth, 0)
+        yield Block(module, cast(Any, module.conv_dw).out_channels, depth, 0, True)
 
 
 def _text_blocks(clip: nn.Module) -> Iterator[Block]:
     tower = getattr(clip, "text", clip)
     own = getattr(tower, "transformer", None)
     if isinstance(own, Transformer):
-        yield from _attention_blocks(own)
+        yield from _attention_blocks(own, of_images=False)
 
 
-def _attention_blocks(transformer: Transformer) -> Iterator[Block]:
+def _attention_blocks(transformer: Transformer, *, of_images: bool) -> Iterator[Block]:
     """Blocks with torch's own attention, batch first; blocks of another kind are left to the caller's error."""
     for depth, module in enumerate(transformer.resblocks):
         if isinstance(module, ResidualAttentionBlock) and module.attn.batch_first:
-            yield Block(module, module.attn.embed_dim, depth, module.attn.num_heads)
+            yield Block(module, module.attn.embed_dim, depth, module.attn.num_heads, of_images)
 
 
 def feature_width(clip: nn.Module) -> int:

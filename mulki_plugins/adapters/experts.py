@@ -14,6 +14,8 @@ from mulki_plugins.adapters.blocks import as_tokens, feature_width, like, residu
 from mulki_plugins.adapters.gaussians import Gaussians, gaussians_of
 from mulki_plugins.adapters.projections import Towers
 from mulki_plugins.models.adapter import RoutedAdapter
+from mulki_plugins.ranks import collectives
+from mulki_plugins.ranks.draws import draw_for_samples, dropout_of_samples
 from mulki_plugins.types import BelowOne, Count, Fraction, Natural, Positive, Weight, checked
 
 CHOSEN = 2
@@ -39,9 +41,9 @@ class Expert(nn.Module):
 class Router(nn.Module):
     """Scores u·R of the experts for an image; in training noise·ε·(softplus(u·N) + 0.01) joins, with ε ~ N(0, 1)."""
 
-    def __init__(self, weight: Tensor, width: int, experts: int, noise: float) -> None:
+    def __init__(self, weight: Tensor, width: int, experts: int, noise: float, of_images: bool) -> None:
         super().__init__()
-        self.noise = noise
+        self.noise, self.of_images = noise, of_images
         self.R = nn.Parameter(weight.new_zeros(width, experts))
         self.N = nn.Parameter(weight.new_zeros(width, experts))
 
@@ -50,7 +52,8 @@ class Router(nn.Module):
         scores = u @ self.R
         if not self.training:
             return scores, scores
-        return scores, scores + self.noise * torch.randn_like(scores) * (F.softplus(u @ self.N) + _LEAST_NOISE)
+        drawn = draw_for_samples(scores, torch.randn_like) if self.of_images else torch.randn_like(scores)
+        return scores, scores + self.noise * drawn * (F.softplus(u @ self.N) + _LEAST_NOISE)
 
 
 def choose_experts(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,16 +72,21 @@ class Mixture(nn.Module):
     """[experts], bool: those that learn no more."""
     used: Tensor
     """[experts]: how many images of the current task each would have answered for without noise, as at test time."""
+    counted: Tensor
+    """[experts]: those of this rank that have not joined `used` yet; 0 on one process."""
 
     def __init__(
-        self, width: int, weight: Tensor, experts: int, hidden: int, scale: float, dropout: float, noise: float
-    ) -> None:
+        self, width: int, weight: Tensor, experts: int, hidden: int, scale: float, dropout: float, noise: float,
+        *, of_images: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.of_images = of_images
         self.width, self.scale, self.dropout, self.noise = width, scale, dropout, noise
         self.experts = nn.ModuleList(Expert(weight, width, hidden) for _ in range(experts))
         self.routers = nn.ModuleDict()
         self.register_buffer("frozen", torch.zeros(experts, dtype=torch.bool, device=weight.device))
         self.register_buffer("used", torch.zeros(experts, dtype=torch.long, device=weight.device))
+        self.register_buffer("counted", torch.zeros_like(self.used), persistent=False)
         self.task: str | None = None
         """The task whose router answers; None if the experts are switched off."""
 
@@ -86,8 +94,9 @@ class Mixture(nn.Module):
         """Add the router of a task. Earlier routers, and the experts that earlier tasks have used most, stop learning."""
         self.routers.requires_grad_(False)
         weight = next(self.experts.parameters())
-        self.routers[str(task)] = Router(weight, self.width, len(self.experts), self.noise)
+        self.routers[str(task)] = Router(weight, self.width, len(self.experts), self.noise, self.of_images)
         self.used.zero_()
+        self.counted.zero_()
         for expert, frozen in zip(self.experts, self.frozen.tolist(), strict=True):
             expert.requires_grad_(not frozen)
 
@@ -108,7 +117,8 @@ class Mixture(nn.Module):
         chosen, gates = choose_experts(noisy)
         picked = F.one_hot(chosen, len(experts)).to(x.dtype)  # [B, 2, experts]
         if self.training and torch.is_grad_enabled():
-            self.used += F.one_hot(choose_experts(plain)[0], len(experts)).sum((0, 1))
+            count = self.counted if collectives.several() else self.used
+            count += F.one_hot(choose_experts(plain)[0], len(experts)).sum((0, 1))
         down, down_bias, up, up_bias = (
             torch.stack([getattr(expert, name) for expert in experts])
             for name in ("down", "down_bias", "up", "up_bias")
@@ -126,7 +136,8 @@ class Mixture(nn.Module):
 
     def _activate(self, hidden: Tensor, gates: Tensor) -> Tensor:
         """hidden: [B, L, k, h], of k experts; gates: [B, k]."""
-        return F.dropout(hidden.relu(), self.dropout, self.training) * gates[:, None, :, None]
+        drop = dropout_of_samples if self.of_images else F.dropout
+        return drop(hidden.relu(), self.dropout, self.training) * gates[:, None, :, None]
 
 
 def _remember(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -167,7 +178,6 @@ class Experts(RoutedAdapter):
         towers: The towers that get experts.
     """
 
-    one_process = "it draws noise for each image, which no other rank could repeat"
     paper = "arXiv 2403.11549"
 
     @checked
@@ -193,7 +203,10 @@ class Experts(RoutedAdapter):
             module: Any = block.module
             weight = next(module.parameters()).detach()
             hidden = self.hidden or min(64, max(1, block.width // 8))
-            module.experts = Mixture(block.width, weight, self.experts, hidden, self.scale, self.dropout, self.noise)
+            module.experts = Mixture(
+                block.width, weight, self.experts, hidden, self.scale, self.dropout, self.noise,
+                of_images=block.of_images,
+            )  # fmt: skip
             if block.heads:
                 module.ln_2.register_forward_pre_hook(_remember)
                 module.register_forward_hook(_add_after_attention)
@@ -209,6 +222,15 @@ class Experts(RoutedAdapter):
     def after_task(self, clip: nn.Module, task: int) -> None:
         for mixture in _mixtures(clip):
             mixture.end(self.freeze)
+
+    def join_ranks(self, clip: nn.Module) -> None:
+        """Add up the images of all ranks that experts answered for; the sentences are the same on all ranks."""
+        mixtures = _mixtures(clip)
+        counts = torch.stack([mixture.counted for mixture in mixtures])
+        collectives.add_up(counts)
+        for mixture, count in zip(mixtures, counts, strict=True):
+            mixture.used += count if mixture.of_images else count // collectives.world()
+            mixture.counted.zero_()
 
     def use(self, clip: nn.Module, route: int | None) -> None:
         for mixture in _mixtures(clip):

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, default_collate
 
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.models.text_tower import encode_sentences, length_needed
-from mulki_plugins.ranks.batches import own_rows
+from mulki_plugins.ranks import collectives
+from mulki_plugins.ranks.batches import OwnRows
+from mulki_plugins.ranks.draws import computing
 from mulki_plugins.stages.stage import Stage, Strategy, autocast_of, classifier_of
 from mulki_plugins.streams.benchmark import Reference
 
@@ -49,8 +51,8 @@ class OnReference(Stage):
 
     def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         assert self._batches is not None
-        x = own_rows(next(self._batches)).to(strategy.device, non_blocking=True)
-        with autocast_of(strategy):
+        x = next(self._batches).to(strategy.device, non_blocking=True)
+        with computing(self._batches.rows), autocast_of(strategy):
             z = classifier_of(strategy, self).encode_image(x)
         self.add_loss(strategy, self.term, self.reference_loss(strategy, x, z))
 
@@ -70,22 +72,33 @@ class ReferenceBatches:
     """Endless batches of reference images, reshuffled in each round; the last batch of a round may be smaller.
 
     The order follows from torch's random state at construction, which advances by one draw. pinned: in memory from which a
-    GPU can copy on its own.
+    GPU can copy on its own. On several ranks each reads its own images of a batch, except if every rank computes the whole
+    step.
     """
 
     def __init__(self, reference: Reference, batch_size: int, workers: int = 0, *, pinned: bool = False) -> None:
+        images: Any = reference.images  # torch's data sets have no length by type
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        loader = DataLoader(
-            reference.images, batch_size=batch_size, shuffle=True, generator=generator, num_workers=workers,
+        order = RandomSampler(images, generator=generator)
+        self._own = OwnRows(BatchSampler(order, batch_size, drop_last=False))
+        loader: DataLoader[Tensor] = DataLoader(
+            images, batch_sampler=self._own, generator=generator, num_workers=workers,
             persistent_workers=workers > 0, pin_memory=pinned,
         )  # fmt: skip
+        self._images = images
         self._batches = (batch for _ in count() for batch in loader)
-        self.used = 0
+        self.used = self.rows = 0
+        """The number of batches so far, and of the images, on all ranks, of the last one."""
 
     def __next__(self) -> Tensor:
+        """The images of this rank [B, 3, H, W]; there may be none."""
         self.used += 1
         batch: Tensor = next(self._batches)
-        return batch
+        whole = self._own.batches_read.popleft()
+        self.rows = len(whole)
+        if collectives.count() > 1 and collectives.world() == 1:
+            return default_collate([self._images[index] for index in whole])  # type: ignore[no-any-return]
+        return batch[: len(self._own.of(whole))]
 
     def skip_to(self, used: int) -> None:
         """Skip batches until `used` have been used."""

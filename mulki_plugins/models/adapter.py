@@ -34,6 +34,9 @@ class Adapter:
     def after_task(self, clip: nn.Module, task: int) -> None:
         """React to the end of a task, after all plugins: merge, or freeze. A resumed run calls it again as well."""
 
+    def join_ranks(self, clip: nn.Module) -> None:
+        """Add up what each rank has counted of its share of the batch; called in each step if there are several ranks."""
+
     def merge(self, clip: nn.Module) -> None:
         """Fold the added weights into the plain ones: the answers stay, and without the adapter they are the same.
 

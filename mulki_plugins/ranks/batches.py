@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from mulki_plugins.ranks import collectives
+from mulki_plugins.ranks.draws import rows, set_rows
 
 T = TypeVar("T")
 
@@ -36,12 +37,25 @@ def note_share(size: int) -> None:
     ranks = collectives.count()
     whole = size < ranks
     collectives.set_share(1 / ranks if whole else len(range(size)[own_places(size)]) / size, alone=whole)
+    set_rows(size, new_step=True)
 
 
-def own_rows(x: Tensor) -> Tensor:
-    """This rank's rows of a batch that is not the step's own; there may be none."""
-    ranks = collectives.world()
-    return x if ranks == 1 else x[collectives.rank() :: ranks]
+def part_sizes(size: int, count: int) -> list[tuple[int, int]]:
+    """The images of each of at most `count` parts of a batch, on this rank and on all; the rank has `size` of the batch.
+
+    Every rank has as many parts, in each of which all meet. One more image is in the first parts, as `Tensor.tensor_split`
+    has it.
+    """
+    ranks, whole = collectives.world(), rows()
+    if ranks == 1 or size != len(range(whole)[own_places(whole)]):  # a plugin may have put another batch in its place
+        sizes = [size] * ranks
+    else:
+        sizes = [len(range(rank, whole, ranks)) for rank in range(ranks)]
+    count = max(1, min(count, *sizes))
+    parts = [[each // count + (number < each % count) for number in range(count)] for each in sizes]
+    return [
+        (own, sum(part)) for own, part in zip(parts[collectives.rank() % ranks], zip(*parts, strict=True), strict=True)
+    ]
 
 
 def own_batches(batches: Iterable[T]) -> Iterator[tuple[int, T]]:
@@ -93,6 +107,31 @@ class SeededSamples(Dataset[Any]):
         np.random.seed(int(words[1]))
         torch.default_generator.manual_seed(int(words[2]))
         return self.images[index]
+
+
+class OwnRows(Sampler[list[int]]):
+    """This rank's rows of each batch of another sampler, every world-th one; the first of all if it has none.
+
+    So the others' samples are not read, and no batch is empty.
+    """
+
+    def __init__(self, batches: BatchSampler) -> None:
+        self.batches = batches
+        self.ranks, self.rank = collectives.count(), collectives.rank()
+        self.batches_read: deque[list[int]] = deque()
+        """The whole batches, of those that have not been fetched yet."""
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            self.batches_read.append(batch)
+            yield self.of(batch) or batch[:1]
+
+    def of(self, batch: list[int]) -> list[int]:
+        """This rank's rows of a batch; there may be none."""
+        return batch[self.rank :: self.ranks]
 
 
 class OwnBatches(Sampler[list[int]]):

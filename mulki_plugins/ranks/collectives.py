@@ -91,6 +91,8 @@ def end_step() -> None:
     if _ranks is not None:
         set_share(1.0)
         torch.set_rng_state(from_first(torch.get_rng_state()))
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch has no type for it
+            torch.cuda.set_rng_state(from_first(torch.cuda.get_rng_state()))
 
 
 def several() -> bool:

@@ -25,7 +25,7 @@ def visual_prototypes(
     Returns for each model the prototypes [C, d] by task. A class without images gets its text feature as prototype, the
     mean over all templates.
     """
-    texts = [{task: model.text_features(task, "all").float() for task in tasks} for model in models]
+    texts = [{task: model.text_features(task, "all") for task in tasks} for model in models]
     device = texts[0][min(tasks)].device
 
     def term(batch: Batch) -> dict[str, Tensor]:
@@ -38,7 +38,7 @@ def visual_prototypes(
             for task, t in texts[0].items()
         }
         for m, model in enumerate(models):
-            z = encoded(model, batch.images).float()
+            z = encoded(model, batch.images)
             for task, t in texts[m].items():
                 parts[f"sum {m} {task}"] = class_sums(z[mine[task]], batch.classes[mine[task]], len(t))
         return parts

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from mulki_plugins.ranks import collectives
 from mulki_plugins.report.result import Result
 from mulki_plugins.training.strategy import ContinualTemplate
 
@@ -58,7 +59,7 @@ class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ha
 
 
 class TrainingFlops:
-    """Counts the training of a run's tasks, into `Result.flops`.
+    """Counts the training of a run's tasks, into `Result.flops`; on several ranks all of them, with what each repeats.
 
     A task's beginning, its first step and its end are counted as they are: there are the passes over its images, such as
     those for prototypes. Of the other steps the second is counted, and each hundredth; all are taken for their mean. Torch
@@ -128,7 +129,7 @@ class TrainingFlops:
     def _stop(self, kind: str) -> None:
         self._leave()
         if self._mark is not None:
-            self._begun[kind] += self._count.total - self._mark
+            self._begun[kind] += collectives.total(self._count.total - self._mark)
         self._mark = None
 
     def _leave(self) -> None:

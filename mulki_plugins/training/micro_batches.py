@@ -10,6 +10,8 @@ from attrs import define, field, frozen
 from torch import Tensor
 
 from mulki_plugins.models.classifier import MASKED
+from mulki_plugins.ranks import draws
+from mulki_plugins.ranks.batches import part_sizes
 
 
 @frozen(eq=False)
@@ -33,6 +35,8 @@ class MicroBatch:
     share: float
     """Its share of the batch, in 0..1. The gradients of all parts, each times its share, are those of the batch."""
     last: bool
+    rows: int
+    """Its images, on all ranks."""
 
 
 @define(eq=False)
@@ -41,22 +45,25 @@ class MicroBatches:
 
     batch: list[Tensor]
     labels: Labels
+    rows: int = field(factory=draws.rows)
+    """Its images, on all ranks."""
     _outputs: list[Tensor] = field(factory=list)
     _losses: list[Tensor] = field(factory=list)
 
     def split(self, count: int) -> Iterator[MicroBatch]:
         """At most that many parts, of equal size or one more; the batch itself if it is one."""
         size = len(self.batch[0])
-        count = max(1, min(count, size))
-        if count == 1:
-            yield MicroBatch(self.batch, self.labels, 1.0, last=True)
+        parts = part_sizes(size, count)
+        if len(parts) == 1:
+            yield MicroBatch(self.batch, self.labels, 1.0, last=True, rows=self.rows)
             return
         known = self.labels.of(self.batch)
         begin = 0
-        for number, pieces in enumerate(zip(*(each.tensor_split(count) for each in self.batch), strict=True), 1):
-            end = begin + len(pieces[0])
+        for number, (own, rows) in enumerate(parts, 1):
+            end = begin + own
+            pieces = [each[begin:end] for each in self.batch]
             labels = Labels(pieces[-1], None if known is None else known[begin:end])
-            yield MicroBatch(list(pieces), labels, (end - begin) / size, last=number == count)
+            yield MicroBatch(pieces, labels, own / size, last=number == len(parts), rows=rows)
             begin = end
 
     def add(self, part: MicroBatch, output: Tensor, loss: Tensor) -> None:

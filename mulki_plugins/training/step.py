@@ -27,6 +27,7 @@ from torch import Tensor
 
 from mulki_plugins.losses import smoothed_cross_entropy
 from mulki_plugins.ranks import collectives
+from mulki_plugins.ranks.draws import set_rows
 from mulki_plugins.recipe.schema import Evaluate, Train
 from mulki_plugins.stages.statistics import unobserved
 from mulki_plugins.training.compilation import CompiledTowers
@@ -137,6 +138,7 @@ class StepTemplate(ScopedEvaluation):
         self._batches = MicroBatches(self.mbatch, self._labels)
         for part in self._batches.split(self.settings.accumulate):
             self._part, self.mbatch = part, part.batch
+            set_rows(part.rows)
             self._call("before_forward", **kwargs)
             self.checks.restore_training_mode()
             if part.last:
@@ -200,6 +202,7 @@ class StepTemplate(ScopedEvaluation):
             if not part.last:
                 return
             self.mbatch, self.mb_output, self.loss = batches.batch, batches.output, batches.loss
+            set_rows(batches.rows)
             self._part = None
         if self.towers:
             self.towers.step_ends()
@@ -218,6 +221,7 @@ class StepTemplate(ScopedEvaluation):
         weights = dict.fromkeys([*self.checks.weights().values(), *held])
         collectives.sum_gradients([weight for weight in weights if weight.requires_grad])
         self.checks.own_loss, self.loss = self.loss.detach(), collectives.weighted_sum(self.loss.detach())
+        self.model.join_ranks()
 
     _after_backward = calls("after_backward")
     _before_update = calls("before_update")
@@ -263,6 +267,7 @@ class StepTemplate(ScopedEvaluation):
         self._call("after_training_iteration", **kwargs)
         self.checks.step_ends()
         collectives.end_step()
+        set_rows(0)
         self.after_step()
         self.step += 1
 

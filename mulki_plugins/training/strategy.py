@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from avalanche.training.supervised import Cumulative, JointTraining
 
+from mulki_plugins.ranks.draws import draw_dropout_for_samples
 from mulki_plugins.recipe.schema import Base
 from mulki_plugins.stages.protocols import learning_weights
 from mulki_plugins.stages.stage import Stage
@@ -83,6 +84,7 @@ class ContinualTemplate(StepTemplate):
         self.checks.task_begins()
         for task in self._beginning():
             self.model.before_task(task)
+        draw_dropout_for_samples(self.model.clip.visual)
         self._before_train_dataset_adaptation(**kwargs)  # from here to the plugins as Avalanche does
         self.train_dataset_adaptation(**kwargs)
         self._after_train_dataset_adaptation(**kwargs)
