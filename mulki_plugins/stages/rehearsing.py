@@ -9,18 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mulki_plugins.losses import distillation, smoothed_cross_entropy
-from mulki_plugins.stages.spreads import Spread, measure, spreads_from
+from mulki_plugins.stages.spreads import Spreads, measure
 from mulki_plugins.stages.stage import Stage, Strategy, classifier_of, features_of, tasks_of
 from mulki_plugins.stages.teachers import Teachers
-from mulki_plugins.types import Count, Fraction, Natural, Positive, Weight, checked
+from mulki_plugins.types import Count, Fraction, Positive, Weight, checked
 
 
 class Rehearsing(Stage):
     """Classifies features drawn around the prototypes of earlier classes, instead of images of them.
 
-    At a task's end the features of its training images leave a Gaussian N(μ_c, σ_c²·(F Fᵀ + diag r)) around each class: a
-    mean and a size for each class, and k directions F and variances r for the task. In each step some earlier classes are
-    drawn, and features z ~ unit(N) of them; t are the student's features of their sentences. With `labels`
+    At a task's end the features of its training images leave a Gaussian N(μ_c, σ_c²·Σ) for each class: a mean and a variance
+    a class, and one covariance Σ for all classes of all tasks. In each step some earlier classes are drawn, and features
+    z = unit(a draw of their Gaussians); t are the student's features of their sentences. With `labels`
     L = mean_z CE(s·z tᵀ, class), and with `teacher` L = mean_z T²·KL(s·z t^{k−1}ᵀ ‖ s·z tᵀ), the previous teacher answering.
     The drawn features carry no gradient, so only the text tower is taught. Zero on the first task. Its place is after
     Connecting, whose weights the features are to be of.
@@ -35,7 +35,6 @@ class Rehearsing(Stage):
         smoothing: Label smoothing of the targets `labels`.
         temperature: T of the softened answers of the targets `teacher`; the divergence is multiplied by T².
         spread: Factor of the spread around the means; 0 for the means alone.
-        directions: k.
         drift: Width of the neighbourhood in which images of a new task show how far a point has drifted during the task
             (arXiv 2004.00440); the means of earlier classes and the previous teacher's prototypes are moved by that. Null to
             leave them.
@@ -47,16 +46,16 @@ class Rehearsing(Stage):
     def __init__(
         self, *, weight: Weight = 1.0, classes: Count = 32, count: Count = 64, among: Literal["task", "seen"] = "task",
         targets: Literal["labels", "teacher"] = "labels", smoothing: Fraction = 0.0, temperature: Positive = 2.0,
-        spread: Weight = 1.0, directions: Natural = 16, drift: Positive | None = None,
+        spread: Weight = 1.0, drift: Positive | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.weight = weight
         self.classes, self.count = classes, count
         self.among, self.targets = among, targets
         self.smoothing, self.temperature = smoothing, temperature
-        self.spread, self.directions, self.drift = spread, directions, drift
-        self.kept: dict[int, Spread] = {}
-        """The spread of each task learned, by task."""
+        self.spread, self.drift = spread, drift
+        self.kept = Spreads()
+        """The Gaussians of the classes of the tasks learned."""
         self._current: set[int] = set()
         """The tasks that are learned now."""
         self._workers = 0
@@ -75,11 +74,11 @@ class Rehearsing(Stage):
 
     def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Draw classes and features, so that the sentences pass the text tower with those of the batch."""
-        earlier = sorted(self.kept.keys() - self._current) if self.weight else []
+        earlier = sorted(self.kept.means.keys() - self._current) if self.weight else []
         if earlier and self.among == "task":
             earlier = [earlier[int(torch.randint(len(earlier), ()))]]
         self._tasks = earlier
-        sizes = [len(self.kept[task].means) for task in earlier]
+        sizes = [len(self.kept.means[task]) for task in earlier]
         self._classes = torch.randperm(sum(sizes))[: self.classes].sort().values
         classifier_of(strategy, self).request(self, earlier, self._classes)
         if earlier:
@@ -91,7 +90,7 @@ class Rehearsing(Stage):
         drawn, start = [], 0
         for task, size in zip(self._tasks, sizes, strict=True):
             mine = classes[(classes >= start) & (classes < start + size)] - start
-            drawn.append(self.kept[task].draw(mine, self.spread))
+            drawn.append(self.kept.draw(task, mine, self.spread))
             start += size
         return torch.cat(drawn)
 
@@ -118,26 +117,26 @@ class Rehearsing(Stage):
         model, previous = classifier_of(strategy, self), Teachers.of(strategy, self).previous
         model.request(self, (), self._classes[:0])
         assert previous is not None
-        earlier = self.kept.keys() - self._current
-        means = {task: self.kept[task].means for task in earlier}
-        prototypes = {task: previous.prototypes[task] for task in earlier if task in previous.prototypes}
-        points = {task: torch.cat([means[task], *([prototypes[task]] if task in prototypes else [])]) for task in means}
-        moves = self.drift is not None and bool(points)
-        spreads, drift = measure(
-            model, strategy.adapted_dataset, {task: len(model.prompts[task].class_names) for task in self._current},
-            directions=self.directions, before=previous.model if moves else None, kept=points, width=self.drift or 1.0,
-            workers=self._workers, after_batch=getattr(strategy, "between_batches", None),
+        means = {task: mean for task, mean in self.kept.means.items() if task not in self._current}
+        prototypes = {task: previous.prototypes[task] for task in means if task in previous.prototypes}
+        points = {
+            task: torch.cat([mean, *([prototypes[task]] if task in prototypes else [])]) for task, mean in means.items()
+        }
+        drift = measure(
+            self.kept, model, strategy.adapted_dataset,
+            {task: len(model.prompts[task].class_names) for task in self._current},
+            before=previous.model if self.drift else None, points=points, width=self.drift or 1.0, workers=self._workers,
+            after_batch=getattr(strategy, "between_batches", None),
         )  # fmt: skip
         for task, shift in drift.items():
             of_means, of_prototypes = shift[: len(means[task])], shift[len(means[task]) :]
-            self.kept[task] = self.kept[task].moved(of_means)
+            self.kept.means[task] = means[task] + of_means
             if task in prototypes:
                 moved = F.normalize(prototypes[task].float() + of_prototypes, dim=1)
                 previous.prototypes[task] = moved.to(prototypes[task])
-        self.kept |= spreads
 
     def state_dict(self) -> dict[str, Any]:
-        return {"kept": {task: spread.state_dict() for task, spread in self.kept.items()}}
+        return {"kept": self.kept.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.kept = spreads_from(state["kept"])
+        self.kept = Spreads.from_state(state["kept"])
