@@ -12,15 +12,16 @@ from mulki_plugins.ranks.collectives import gathered, rank, world
 
 
 def mixed(x: Tensor, alpha: float) -> Tensor:
-    """λ_b·x_b + (1 − λ_b)·x_π(b), with λ_b ~ Beta(α, α) and a random permutation π of the batch.
+    """λ_b·x_b + (1 − λ_b)·x_π(b), with λ_b ~ Beta(α, α) and a random cycle π through the batch.
 
     x: [B, 3, H, W], of this rank; the images are mixed within the batch of all ranks. Zhang et al., 2018 (mixup,
     arXiv 1710.09412).
     """
     whole = _of_all_ranks(x)
     share = torch.distributions.Beta(alpha, alpha).sample((len(whole), 1, 1, 1)).to(x)
-    others = whole[torch.randperm(len(whole)).to(x.device)]
-    return _own(torch.lerp(others, whole, share), x)
+    order = torch.randperm(len(whole))
+    partners = torch.empty_like(order).scatter_(0, order, order.roll(1))  # no image is its own
+    return _own(torch.lerp(whole[partners.to(x.device)], whole, share), x)
 
 
 def distorted(x: Tensor) -> Tensor:

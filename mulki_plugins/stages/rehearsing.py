@@ -113,10 +113,11 @@ class Rehearsing(Stage):
         return distillation(s * z @ t.T, s * z @ known.T, self.temperature).mean()
 
     def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
-        """Keep the spread of the tasks that were learned, and move what is kept of earlier ones."""
+        """Keep the Gaussians of the tasks that were learned, and move what is kept of earlier ones."""
         model, previous = classifier_of(strategy, self), Teachers.of(strategy, self).previous
         model.request(self, (), self._classes[:0])
-        assert previous is not None
+        if previous is None or not (self.weight or self.drift):
+            return
         means = {task: mean for task, mean in self.kept.means.items() if task not in self._current}
         prototypes = {task: previous.prototypes[task] for task in means if task in previous.prototypes}
         points = {
