@@ -12,6 +12,7 @@ from mulki_plugins.models import ClipClassifier
 from mulki_plugins.stages import Preserving, Teachers, mixtures
 from mulki_plugins.stages.teachers import Teacher
 from mulki_plugins.stages.words import generic_sentences, sentence_features, vocabulary_words, words_of
+from mulki_plugins.testing import check_plugin
 from tests.conftest import Quiet, naive, same, small_clip, small_tokenizer, weights
 
 
@@ -230,3 +231,15 @@ def test_features_of_sentences_are_the_towers(classifier):
     cut = sentence_features(classifier, tokens, 11)
     assert torch.allclose(cut, F.normalize(classifier.clip.encode_text(tokens), dim=1), atol=1e-6)
     assert cut.requires_grad
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"images": "distorted", "texts": 1.0, "features": 1.0},
+        {"images": "mixed", "classes": True, "words": ["bridge", "tower"], "longest": 1},
+    ],
+)
+def test_it_passes_the_kit_with_other_options(options):
+    """Among the checks: a run that is killed and resumed has the same weights, bit for bit."""
+    check_plugin("preserving", **options)

@@ -15,6 +15,7 @@ from mulki_plugins.cli import main
 from mulki_plugins.models import ClipClassifier
 from mulki_plugins.stages import Connecting, Eliciting, Rehearsing, Teachers
 from mulki_plugins.stages.spreads import Spreads, measure
+from mulki_plugins.testing import check_plugin
 from mulki_plugins.testing.ranks import run_on_ranks
 from tests.conftest import Quiet, naive, same, small_clip, small_tokenizer, weights
 
@@ -278,3 +279,9 @@ def test_two_ranks_preserve_and_rehearse_as_one_process_does(tmp_path, small_par
     far = sum(float((one[n].double() - two[n].double()).square().sum()) for n in one) ** 0.5
     assert far < 1e-5 * sum(float(one[n].double().square().sum()) for n in one) ** 0.5
     assert np.abs(matrices[0] - matrices[1]).max() < 1e-9
+
+
+@pytest.mark.parametrize("options", [{"drift": 0.3}, {"among": "seen", "targets": "teacher", "spread": 0.5}])
+def test_it_passes_the_kit_with_other_options(options):
+    """Among the checks: a run that is killed and resumed has the same weights, bit for bit."""
+    check_plugin("rehearsing", **options)

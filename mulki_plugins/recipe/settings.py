@@ -68,7 +68,7 @@ def fingerprint(recipe: Recipe) -> str:
 _LATER_OPTIONS = (
     ("teachers", ("images_per_class",)), ("eliciting", ("start",)), ("adding", ("features",)), ("distinguishing", ("weights",)),
     ("distinguishing", ("slope", "threshold")), ("connecting", ("initial",)),
-    ("adding", ("targets",)),
+    ("adding", ("targets",)), ("connecting", ("initial_importance", "towers")),
 )  # fmt: skip
 """Options that plugins got when runs had been measured without them. Their defaults change no number."""
 

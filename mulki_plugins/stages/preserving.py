@@ -61,7 +61,7 @@ class Preserving(Stage):
         self.images = images
         self.alpha = alpha
         self._tokens = torch.empty(0, 0, dtype=torch.long)
-        """The sentences of this task, [pool, L], on the host."""
+        """The sentences of this task, [pool, L]."""
         self._length = 0
         self._known = torch.empty(0, 0)
         """v⁰ [pool, d]: the teacher's features of them."""
@@ -77,8 +77,8 @@ class Preserving(Stage):
         words = vocabulary_words(model.tokenizer) if self.words is None else self.words
         generic = [word for word in words if word.casefold() not in learned]
         templates = ["{}", *dict.fromkeys(template for task in tasks for template in task.templates)]
-        self._tokens = model.tokenizer(generic_sentences(generic, templates, self.pool, self.longest)).cpu()
-        self._length = length_needed(model.clip, self._tokens)
+        tokens = model.tokenizer(generic_sentences(generic, templates, self.pool, self.longest)).cpu()
+        self._length, self._tokens = length_needed(model.clip, tokens), tokens.to(strategy.device)
         teacher = teachers.active[0].model
         with torch.no_grad(), torch.autocast(strategy.device.type, enabled=False):
             parts = [sentence_features(teacher, each, self._length) for each in torch.split(self._tokens, 256)]
@@ -86,7 +86,8 @@ class Preserving(Stage):
 
     def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         if self.weight:
-            self._drawn = torch.randperm(len(self._tokens))[: self.count]
+            drawn = torch.randperm(len(self._tokens))[: self.count]
+            self._drawn = drawn.to(strategy.device, non_blocking=True)
 
     def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         loss = self.preserved(strategy) if self.weight else strategy.loss.new_zeros(())
@@ -100,7 +101,7 @@ class Preserving(Stage):
         if self.logits or self.texts:
             with autocast_of(strategy):
                 v = sentence_features(model, self._tokens[self._drawn], self._length)
-            known = self._known[self._drawn.to(self._known.device, non_blocking=True)].to(v)
+            known = self._known[self._drawn].to(v)
             if self.texts:
                 loss = loss + self.texts * (v - known).square().sum(1).mean()
         if self.logits or self.features:

@@ -59,8 +59,8 @@ def generic_sentences(words: Sequence[str], templates: Sequence[str], count: int
 def sentence_features(model: ClipClassifier, tokens: Tensor, length: int) -> Tensor:
     """Unit-norm features [N, d] of sentences that belong to no task, at least in single precision, with their gradient.
 
-    tokens: ids [N, L], on the host; length: how many of the L matter, see `length_needed`.
+    tokens: ids [N, L], on the model's device; length: how many of the L matter, see `length_needed`.
     """
     with parametrize.cached():
-        features = encode_sentences(model.clip, tokens.to(model.scale.device, non_blocking=True), length)
+        features = encode_sentences(model.clip, tokens, length)
     return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)
