@@ -1,5 +1,6 @@
 """Rehearsing: features drawn around the prototypes of earlier classes, and how what is kept drifts."""
 
+import copy
 import json
 import math
 import os
@@ -114,6 +115,7 @@ class Watched(Rehearsing):
         loss = super().rehearsed(strategy)
         with torch.no_grad():
             t = [strategy.model.encode_text(task, all_templates=False) for task in range(3)]
+            self.drawn = self._sentences(strategy)
         self.seen = {
             "loss": loss, "z": self._z.clone(), "labels": self._labels.tolist(), "tasks": list(self._tasks),
             "classes": self._classes.tolist(), "t": t,
@@ -161,6 +163,27 @@ def test_a_feature_is_drawn_for_its_label(classifier, benchmark):
     for z, label in zip(stage.seen["z"], stage.seen["labels"], strict=True):
         assert torch.allclose(z, means[stage.seen["classes"][label]], atol=1e-6)
     assert len(set(stage.seen["labels"])) == 4
+
+
+def test_sentences_in_a_template_that_is_drawn(classifier, benchmark):
+    """The small tasks have two templates: `a {} one.` and `it is {}.`"""
+    seen = set()
+    for seed in range(6):
+        model = copy.deepcopy(classifier)
+        stage = Watched(among="seen", templates="drawn", classes=4)
+        strategy = naive(model, [Teachers(), stage], lr=0.0)
+        torch.manual_seed(seed)
+        for experience in benchmark.train_stream:
+            strategy.train(experience)
+        names = [name for task in (0, 1) for name in model.prompts[task].class_names]
+        every = []
+        for template in model.prompts[0].templates:
+            tokens = small_tokenizer([template.replace("{}", names[c]) for c in stage.seen["classes"]])
+            every.append(F.normalize(model.eval().clip.encode_text(tokens), dim=1))
+        matches = [torch.allclose(stage.drawn, each, atol=1e-5) for each in every]
+        assert sum(matches) == 1
+        seen.add(matches.index(True))
+    assert seen == {0, 1}
 
 
 def test_only_the_text_tower_is_taught(classifier, benchmark):
@@ -281,7 +304,7 @@ def test_two_ranks_preserve_and_rehearse_as_one_process_does(tmp_path, small_par
     assert np.abs(matrices[0] - matrices[1]).max() < 1e-9
 
 
-@pytest.mark.parametrize("options", [{"drift": 0.3}, {"among": "seen", "targets": "teacher", "spread": 0.5}])
+@pytest.mark.parametrize("options", [{"drift": 0.3}, {"among": "seen", "targets": "teacher", "templates": "drawn"}])
 def test_it_passes_the_kit_with_other_options(options):
     """Among the checks: a run that is killed and resumed has the same weights, bit for bit."""
     check_plugin("rehearsing", **options)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from mulki_plugins.losses import distillation, smoothed_cross_entropy
 from mulki_plugins.stages.spreads import Spreads, measure
-from mulki_plugins.stages.stage import Stage, Strategy, classifier_of, features_of, tasks_of
+from mulki_plugins.stages.stage import Stage, Strategy, autocast_of, classifier_of, features_of, tasks_of
 from mulki_plugins.stages.teachers import Teachers
+from mulki_plugins.stages.words import Phrases
 from mulki_plugins.types import Count, Fraction, Positive, Weight, checked
 
 
@@ -34,6 +35,8 @@ class Rehearsing(Stage):
         targets: The `labels` of the features, or the answers of the previous `teacher`.
         smoothing: Label smoothing of the targets `labels`.
         temperature: T of the softened answers of the targets `teacher`; the divergence is multiplied by T².
+        templates: The sentences of the classes are in each task's `first` template, as in training, or in one `drawn` in each
+            step, since an evaluation uses all of them.
         spread: Factor of the spread around the means; 0 for the means alone.
         drift: Width of the neighbourhood in which images of a new task show how far a point has drifted during the task
             (arXiv 2004.00440); the means of earlier classes and the previous teacher's prototypes are moved by that. Null to
@@ -46,13 +49,14 @@ class Rehearsing(Stage):
     def __init__(
         self, *, weight: Weight = 1.0, classes: Count = 32, count: Count = 64, among: Literal["task", "seen"] = "task",
         targets: Literal["labels", "teacher"] = "labels", smoothing: Fraction = 0.0, temperature: Positive = 2.0,
-        spread: Weight = 1.0, drift: Positive | None = None,
+        templates: Literal["first", "drawn"] = "first", spread: Weight = 1.0, drift: Positive | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.weight = weight
         self.classes, self.count = classes, count
         self.among, self.targets = among, targets
         self.smoothing, self.temperature = smoothing, temperature
+        self.templates = templates
         self.spread, self.drift = spread, drift
         self.kept = Spreads()
         """The Gaussians of the classes of the tasks learned."""
@@ -61,6 +65,9 @@ class Rehearsing(Stage):
         self._workers = 0
         self._tasks: list[int] = []
         """The earlier tasks of this step."""
+        self._template = 0.0
+        """Which of a task's templates, in 0..1."""
+        self._phrases: Phrases | None = None
         self._classes = torch.empty(0, dtype=torch.long)
         """The classes drawn in this step, [N], among the concatenated classes of these tasks, on the host."""
         self._labels = torch.empty(0, dtype=torch.long)
@@ -71,6 +78,7 @@ class Rehearsing(Stage):
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         self._current = tasks_of(strategy.adapted_dataset)
         self._workers = int(kwargs.get("num_workers") or 0)
+        self._phrases = Phrases(classifier_of(strategy, self)) if self.templates == "drawn" else None
 
     def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Draw classes and features, so that the sentences pass the text tower with those of the batch."""
@@ -80,7 +88,10 @@ class Rehearsing(Stage):
         self._tasks = earlier
         sizes = [len(self.kept.means[task]) for task in earlier]
         self._classes = torch.randperm(sum(sizes))[: self.classes].sort().values
-        classifier_of(strategy, self).request(self, earlier, self._classes)
+        if self._phrases is None:
+            classifier_of(strategy, self).request(self, earlier, self._classes)
+        elif earlier:
+            self._template = float(torch.rand(()))
         if earlier:
             self._labels = torch.randint(len(self._classes), (self.count,)).sort().values
             self._z = self._features(self._classes[self._labels], sizes)
@@ -101,7 +112,7 @@ class Rehearsing(Stage):
     def rehearsed(self, strategy: Strategy) -> Tensor:
         """L for the features of earlier classes that were drawn, a scalar."""
         features, teachers = features_of(strategy, self), Teachers.of(strategy, self)
-        s, t = features.scale, features.classes[self]
+        s, t = features.scale, self._sentences(strategy)
         z = self._z.to(t)
         current = sorted(features.text.keys() - set(self._tasks)) if self.among == "seen" else []
         t = torch.cat([t, *(features.text[task] for task in current)])
@@ -112,10 +123,19 @@ class Rehearsing(Stage):
         known = torch.cat([every, *(teacher.text(task) for task in current)]).to(t)
         return distillation(s * z @ t.T, s * z @ known.T, self.temperature).mean()
 
+    def _sentences(self, strategy: Strategy) -> Tensor:
+        """t [N, d] of the classes drawn, with their gradient."""
+        if self._phrases is None:
+            return features_of(strategy, self).classes[self]
+        chosen = [(task, int(self._template * self._phrases.templates(task))) for task in self._tasks]
+        with autocast_of(strategy):
+            return self._phrases.features(chosen, self._classes)
+
     def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Keep the Gaussians of the tasks that were learned, and move what is kept of earlier ones."""
         model, previous = classifier_of(strategy, self), Teachers.of(strategy, self).previous
         model.request(self, (), self._classes[:0])
+        self._phrases = None
         if previous is None or not (self.weight or self.drift):
             return
         means = {task: mean for task, mean in self.kept.means.items() if task not in self._current}

@@ -1,4 +1,4 @@
-"""Sentences of generic words, about which a model may be asked beyond the classes of any task."""
+"""Sentences beyond those of the batch: of generic words, which no task teaches, and of classes in each template."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.models.text_tower import encode_sentences
+from mulki_plugins.models.tokens import Tokens
 
 SHORTEST = 4
 """Letters of a word: shorter entries of a vocabulary are mostly parts of words."""
@@ -64,3 +65,31 @@ def sentence_features(model: ClipClassifier, tokens: Tensor, length: int) -> Ten
     with parametrize.cached():
         features = encode_sentences(model.clip, tokens, length)
     return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)
+
+
+class Phrases:
+    """The class sentences of a model's tasks in each of their templates."""
+
+    def __init__(self, model: ClipClassifier) -> None:
+        self.model = model
+        self._tokens = Tokens(model.tokenizer, model.prompts)
+
+    def templates(self, task: int) -> int:
+        """The number of templates of a task."""
+        return len(self.model.prompts[task].templates)
+
+    def features(self, chosen: Sequence[tuple[int, int]], classes: Tensor | None = None) -> Tensor:
+        """Unit-norm text features of the classes of tasks, each (task, template) of those chosen after the other, [N, d].
+
+        classes: [N], on the host, to encode only these of the concatenated classes; None for all. With their gradient.
+        """
+        device, tasks = self.model.scale.device, [task for task, _ in chosen]
+        each = [
+            self._tokens.on(device, [task], True).reshape(
+                self.templates(task), -1, self._tokens.of(task, True).shape[1]
+            )
+            for task in tasks
+        ]
+        tokens = torch.cat([sentences[template] for sentences, (_, template) in zip(each, chosen, strict=True)])
+        tokens = tokens if classes is None else tokens[classes.to(device, non_blocking=True)]
+        return sentence_features(self.model, tokens, self._tokens.length(self.model.clip, tasks, True))
