@@ -230,6 +230,17 @@ def mixture_weights(scores: Sequence[Tensor], sharpness: float) -> Tensor:
     return torch.stack([1 - second, second])
 
 
+def novelty_weights(features: Tensor, prototypes: Tensor, slope: float, threshold: float) -> Tensor:
+    """Stage 3, distinguishing, by how new a sample is: w_b = σ(slope·(1 − max_c z_b·P_c − threshold)), [B] in 0..1.
+
+    features z: [B, d]; prototypes P: [A, d] of the classes of earlier tasks, all of unit norm, A ≥ 0. The weight of the
+    initial teacher: near 1 for a sample that resembles no learned class, and 1 if there are none.
+    """
+    if not len(prototypes):
+        return features.new_ones(len(features))
+    return torch.sigmoid(slope * (1 - (features @ prototypes.T).max(1).values - threshold))
+
+
 def class_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """The mean feature and the number of samples of each class.
 

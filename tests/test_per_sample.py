@@ -11,7 +11,17 @@ from mulki_plugins.baselines import (
     WeightConstraint,
 )
 from mulki_plugins.baselines.avalanche import EWC, MAS, LwF, Replay, SynapticIntelligence
-from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, Recalling, Teachers
+from mulki_plugins.stages import (
+    Adding,
+    Connecting,
+    Distinguishing,
+    Eliciting,
+    Preserving,
+    Recalling,
+    Rehearsing,
+    Rephrasing,
+    Teachers,
+)
 from mulki_plugins.stages.stage import Stage
 from tests.conftest import naive
 
@@ -84,6 +94,9 @@ def test_who_says_so():
         Stage,
         Eliciting,
         Recalling,
+        Preserving,
+        Rehearsing,
+        Rephrasing,
         LearningWithoutForgetting,
         ReferenceDistillation,
         SelectiveDistillation,

@@ -304,6 +304,21 @@ def test_connecting_with_the_weights_before_the_first_task(classifier, benchmark
         assert torch.allclose(value, expected, atol=1e-6), name
 
 
+@pytest.mark.parametrize("importance", [False, True])
+def test_connecting_with_a_share_for_each_tower(classifier, benchmark, importance):
+    """As with `inter` at the tower's share; the text tower, which is not named, has `inter` itself."""
+
+    def trained(name, **options):
+        model = copy.deepcopy(classifier)
+        naive(model, [Connecting(every=2, importance=importance, **options)], lr=0.1).train(benchmark.train_stream[0])
+        return {n: value for n, value in weights(model).items() if ("visual" in n) == (name == "image")}
+
+    assert same(trained("image", inter=0.2, towers={"image": 0.7}), trained("image", inter=0.7))
+    assert same(trained("text", inter=0.2, towers={"image": 0.7}), trained("text", inter=0.2))
+    assert same(trained("text", inter=0.2, towers={"text": 0.6}), trained("text", inter=0.6))
+    assert not same(trained("image", inter=0.2), trained("image", inter=0.7))
+
+
 @pytest.mark.parametrize("options", [{"every": 100}, {"every": None}, {"every": 100, "start": False}])
 def test_a_task_shorter_than_a_snapshot_is_not_thrown_away(classifier, benchmark, options):
     seen = {}
@@ -431,6 +446,52 @@ def test_connecting_by_importance_on_known_gradients(classifier, benchmark):
             expected = (1 - a) * seen["last"][name] + a * starts[task][name]
             assert torch.allclose(dict(classifier.named_parameters())[name], expected, atol=1e-6)
             assert a.max() - a.min() > 1e-3, "or the test tells nothing"
+
+
+def test_the_initial_weights_join_in_by_importance(classifier, benchmark):
+    """By how much each weight matters to the pre-trained model, and on average to the tasks so far, this one too."""
+    gradients = []
+
+    class Spy(Connecting):
+        def before_training_exp(self, strategy, **kwargs):
+            super().before_training_exp(strategy, **kwargs)
+            gradients.append([])
+
+        def before_update(self, strategy, **kwargs):
+            super().before_update(strategy, **kwargs)
+            gradients[-1].append(
+                {n: p.grad.square() for n, p in strategy.model.named_parameters() if p.grad is not None}
+            )
+
+    learning = {n: p for n, p in classifier.named_parameters() if p.requires_grad}
+    zero, pretrained = sensitivity(classifier, learning, benchmark.train_stream[0].dataset), weights(classifier)
+    with pytest.raises(ValueError, match="initial_importance: expected importance true and initial above 0"):
+        Connecting(initial_importance=True)
+    models, tasks = (copy.deepcopy(classifier), classifier), []
+    options = {"every": None, "inter": 0.4, "importance": True, "initial": 0.3}
+    for model, more in zip(models, ({"initial_importance": True}, {}), strict=True):
+        naive(model, [Spy(**options, **more)], lr=0.1).train(benchmark.train_stream[0])
+    steps = gradients[0]
+    tasks = {n: torch.stack([step[n] for step in steps]).mean(0) for n in steps[0]}
+    f0, got, evenly = rescaled(zero, tasks), weights(models[0]), weights(models[1])
+    for name, f in tasks.items():
+        without = (evenly[name] - 0.3 * pretrained[name]) / 0.7
+        b = interpolation_shares(f0[name], f, 0.3)
+        assert torch.allclose(got[name], (1 - b) * without + b * pretrained[name], atol=1e-6), name
+        assert b.max() - b.min() > 1e-3, "or the test tells nothing"
+    plugin = Spy(**options, initial_importance=True)
+    strategy = naive(classifier, [plugin], lr=0.1)
+    for task in (0, 1):
+        strategy.train(benchmark.train_stream[task])
+    kept = plugin.state_dict()
+    other = Spy(**options, initial_importance=True)
+    other.load_state_dict(kept)
+    plugin.importance.now, other.importance.now = (RunningMean(2, {n: f.clone() for n, f in tasks.items()}),) * 2
+    name = next(iter(tasks))
+    learned = (plugin.importance.before.mean[name] * 3 - kept["initial"][name] + tasks[name]) / 3
+    share = plugin.importance.initial_share(name, 0.3)
+    assert torch.allclose(share, interpolation_shares(kept["initial"][name], learned, 0.3), atol=1e-6)
+    assert torch.equal(share, other.importance.initial_share(name, 0.3))
 
 
 def test_sensitivity_by_loops_and_what_it_leaves_alone(classifier, benchmark):

@@ -71,6 +71,9 @@ _LATER_OPTIONS = (
 )  # fmt: skip
 """Options that plugins got when runs had been measured without them. Their defaults change no number."""
 
+_LATEST_OPTIONS = (("adding", ("targets",)), ("connecting", ("initial_importance", "towers")))
+"""The same, of those that all joined at once after the others: a run was measured with all of both kinds, or without these."""
+
 _FORMER_NAMES = {"mulki-plus": "mulki"}
 """Strategies that runs were measured with under another name."""
 
@@ -78,13 +81,11 @@ _FORMER_NAMES = {"mulki-plus": "mulki"}
 def known_fingerprints(recipe: Recipe) -> set[str]:
     """The fingerprint of a recipe, and those of earlier versions: before plugins got further options, and by former names."""
     data = select_decisive(recipe)
-    later: list[tuple[dict[str, Any], Sequence[str]]] = []
-    for entry in data["strategy"]["plugins"]:
-        for name, options in entry.items():
-            for plugin, added in _LATER_OPTIONS:
-                if plugin == name and all(options.get(each) == _default(name, each) for each in added):
-                    later.append((options, added))
-    found = set()
+    found = {_hash(data, 12)}
+    for options, added in _defaulted(data, _LATEST_OPTIONS):
+        for each in added:
+            del options[each]
+    later = _defaulted(data, _LATER_OPTIONS)
     for name in _names(data["strategy"]["name"]):
         data["strategy"]["name"] = name
         for length in range(len(later) + 1):
@@ -94,6 +95,19 @@ def known_fingerprints(recipe: Recipe) -> set[str]:
                 for options, values in removed:
                     options.update(values)
     return found
+
+
+def _defaulted(
+    data: dict[str, Any], table: Sequence[tuple[str, tuple[str, ...]]]
+) -> list[tuple[dict[str, Any], tuple[str, ...]]]:
+    """The options of each plugin in a recipe's data, with those of the table that have their defaults there."""
+    return [
+        (options, added)
+        for entry in data["strategy"]["plugins"]
+        for name, options in entry.items()
+        for plugin, added in table
+        if plugin == name and all(options.get(each) == _default(name, each) for each in added)
+    ]
 
 
 def _names(name: str) -> list[str]:

@@ -65,8 +65,11 @@ def _register_stages(register: Register) -> None:
     register.plugin("eliciting", "mulki_plugins.stages.eliciting:Eliciting")
     register.plugin("adding", "mulki_plugins.stages.adding:Adding")
     register.plugin("recalling", "mulki_plugins.stages.recalling:Recalling")
+    register.plugin("preserving", "mulki_plugins.stages.preserving:Preserving")
+    register.plugin("rephrasing", "mulki_plugins.stages.rephrasing:Rephrasing")
     register.plugin("distinguishing", "mulki_plugins.stages.distinguishing:Distinguishing")
     register.plugin("connecting", "mulki_plugins.stages.connecting:Connecting")
+    register.plugin("rehearsing", "mulki_plugins.stages.rehearsing:Rehearsing", after=["connecting"])
 
 
 def _register_baselines(register: Register) -> None:

@@ -11,9 +11,15 @@ if TYPE_CHECKING:
     from mulki_plugins.stages.connecting import Connecting
     from mulki_plugins.stages.distinguishing import Distinguishing
     from mulki_plugins.stages.eliciting import Eliciting
+    from mulki_plugins.stages.preserving import Preserving
     from mulki_plugins.stages.recalling import Recalling
+    from mulki_plugins.stages.rehearsing import Rehearsing
+    from mulki_plugins.stages.rephrasing import Rephrasing
     from mulki_plugins.stages.teachers import Teachers
 
-__all__ = ["Adding", "Connecting", "Distinguishing", "Eliciting", "Recalling", "Teachers"]
+__all__ = [
+    "Adding", "Connecting", "Distinguishing", "Eliciting", "Preserving", "Recalling", "Rehearsing", "Rephrasing",
+    "Teachers",
+]  # fmt: skip
 
 __getattr__ = load_lazily(__name__, {name: name.lower() for name in __all__})

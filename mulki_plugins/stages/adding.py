@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from mulki_plugins.losses import RELATIONS, Relation, feature_distillation, relation_distillation, relation_logits
@@ -29,6 +31,8 @@ class Adding(Stage):
         features: Factor of the distance to each teacher's own image and text features, beside the relations.
         classes: Prototypes of the sample's own `task`, or of all classes `seen` so far: the previous teacher then also
             teaches how these images differ from the classes of earlier tasks, without an image of those.
+        targets: A distribution from each teacher, `weighed` by w; or one that is `divided` among them: the initial teacher
+            gives the logits of the task's own classes, which neither has learned, the previous one those of earlier tasks'.
     """
 
     requires = ("teachers",)
@@ -44,12 +48,14 @@ class Adding(Stage):
         relations: dict[Relation, Weight] | None = None,
         features: Weight = 0.0,
         classes: Literal["task", "seen"] = "task",
+        targets: Literal["weighed", "divided"] = "weighed",
     ) -> None:
         super().__init__()
         self.weight = weight
         self.temperature = temperature
         self.features = features
         self.classes = classes
+        self.targets = targets
         given = dict.fromkeys(RELATIONS, 1.0) if relations is None else relations
         self.relations: dict[Relation, float] = {r: factor for r, factor in given.items() if factor > 0}
         if not self.relations and not features:
@@ -70,7 +76,9 @@ class Adding(Stage):
         views = part.teachers.views(part, seen=self.classes == "seen", visual=self._visual)
         logits = [part.s * view.image @ view.text.T for view in views]
         weights = part.teachers.weights(logits, part.y, features=[view.image for view in views])
-        loss = distil_relations(self.relations, part.z, part.t, views, weights, part.s, self.temperature)
+        divided = self.targets == "divided" and len(views) == 2
+        distil = distil_divided if divided else partial(distil_relations, weights=weights)
+        loss = distil(self.relations, part.z, part.t, views, s=part.s, temperature=self.temperature)
         if not self.features:
             return loss
         for view, w in zip(views, weights, strict=True):
@@ -92,10 +100,35 @@ def distil_relations(
     """
     losses = []
     for view, w in zip(views, weights, strict=True):
-        student, teacher = (
-            {r: relation_logits(r, images, texts, view.prototypes, view.anchors, s) for r in relations}
-            for images, texts in ((z, t), (view.image, view.text))
-        )
+        student, teacher = _both_logits(relations, z, t, view, s)
         class_weights = w if rows == "classes" else None
         losses.append(relation_distillation(student, teacher, relations, w, temperature, class_weights))
     return sum(losses[1:], losses[0])
+
+
+def distil_divided(
+    relations: Mapping[Relation, float], z: Tensor, t: Tensor, views: Sequence[View], s: Tensor, temperature: float
+) -> Tensor:
+    """Σ_r λ_r·mean_n T²·KL(q ‖ student)_n, a scalar: one distribution q over all prototypes, divided among two teachers.
+
+    z, t: the student's features, t [C, d] of the task's own classes. The first teacher gives the logits of these C classes,
+    the second one those of the classes after them; the student's logits of a class are with the same teacher's prototypes.
+    """
+    own = len(t)
+    of_initial, of_previous = (_both_logits(relations, z, t, view, s) for view in views)
+    student, teacher = (
+        {r: torch.cat([initial[r][:, :own], previous[r][:, own:]], 1) for r in relations}
+        for initial, previous in zip(of_initial, of_previous, strict=True)
+    )
+    return relation_distillation(student, teacher, relations, s.new_ones(()), temperature)
+
+
+def _both_logits(
+    relations: Iterable[Relation], z: Tensor, t: Tensor, view: View, s: Tensor
+) -> tuple[dict[Relation, Tensor], dict[Relation, Tensor]]:
+    """The logits of each relation, of the student and of a teacher, both with the teacher's prototypes."""
+    student, teacher = (
+        {r: relation_logits(r, images, texts, view.prototypes, view.anchors, s) for r in relations}
+        for images, texts in ((z, t), (view.image, view.text))
+    )
+    return student, teacher

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
@@ -13,6 +13,8 @@ from mulki_plugins.stages.importance import Importance, RunningMean
 from mulki_plugins.stages.protocols import Strategy
 from mulki_plugins.stages.weights import WeightsInUse
 from mulki_plugins.types import Count, Fraction, checked
+
+Tower = Literal["image", "text"]
 
 
 class Connecting(SupervisedPlugin):
@@ -30,6 +32,9 @@ class Connecting(SupervisedPlugin):
         initial: Share of the weights from before the first task in the result.
         start: Include the weights at the task's start in the mean.
         importance: Interpolate each weight by how much it matters to the tasks before and to this one, see `Importance`.
+        initial_importance: Let θ_0 join in by how much each weight matters to the pre-trained model and to the tasks so far,
+            instead of with the same share everywhere; only with `importance` and `initial`.
+        towers: The share of the weights from before the task for the image and the text tower, in place of `inter`.
     """
 
     per_sample = True
@@ -38,14 +43,17 @@ class Connecting(SupervisedPlugin):
     @checked
     def __init__(
         self, *, every: Count | None = 10, inter: Fraction = 0.2, initial: Fraction = 0.0, start: bool = False,
-        importance: bool = False,
+        importance: bool = False, initial_importance: bool = False, towers: dict[Tower, Fraction] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        if initial_importance and not (importance and initial):
+            raise ValueError("Connecting: initial_importance: expected importance true and initial above 0")
         self.every = every
         self.inter = inter
         self.initial = initial
         self.start = start
-        self.importance = Importance() if importance else None
+        self.towers: dict[Tower, float] = dict(towers or {})
+        self.importance = Importance(keeps_initial=initial_importance) if importance else None
         self._initial: dict[str, Tensor] = {}
         self._start: dict[str, Tensor] = {}
         self._learning: WeightsInUse | None = None
@@ -90,22 +98,37 @@ class Connecting(SupervisedPlugin):
         means, start = ([each[name] for name in names] for each in (self._mean.mean, self._start))
         if self.importance:
             self.importance.end_steps()
-            shares = [torch.as_tensor(self.importance.share(n, self.inter)).to(p) for n, p in now.items()]
+            shares = [torch.as_tensor(self.importance.share(n, self._inter(n))).to(p) for n, p in now.items()]
             merged = [torch.lerp(*each) for each in zip(means, start, shares, strict=True)]
-            self.importance.end_task()
+        elif self.towers:
+            merged = [torch.lerp(m, s, self._inter(n)) for n, m, s in zip(names, means, start, strict=True)]
         else:
             merged = list(torch._foreach_lerp(means, start, self.inter)) if names else []
         if self._initial:  # weights that were added later have no value of that time
             merged = [
-                torch.lerp(m, self._initial[n], self.initial) if n in self._initial else m
+                torch.lerp(m, self._initial[n], self._initial_share(n, m)) if n in self._initial else m
                 for n, m in zip(names, merged, strict=True)
             ]
+        if self.importance:
+            self.importance.end_task()
         self._learning.assign(dict(zip(names, merged, strict=True)))
         self._start, self._learning, self._mean = {}, None, RunningMean()
 
     def _now(self) -> dict[str, Tensor]:
         assert self._learning is not None
         return self._learning.now()
+
+    def _inter(self, name: str) -> float:
+        """The share of the earlier values of a weight."""
+        inside = name.removeprefix("module.")  # without DistributedDataParallel's wrapper
+        if not inside.startswith("clip."):
+            return self.inter
+        return self.towers.get("image" if inside.startswith("clip.visual.") else "text", self.inter)
+
+    def _initial_share(self, name: str, weight: Tensor) -> Tensor | float:
+        """The share of the values of a weight from before the first task."""
+        share = self.importance.initial_share(name, self.initial) if self.importance else self.initial
+        return share.to(weight) if isinstance(share, Tensor) else share
 
     def state_dict(self) -> dict[str, Any]:
         """The means so far; θ_start is restored from the weights before the task."""
@@ -114,6 +137,7 @@ class Connecting(SupervisedPlugin):
             "running": self._mean.state_dict(),
             "now": importance.now.state_dict(),
             "before": importance.before.state_dict(),
+            **({"initial": dict(importance.initial)} if importance.keeps_initial else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -121,3 +145,4 @@ class Connecting(SupervisedPlugin):
         if self.importance:
             self.importance.now = RunningMean.from_state(state["now"])
             self.importance.before = RunningMean.from_state(state["before"])
+            self.importance.initial = dict(state.get("initial", {}))

@@ -56,6 +56,10 @@ class Importance:
     """Importances to the tasks before: as large as the weights, however many tasks there were."""
     pretrained: dict[str, Tensor] = field(factory=dict)
     """Sensitivity of the pre-trained model, during the first task."""
+    keeps_initial: bool = False
+    """Whether `initial` is kept: as large as the weights."""
+    initial: dict[str, Tensor] = field(factory=dict)
+    """Importances to the pre-trained model, from the first task's end."""
 
     def begin_task(self, model: nn.Module, names: Sequence[str], dataset: Dataset) -> None:
         """names: the weights that learn."""
@@ -73,7 +77,9 @@ class Importance:
     def end_steps(self) -> None:
         """Count the pre-trained model as the first of the tasks before."""
         if self.pretrained:
-            self.before.add(rescaled(self.pretrained, self.now.mean))
+            scaled = rescaled(self.pretrained, self.now.mean)
+            self.before.add(scaled)
+            self.initial = scaled if self.keeps_initial else {}
             self.pretrained = {}
 
     def share(self, name: str, inter: float) -> Tensor | float:
@@ -81,6 +87,18 @@ class Importance:
         if name not in self.before.mean:
             return inter
         return interpolation_shares(self.before.mean[name], self.now.mean[name], inter)
+
+    def initial_share(self, name: str, initial: float) -> Tensor | float:
+        """The share of the pre-trained values: by their importance to that model, and to the tasks so far on average.
+
+        b = initial·F⁰ / (initial·F⁰ + (1 − initial)·F), F being the mean over all tasks, this one too. Call it after
+        `end_steps`. `initial` without anything to compare.
+        """
+        if name not in self.initial:
+            return initial
+        f0, count = self.initial[name], self.before.count  # the pre-trained model is one of those before
+        learned = (self.before.mean[name] * count - f0 + self.now.mean[name]) / count
+        return interpolation_shares(f0, learned.clamp(min=0), initial)
 
     def end_task(self) -> None:
         """Add this task's importances to those of the tasks before."""

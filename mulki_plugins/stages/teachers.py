@@ -220,6 +220,11 @@ class Teachers(SupervisedPlugin):
             self._compute_prototypes(strategy, teacher, tasks_of(strategy.adapted_dataset) | {task})
         return teacher.prototypes[task]
 
+    def earlier_prototypes(self, current: set[int]) -> list[Tensor]:
+        """The previous teacher's visual prototypes [C, d] of each task but the current ones, as far as they were computed."""
+        known = self.previous.prototypes if self.previous else {}
+        return [known[task] for task in sorted(self.seen - current) if task in known]
+
     def _compute_prototypes(self, strategy: Strategy, teacher: Teacher, tasks: set[int]) -> None:
         wanted = [teacher, *(each for each in self._read(strategy) if not tasks <= each.prototypes.keys())]
         models = list({id(each.model): each.model for each in wanted}.values())

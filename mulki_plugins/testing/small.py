@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -53,6 +54,8 @@ class SmallTokenizer:
 
     sot_token_id, eot_token_id, vocab_size, context_length = 1, 299, 300, CONTEXT
     all_special_ids = (1, 299)
+    encoder: ClassVar = dict.fromkeys(("bridge</w>", "ladder</w>", "lantern</w>", "river</w>", "tower</w>"), 2)
+    """Entries of words, as the vocabulary of an open_clip tokenizer has them."""
 
     def __call__(self, texts: list[str] | str) -> Tensor:
         rows = []
