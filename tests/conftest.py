@@ -14,6 +14,7 @@ import torch
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Naive
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from mulki_plugins.models import ClipClassifier, LoadedClip
 from mulki_plugins.registry.catalog import Catalog, Provenance
@@ -22,7 +23,8 @@ from mulki_plugins.registry.register import Register
 from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, Teachers
 from mulki_plugins.streams import TaskStream, as_benchmark
 from mulki_plugins.testing.small import SIZE, SmallTokenizer, small_clip, small_model, small_task
-from mulki_plugins.training import state
+from mulki_plugins.training import records, state
+from mulki_plugins.training.flops import FlopCount
 from tests.environments import ROOT, Environment, copied, wheel_of
 
 small_tokenizer = SmallTokenizer()
@@ -51,12 +53,20 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_slow_output(request):
-    """Figures stay blank and files are not synced, unless the test is marked with `figures`; `undo()` ends it earlier."""
+    """Leaves out what the markers `figures` and `flops` name, unless the test has the marker; `undo()` ends it earlier."""
     with pytest.MonkeyPatch.context() as patch:
         if not request.node.get_closest_marker("figures"):
             patch.setattr(FigureCanvasAgg, "draw", _draw_blank)
+            patch.setattr(records, "matrix_figure", lambda result: _BLANK)
             patch.setattr(os, "fsync", lambda descriptor: None)
+        if not request.node.get_closest_marker("flops"):
+            patch.setattr(FlopCount, "__enter__", lambda self: self)
+            patch.setattr(FlopCount, "__exit__", lambda self, *error: None)
         yield patch
+
+
+_BLANK = Figure(figsize=(1, 1))
+"""A run's picture of its matrix."""
 
 
 def _draw_blank(canvas):
@@ -182,7 +192,9 @@ def environment(wheel, tmp_path_factory):
     created.install(wheel)
     where = created.run("-c", "import mulki_plugins; print(mulki_plugins.__file__)").stdout
     assert Path(where.strip()).is_relative_to(created.folder), "the wheel's files are the ones that run"
-    return created
+    created.start_server()
+    yield created
+    created.server.close()
 
 
 class Killed(BaseException):

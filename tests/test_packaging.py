@@ -27,7 +27,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):
 
 def test_it_works_from_an_empty_folder(environment, tmp_path):
     def mulki(*arguments):
-        return environment.run("-m", "mulki_plugins", *arguments, cwd=tmp_path)
+        return environment.run_anew("-m", "mulki_plugins", *arguments, cwd=tmp_path)
 
     listed = mulki("list", "--json")
     assert listed.returncode == 0, listed.stderr
