@@ -1,4 +1,4 @@
-"""Python processes that start with the libraries imported: forks that do what `python ARGUMENTS` does, without seconds of imports.
+"""Python processes that have the libraries: forks that do what `python ARGUMENTS` does, without seconds of imports.
 
 `run_fork` and `start_fork` fork the test process. `Server` forks a process of another environment, and `Server.write_command`
 writes a command that runs there, for scripts. This file is also what the server and the commands run.
@@ -80,9 +80,9 @@ def _forget_the_parent(cwd: str | None, env: Mapping[str, str], files: Files) ->
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
-    sys.stdin = open(0, closefd=False)
-    sys.stdout = open(1, "w", closefd=False)
-    sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, errors="backslashreplace")
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
     if cwd is not None:
         os.chdir(cwd)
@@ -93,7 +93,10 @@ def _forget_the_parent(cwd: str | None, env: Mapping[str, str], files: Files) ->
     warnings.resetwarnings()
     for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
         warnings.simplefilter("ignore", category)
+    sys.meta_path[:] = [each for each in sys.meta_path if not type(each).__module__.startswith("_pytest.")]
     importlib.invalidate_caches()
+    if discovery := sys.modules.get("mulki_plugins.registry.discovery"):
+        discovery.catalog.cache_clear()  # with the parts of a test
     for folder in [each for each in sys.path if each.endswith("site-packages")]:  # what was installed meanwhile
         site.addsitedir(folder)
 
@@ -106,7 +109,7 @@ def _status_of(run: Callable[[], None]) -> int:
     except SystemExit as end:
         if end.code is None or isinstance(end.code, int):
             return (end.code or 0) & 0xFF
-        print(end.code, file=sys.stderr)
+        sys.stderr.write(f"{end.code}\n")
         return 1
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -237,7 +240,8 @@ def serve(address: str) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen()
-    print("ready", flush=True)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
     while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         connection, _ = listener.accept()
         if os.fork() == 0:
