@@ -35,6 +35,39 @@ gc.freeze()  # the libraries' million objects stay; each full collection would l
 __all__ = ["SIZE", "SmallTokenizer", "small_clip", "small_model", "small_task", "small_tokenizer"]
 
 
+TOGETHER = {
+    "test_adapters.py::test_a_killed_run": "adapters",
+    "test_clean.py": "clean",
+    "test_deploy.py": "deploy",
+    "test_docs.py::test_every_block_of_a_tutorial": "environment",
+    "test_examples.py": "environment",
+    "test_final_weights.py": "final weights",
+    "test_gaps.py": "gaps",
+    "test_kit.py::test_the_fixture": "kit",
+    "test_latex.py": "latex",
+    "test_models.py::test_the_bundled_model": "mini",
+    "test_packaging.py": "environment",
+    "test_page_browser.py": "browser",
+    "test_ranks.py": "ranks",
+    "test_streams.py": "mini",
+    "test_tensorboard.py": "tensorboard",
+}
+"""How the names of tests begin that share a costly fixture, and their group: one worker runs it."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give each worker the next test or group of tests: pytest-xdist's own groups, by marker, do nothing with pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            name = nodeid.partition("[")[0].rpartition("/")[2]
+            return next((group for beginning, group in TOGETHER.items() if name.startswith(beginning)), nodeid)
+
+    return Groups(config, log)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def session_cache(tmp_path_factory):
     """A cache folder for this test session, shared by its workers: images are drawn once, by the code as it is now."""
@@ -174,7 +207,7 @@ def same(a, b):
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
-    """MulKI's wheel, built from a copy of the checkout. Tests that need it are in the xdist group "environment"."""
+    """MulKI's wheel, built from a copy of the checkout. Tests that need it are in the group "environment"."""
     source = tmp_path_factory.mktemp("mulki") / "source"
     source.mkdir()
     for path in (*ROOT.glob("*.toml"), *ROOT.glob("*.md"), ROOT / "LICENSE", ROOT / "mulki.py"):
@@ -187,7 +220,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def environment(wheel, tmp_path_factory):
-    """A virtual environment with MulKI's wheel. Tests that need it are in the xdist group "environment"."""
+    """A virtual environment with MulKI's wheel. Tests that need it are in the group "environment"."""
     created = Environment(tmp_path_factory.mktemp("environment"))
     created.install(wheel)
     where = created.run("-c", "import mulki_plugins; print(mulki_plugins.__file__)").stdout

@@ -200,7 +200,6 @@ mulki() {
 """Runs the tutorial's commands as they are, but offline and with a few training steps."""
 
 
-@pytest.mark.xdist_group("environment")
 @pytest.mark.parametrize("page", TUTORIALS, ids=by_page)
 def test_every_block_of_a_tutorial(environment, tmp_path, page):
     blocks = blocks_of(page)

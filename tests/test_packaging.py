@@ -3,11 +3,7 @@
 import json
 import zipfile
 
-import pytest
-
 from tests.environments import ROOT
-
-pytestmark = pytest.mark.xdist_group("environment")
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):

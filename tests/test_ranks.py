@@ -26,10 +26,7 @@ from tests.conftest import _draw_blank as draw_blank
 from tests.conftest import small_world
 from tests.environments import ROOT
 
-pytestmark = [
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="the ranks of these tests are forks"),
-    pytest.mark.xdist_group("ranks"),
-]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the ranks of these tests are forks")
 
 STRATEGIES = [
     "finetune", "lwf", "ewc", "replay", "icarl", "zscl", "snd", "mulki", "lora", "null-space", "mas", "si", "l2", "wise-ft",
