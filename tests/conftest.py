@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,7 @@ TOGETHER = {
     "test_ranks.py": "ranks",
     "test_streams.py": "mini",
     "test_tensorboard.py": "tensorboard",
+    "test_warm.py": "warm",
 }
 """How the names of tests begin that share a costly fixture, and their group: one worker runs it."""
 
@@ -66,6 +68,13 @@ def pytest_xdist_make_scheduler(config, log):
             return next((group for beginning, group in TOGETHER.items() if name.startswith(beginning)), nodeid)
 
     return Groups(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_counts():
+    """SIGINT raises KeyboardInterrupt, as in a terminal. A shell's background job begins with it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 Files = tuple[int, int, int]
 """The descriptors that become a process's input, output and errors."""
+LIBRARIES = "from mulki_plugins.libraries import import_libraries; import_libraries()"
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -68,10 +69,16 @@ def fork(arguments: Sequence[str], cwd: str | None, env: Mapping[str, str], file
 
 def _forget_the_parent(cwd: str | None, env: Mapping[str, str], files: Files) -> None:
     """Take over files, folder, environment and Python's settings as a new process has them."""
+    import atexit
     import importlib
     import logging
     import site
     import warnings
+    import weakref
+
+    atexit._clear()  # the parent's files are not this process's to remove
+    weakref.finalize._registry.clear()  # type: ignore[attr-defined]
+    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
 
     for number in FORWARDED:
         signal.signal(number, signal.SIG_DFL)
@@ -112,6 +119,8 @@ def _status_of(run: Callable[[], None]) -> int:
         sys.stderr.write(f"{end.code}\n")
         return 1
     except KeyboardInterrupt:
+        traceback.print_exc()
+        sys.stderr.flush()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     except BaseException:
@@ -179,19 +188,22 @@ def run_fork(*arguments: object, cwd: object = None, env: Mapping[str, str] | No
 
 
 class Server:
-    """A process of another Python with the libraries imported, whose forks run commands. Close it at the end."""
+    """A process of another Python that has run some code, an import of the libraries, whose forks run commands. Close it."""
 
-    def __init__(self, python: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, python: Path, env: Mapping[str, str], code: str = LIBRARIES) -> None:
         import subprocess
         import tempfile
 
         self._folder = tempfile.TemporaryDirectory()  # a short path: an address has at most a hundred characters
         self.address = str(Path(self._folder.name) / "address")
         self._process = subprocess.Popen(
-            [str(python), __file__, "serve", self.address], env=dict(env), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [str(python), __file__, "serve", self.address, code],
+            env=dict(env),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         assert self._process.stdout is not None
-        assert self._process.stdout.readline() == b"ready\n", "the server has imported the libraries"
+        assert self._process.stdout.readline() == b"ready\n", "the server has run the code"
 
     def run(self, *arguments: str, cwd: Path, env: Mapping[str, str]) -> Done:
         """Run what `python ARGUMENTS` does there, and capture its output."""
@@ -228,14 +240,12 @@ def ask(
             return int(answers.readline())
 
 
-def serve(address: str) -> None:
-    """Import the libraries, then fork for each request until the input ends, with the process that holds its other end."""
+def serve(address: str, code: str) -> None:
+    """Run the code, then fork for each request until the input ends, with the process that holds its other end."""
     import gc
     import select
 
-    from mulki_plugins.libraries import import_libraries
-
-    import_libraries()
+    exec(code, {})
     gc.freeze()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
@@ -276,11 +286,11 @@ def _answer(connection: socket.socket) -> None:
 
 
 def main() -> None:
-    """`serve ADDRESS`, or `ask ADDRESS ARGUMENTS`: what the server and the commands run."""
+    """`serve ADDRESS CODE`, or `ask ADDRESS ARGUMENTS`: what the server and the commands run."""
     what, address, *arguments = sys.argv[1:]
     if what == "serve":
         sys.path.pop(0)  # the tests' folder
-        serve(address)
+        serve(address, arguments[0])
         return
     status = ask(address, arguments, os.getcwd(), os.environ, (0, 1, 2), forward=True)
     if status < 0:
