@@ -21,6 +21,7 @@ from mulki_plugins.models import ClipClassifier, LoadedClip
 from mulki_plugins.registry.catalog import Catalog, Provenance
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.register import Register
+from mulki_plugins.report.result import Result
 from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, Teachers
 from mulki_plugins.streams import TaskStream, as_benchmark
 from mulki_plugins.testing.small import SIZE, SmallTokenizer, small_clip, small_model, small_task
@@ -99,7 +100,7 @@ def no_slow_output(request):
     with pytest.MonkeyPatch.context() as patch:
         if not request.node.get_closest_marker("figures"):
             patch.setattr(FigureCanvasAgg, "draw", _draw_blank)
-            patch.setattr(records, "matrix_figure", lambda result: _BLANK)
+            patch.setattr(records, "matrix_figure", blank_figure)
             patch.setattr(os, "fsync", lambda descriptor: None)
         if not request.node.get_closest_marker("flops"):
             patch.setattr(FlopCount, "__enter__", lambda self: self)
@@ -107,8 +108,9 @@ def no_slow_output(request):
         yield patch
 
 
-_BLANK = Figure(figsize=(1, 1))
-"""A run's picture of its matrix."""
+def blank_figure(result: Result) -> Figure:
+    """Stands in for a run's picture of its matrix."""
+    return Figure(figsize=(1, 1))
 
 
 def _draw_blank(canvas):

@@ -8,7 +8,13 @@ from mulki_jigsaw.stage import Jigsaw, shuffle_tiles
 from mulki_plugins.cli import main
 from mulki_plugins.testing import check_plugin
 
-FEW = ["stream.tasks=[scans,digits]", "stream.shots=4", "train.iterations=2", "train.schedule.warmup=0", "train.batch_size=8"]
+FEW = [
+    "stream.tasks=[scans,digits]",
+    "stream.shots=4",
+    "train.iterations=2",
+    "train.schedule.warmup=0",
+    "train.batch_size=8",
+]
 
 
 def test_the_stage_passes_all_checks():

@@ -12,7 +12,13 @@ from mulki_trackers.wandb_logger import WandbLogger
 
 from mulki_plugins.cli import main
 
-FEW = ["stream.tasks=[scans,digits]", "stream.shots=4", "train.iterations=2", "train.schedule.warmup=0", "train.batch_size=8"]
+FEW = [
+    "stream.tasks=[scans,digits]",
+    "stream.shots=4",
+    "train.iterations=2",
+    "train.schedule.warmup=0",
+    "train.batch_size=8",
+]
 
 COSTS = {"cost/train_seconds", "cost/evaluate_seconds", "cost/peak_memory_mib"}
 
