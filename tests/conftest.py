@@ -25,8 +25,7 @@ from mulki_plugins.report.result import Result
 from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, Teachers
 from mulki_plugins.streams import TaskStream, as_benchmark
 from mulki_plugins.testing.small import SIZE, SmallTokenizer, small_clip, small_model, small_task
-from mulki_plugins.training import records, state
-from mulki_plugins.training.flops import FlopCount
+from mulki_plugins.training import state
 from tests.environments import ROOT, Environment, copied, wheel_of
 
 small_tokenizer = SmallTokenizer()
@@ -100,11 +99,11 @@ def no_slow_output(request):
     with pytest.MonkeyPatch.context() as patch:
         if not request.node.get_closest_marker("figures"):
             patch.setattr(FigureCanvasAgg, "draw", _draw_blank)
-            patch.setattr(records, "matrix_figure", blank_figure)
+            patch.setattr("mulki_plugins.training.records.matrix_figure", blank_figure)
             patch.setattr(os, "fsync", lambda descriptor: None)
         if not request.node.get_closest_marker("flops"):
-            patch.setattr(FlopCount, "__enter__", lambda self: self)
-            patch.setattr(FlopCount, "__exit__", lambda self, *error: None)
+            patch.setattr("mulki_plugins.training.flops.FlopCount.__enter__", lambda self: self)
+            patch.setattr("mulki_plugins.training.flops.FlopCount.__exit__", lambda self, *error: None)
         yield patch
 
 

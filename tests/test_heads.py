@@ -20,7 +20,6 @@ from mulki_plugins.registry.catalog import Catalog, Provenance
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.register import Register
 from mulki_plugins.training import state
-from mulki_plugins.training.extend import extend_experiment
 from mulki_plugins.training.resume import resume_experiment
 from mulki_plugins.training.run import run_experiment
 from tests.conftest import Killed, small_clip, small_tokenizer
@@ -375,6 +374,8 @@ def test_clean_keeps_what_a_head_has_learned(tmp_path):
 
 @pytest.mark.parametrize("head", ["rail", "linear"])
 def test_an_extended_run_is_as_if_its_tasks_had_always_been_there(tmp_path, head):
+    from mulki_plugins.training.extend import extend_experiment
+
     def of(tasks):
         stream = f"stream={{name: chosen, tasks: [{tasks}]}}"
         settings = (stream, *SMALL[1:], "model.train=none", HEADS[head][0])
