@@ -99,7 +99,7 @@ def test_every_script_runs():
     scripts = blocks_in("python")
     assert any("Naive(" in script for script in scripts)
     for script in scripts:
-        done = run_fork("-c", script)
+        done = run_fork("-c", script.replace("mtil_mini(", "mtil_mini(shots=4, "))
         assert done.returncode == 0, done.stderr
         assert ("Naive(" in script) == ("Top1_Acc_Stream" in done.stdout)
 
@@ -188,7 +188,9 @@ pytest() { python -m pytest -q -p no:cacheprovider "$@"; }
 mulki() {
     if [[ "$1" == run ]]; then
         local few="--set train.iterations=2 --set train.schedule.warmup=0" page ours
-        [[ "$*" == *stream=* ]] || few="$few --set stream.tasks=[scans,digits] --set stream.shots=4"
+        if [[ "$*" != *stream=* ]]; then
+            few="$few --set stream.tasks=[scans,digits] --set stream.shots=4 --set stream.evaluate_on=validation"
+        fi
         page=$(command mulki "$@" --dry-run | sed -n 's/^folder *//p')
         ours=$(command mulki "$@" $few --dry-run | sed -n 's/^folder *//p')
         command mulki "$@" $few

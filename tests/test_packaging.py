@@ -29,7 +29,13 @@ def test_it_works_from_an_empty_folder(environment, tmp_path):
     assert listed.returncode == 0, listed.stderr
     assert {e["name"] for e in json.loads(listed.stdout)["recipes"]} >= {"mtil"}
     assert mulki("validate", "recipes/mtil.yaml").returncode == 0
-    few = ("stream.tasks=[scans,digits]", "stream.shots=2", "train.iterations=2", "train.schedule.warmup=0")
+    few = (
+        "stream.tasks=[scans,digits]",
+        "stream.evaluate_on=validation",
+        "stream.shots=2",
+        "train.iterations=2",
+        "train.schedule.warmup=0",
+    )
     done = mulki("run", "mtil", *(word for setting in few for word in ("--set", setting)))
     assert done.returncode == 0, done.stderr
     assert "using the recipe 'mtil' of mulki" in done.stderr

@@ -311,7 +311,7 @@ torture.main()
 def test_killed_at_random_it_ends_the_same(tmp_path):
     """The maintainer's tool in short: SIGKILL, also while a checkpoint is written."""
     settings = (
-        "stream={name: mtil-mini, tasks: [digits, scans], shots: 4}",
+        "stream={name: mtil-mini, tasks: [digits, scans], shots: 4, evaluate_on: validation}",
         "train.iterations=4",
         "train.checkpoint.every=2",
         "train.checkpoint.minutes=0.002",

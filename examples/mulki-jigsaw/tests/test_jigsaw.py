@@ -9,8 +9,7 @@ from mulki_plugins.cli import main
 from mulki_plugins.testing import check_plugin
 
 FEW = [
-    "stream.tasks=[scans,digits]",
-    "stream.shots=4",
+    "stream={name: mtil-mini, tasks: [scans, digits], shots: 4, evaluate_on: validation}",
     "train.iterations=2",
     "train.schedule.warmup=0",
     "train.batch_size=8",
