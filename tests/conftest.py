@@ -26,6 +26,7 @@ from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, 
 from mulki_plugins.streams import TaskStream, as_benchmark
 from mulki_plugins.testing.small import SIZE, SmallTokenizer, small_clip, small_model, small_task
 from mulki_plugins.training import state
+from mulki_plugins.training.run import run_experiment
 from tests.environments import ROOT, Environment, copied, wheel_of
 
 small_tokenizer = SmallTokenizer()
@@ -38,6 +39,7 @@ __all__ = ["SIZE", "SmallTokenizer", "small_clip", "small_model", "small_task", 
 
 TOGETHER = {
     "test_adapters.py::test_a_killed_run": "adapters",
+    "test_checkpoints.py::test_whenever_the_clock": "clock",
     "test_clean.py": "clean",
     "test_deploy.py": "deploy",
     "test_docs.py::test_every_block_of_a_tutorial": "environment",
@@ -50,6 +52,8 @@ TOGETHER = {
     "test_packaging.py": "environment",
     "test_page_browser.py": "browser",
     "test_ranks.py": "ranks",
+    "test_routes.py::test_a_killed_run": "routes",
+    "test_small_checkpoints.py::test_a_killed_run": "small checkpoints",
     "test_streams.py": "mini",
     "test_tensorboard.py": "tensorboard",
     "test_warm.py": "warm",
@@ -238,6 +242,21 @@ def environment(wheel, tmp_path_factory):
     created.start_server()
     yield created
     created.server.close()
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+    """Run a recipe with seed 0 and leave it alone; returns the result and the folder. The tests of a file share its runs."""
+    runs = {}
+
+    def run(resolved):
+        key = repr(resolved.recipe)
+        if key not in runs:
+            folder = tmp_path_factory.mktemp("left-alone") / "run"
+            runs[key] = run_experiment(resolved, 0, folder, folder=folder), folder
+        return runs[key]
+
+    return run
 
 
 class Killed(BaseException):

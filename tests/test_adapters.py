@@ -222,39 +222,22 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def never_killed(tmp_path_factory):
-    """The matrix and the last weights of a run that is left alone; each is made once."""
-    kept = {}
-
-    def run(case, strategy, recipe):
-        if (case, strategy) not in kept:
-            out = tmp_path_factory.mktemp("whole")
-            matrix = run_experiment(recipe, 0, out).matrix
-            [folder] = out.glob("*/*/seed-0")
-            kept[case, strategy] = matrix, load_file(folder / "checkpoints/task-03-third/weights.safetensors")
-        return kept[case, strategy]
-
-    return run
-
-
 @pytest.mark.parametrize("strategy", ["finetune", "mulki-plus"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("at", [(2, 3), (2, 6), (3, 2)])
-def test_a_killed_run_ends_as_if_it_had_never_been(tmp_path, kill_at, case, strategy, at, never_killed):
+def test_a_killed_run_ends_as_if_it_had_never_been(tmp_path, kill_at, left_alone, case, strategy, at):
     if strategy == "mulki-plus" and (at != (2, 3) or case == "merged"):
         pytest.skip("one moment and the hardest cases suffice")
     without = ("strategy.connecting.importance=false",) if strategy == "mulki-plus" and case != "growing" else ()
     recipe = resolved(*without, strategy=strategy, adapters=CASES[case])
-    whole = never_killed(case, strategy, recipe)
+    whole, other = left_alone(recipe)
     kill_at(*at)
     with pytest.raises(Killed):
         run_experiment(recipe, 0, tmp_path / "killed")
     [folder] = (tmp_path / "killed").glob("*/*/seed-0")
     resumed = resume_experiment(recipe, 0, folder)
-    matrix, last = whole
-    assert resumed.matrix == matrix
-    again = load_file(folder / "checkpoints/task-03-third/weights.safetensors")
+    assert resumed.matrix == whole.matrix
+    last, again = (load_file(each / "checkpoints/task-03-third/weights.safetensors") for each in (other, folder))
     assert last.keys() == again.keys()
     assert all(torch.equal(last[name], again[name]) for name in last)
 
