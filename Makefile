@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LATEST := .venv-latest
-PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+PIP_INSTALL := -m pip install --no-compile --quiet --disable-pip-version-check
 TORCH_INDEX ?=
 
 .PHONY: mtil test lint test-latest update clean

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,15 +15,18 @@ import torch
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Naive
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from mulki_plugins.models import ClipClassifier, LoadedClip
 from mulki_plugins.registry.catalog import Catalog, Provenance
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.register import Register
+from mulki_plugins.report.result import Result
 from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, Teachers
 from mulki_plugins.streams import TaskStream, as_benchmark
 from mulki_plugins.testing.small import SIZE, SmallTokenizer, small_clip, small_model, small_task
 from mulki_plugins.training.checkpointing import Checkpointing
+from mulki_plugins.training.run import run_experiment
 from tests.environments import ROOT, Environment, copied, wheel_of
 
 small_tokenizer = SmallTokenizer()
@@ -31,6 +35,50 @@ gc.collect()
 gc.freeze()  # the libraries' million objects stay; each full collection would look at all of them
 
 __all__ = ["SIZE", "SmallTokenizer", "small_clip", "small_model", "small_task", "small_tokenizer"]
+
+
+TOGETHER = {
+    "test_adapters.py::test_a_killed_run": "adapters",
+    "test_checkpoints.py::test_whenever_the_clock": "clock",
+    "test_clean.py": "clean",
+    "test_deploy.py": "deploy",
+    "test_docs.py::test_every_block_of_a_tutorial": "environment",
+    "test_examples.py": "environment",
+    "test_final_weights.py": "final weights",
+    "test_gaps.py": "gaps",
+    "test_kit.py::test_the_fixture": "kit",
+    "test_latex.py": "latex",
+    "test_models.py::test_the_bundled_model": "mini",
+    "test_packaging.py": "environment",
+    "test_page_browser.py": "browser",
+    "test_ranks.py": "ranks",
+    "test_routes.py::test_a_killed_run": "routes",
+    "test_small_checkpoints.py::test_a_killed_run": "small checkpoints",
+    "test_streams.py": "mini",
+    "test_tensorboard.py": "tensorboard",
+    "test_warm.py": "warm",
+}
+"""How the names of tests begin that share a costly fixture, and their group: one worker runs it."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give each worker the next test or group of tests: pytest-xdist's own groups, by marker, do nothing with pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            name = nodeid.partition("[")[0].rpartition("/")[2]
+            return next((group for beginning, group in TOGETHER.items() if name.startswith(beginning)), nodeid)
+
+    return Groups(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_counts():
+    """SIGINT raises KeyboardInterrupt, as in a terminal. A shell's background job begins with it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,12 +99,21 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_slow_output(request):
-    """Figures stay blank and files are not synced, unless the test is marked with `figures`; `undo()` ends it earlier."""
+    """Leaves out what the markers `figures` and `flops` name, unless the test has the marker; `undo()` ends it earlier."""
     with pytest.MonkeyPatch.context() as patch:
         if not request.node.get_closest_marker("figures"):
             patch.setattr(FigureCanvasAgg, "draw", _draw_blank)
+            patch.setattr("mulki_plugins.training.records.matrix_figure", blank_figure)
             patch.setattr(os, "fsync", lambda descriptor: None)
+        if not request.node.get_closest_marker("flops"):
+            patch.setattr("mulki_plugins.training.flops.FlopCount.__enter__", lambda self: self)
+            patch.setattr("mulki_plugins.training.flops.FlopCount.__exit__", lambda self, *error: None)
         yield patch
+
+
+def blank_figure(result: Result) -> Figure:
+    """Stands in for a run's picture of its matrix."""
+    return Figure(figsize=(1, 1))
 
 
 def _draw_blank(canvas):
@@ -164,7 +221,7 @@ def same(a, b):
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
-    """MulKI's wheel, built from a copy of the checkout. Tests that need it are in the xdist group "environment"."""
+    """MulKI's wheel, built from a copy of the checkout. Tests that need it are in the group "environment"."""
     source = tmp_path_factory.mktemp("mulki") / "source"
     source.mkdir()
     for path in (*ROOT.glob("*.toml"), *ROOT.glob("*.md"), ROOT / "LICENSE", ROOT / "mulki.py"):
@@ -177,12 +234,29 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def environment(wheel, tmp_path_factory):
-    """A virtual environment with MulKI's wheel. Tests that need it are in the xdist group "environment"."""
+    """A virtual environment with MulKI's wheel. Tests that need it are in the group "environment"."""
     created = Environment(tmp_path_factory.mktemp("environment"))
     created.install(wheel)
     where = created.run("-c", "import mulki_plugins; print(mulki_plugins.__file__)").stdout
     assert Path(where.strip()).is_relative_to(created.folder), "the wheel's files are the ones that run"
-    return created
+    created.start_server()
+    yield created
+    created.server.close()
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+    """Run a recipe with seed 0 and leave it alone; returns the result and the folder. The tests of a file share its runs."""
+    runs = {}
+
+    def run(resolved):
+        key = repr(resolved.recipe)
+        if key not in runs:
+            folder = tmp_path_factory.mktemp("left-alone") / "run"
+            runs[key] = run_experiment(resolved, 0, folder, folder=folder), folder
+        return runs[key]
+
+    return run
 
 
 class Killed(BaseException):

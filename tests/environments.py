@@ -10,6 +10,8 @@ import sysconfig
 import venv
 from pathlib import Path
 
+from tests.warm import Done, Server
+
 ROOT = Path(__file__).parents[1]
 OFFLINE = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
 
@@ -41,17 +43,36 @@ class Environment:
         [site] = [p for p in folder.rglob("site-packages") if p.is_dir()]
         own = {sysconfig.get_paths()["purelib"], *(p for p in sys.path if p.endswith("site-packages"))}
         (site / "others.pth").write_text("\n".join(sorted(own)) + "\n")
+        self.server: Server | None = None
 
     def install(self, wheel: Path) -> None:
         done = self.run("-m", "pip", "install", *OFFLINE, "--ignore-installed", str(wheel))
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def run(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+    def start_server(self) -> None:
+        """Let `run` and the commands `python` and `mulki` fork a process that has imported the libraries. Close it at the end."""
+        self.server = Server(self.python, self.variables())
+        commands = self.folder / "warm"
+        commands.mkdir()
+        self.server.write_command(commands / "python")
+        self.server.write_command(commands / "mulki", self.bin / "mulki")
+
+    def run(self, *arguments: str, cwd: Path | None = None) -> Done:
+        """What `python ARGUMENTS` does in this environment."""
+        if self.server:
+            return self.server.run(*arguments, cwd=cwd or self.folder, env=self.variables())
+        return self.run_anew(*arguments, cwd=cwd)
+
+    def run_anew(self, *arguments: str, cwd: Path | None = None) -> Done:
+        """The same in a new process, which imports the libraries itself."""
+        done = subprocess.run(
             [str(self.python), *arguments], cwd=cwd or self.folder, env=self.variables(), capture_output=True, text=True
         )
+        return Done(done.returncode, done.stdout, done.stderr)
 
     def variables(self) -> dict[str, str]:
         """Environment variables that leave the checkout off the path."""
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "MULKI_PLUGINS")}
-        return kept | {"PATH": os.pathsep.join([str(self.bin), kept.get("PATH", "")]), "VIRTUAL_ENV": str(self.folder)}
+        path = [self.folder / "warm"] if self.server else []
+        path = os.pathsep.join(map(str, [*path, self.bin, kept.get("PATH", "")]))
+        return kept | {"PATH": path, "VIRTUAL_ENV": str(self.folder)}

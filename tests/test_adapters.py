@@ -225,19 +225,18 @@ CASES = {
 @pytest.mark.parametrize("strategy", ["finetune", "mulki-plus"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("at", [(2, 3), (2, 6), (3, 2)])
-def test_a_killed_run_ends_as_if_it_had_never_been(tmp_path, kill_at, case, strategy, at):
+def test_a_killed_run_ends_as_if_it_had_never_been(tmp_path, kill_at, left_alone, case, strategy, at):
     if strategy == "mulki-plus" and (at != (2, 3) or case == "merged"):
         pytest.skip("one moment and the hardest cases suffice")
     without = ("strategy.connecting.importance=false",) if strategy == "mulki-plus" and case != "growing" else ()
     recipe = resolved(*without, strategy=strategy, adapters=CASES[case])
-    whole = run_experiment(recipe, 0, tmp_path / "whole")
+    whole, other = left_alone(recipe)
     kill_at(*at)
     with pytest.raises(Killed):
         run_experiment(recipe, 0, tmp_path / "killed")
     [folder] = (tmp_path / "killed").glob("*/*/seed-0")
     resumed = resume_experiment(recipe, 0, folder)
     assert resumed.matrix == whole.matrix
-    [other] = (tmp_path / "whole").glob("*/*/seed-0")
     last, again = (load_file(each / "checkpoints/task-03-third/weights.safetensors") for each in (other, folder))
     assert last.keys() == again.keys()
     assert all(torch.equal(last[name], again[name]) for name in last)

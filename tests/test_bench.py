@@ -31,6 +31,7 @@ from mulki_plugins.recipe.schema import Choice
 from mulki_plugins.streams.task import ArrayImages
 from tests.conftest import SIZE, small_world
 
+pytestmark = pytest.mark.flops
 SMALL = [
     "--set", "stream={name: small}", "--set", "model={name: small-clip}", "--set", "device=cpu",
     "--set", "train.iterations=6", "--set", "train.schedule.warmup=1", "--set", "train.batch_size=4",

@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 from click.testing import CliRunner
@@ -12,6 +10,7 @@ from mulki_plugins.cli import main
 from mulki_plugins.errors import Mistakes
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.recipe.yaml import MAX_BYTES
+from tests.warm import run_fork
 
 GOOD = """\
 name: good
@@ -245,14 +244,12 @@ def test_all_mistakes_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["python tag", "unknown key", "a tab"])
-def test_from_the_command_line(name, tmp_path):
+@pytest.mark.parametrize("command", ["validate", "run", "show"])
+def test_from_the_command_line(name, command, tmp_path):
     path = tmp_path / "broken.yaml"
     path.write_text(BROKEN[name][0])
-    for command in ("validate", "run", "show"):
-        done = subprocess.run(
-            [sys.executable, "-m", "mulki_plugins", command, str(path)], capture_output=True, text=True
-        )
-        assert done.returncode == 2
-        assert done.stdout == ""
-        assert re.search(r"^error: .*broken.yaml:\d+: \$", done.stderr)
-        assert "Traceback" not in done.stderr
+    done = run_fork("-m", "mulki_plugins", command, path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.search(r"^error: .*broken.yaml:\d+: \$", done.stderr)
+    assert "Traceback" not in done.stderr

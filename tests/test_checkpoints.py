@@ -90,8 +90,10 @@ def test_the_default_is_ten_minutes():
 
 
 @pytest.mark.parametrize("minutes", [1, 2, 3])
-def test_whenever_the_clock_says_so_the_run_ends_the_same(tmp_path, torture, minute_per_step, kill_at, minutes):
-    run_experiment(resolved(strategy="mulki-plus"), 0, tmp_path, folder=tmp_path / "alone")
+def test_whenever_the_clock_says_so_the_run_ends_the_same(
+    tmp_path, torture, minute_per_step, kill_at, left_alone, minutes
+):
+    _, alone = left_alone(resolved(strategy="mulki-plus"))
     recipe = resolved(f"train.checkpoint={{minutes: {minutes}}}", strategy="mulki-plus")
     kill_at(2, 4)
     with pytest.raises(Killed):
@@ -99,8 +101,8 @@ def test_whenever_the_clock_says_so_the_run_ends_the_same(tmp_path, torture, min
     latest, _ = latest_checkpoint(tmp_path / "killed")
     assert latest.moment == Moment(1, {1: 4, 2: 4, 3: 3}[minutes])
     resume_experiment(recipe, 0, tmp_path / "killed")
-    (tmp_path / "alone" / "recipe.yaml").write_bytes((tmp_path / "killed" / "recipe.yaml").read_bytes())
-    assert torture.differing(tmp_path / "alone", tmp_path / "killed") == []
+    (alone / "recipe.yaml").write_bytes((tmp_path / "killed" / "recipe.yaml").read_bytes())
+    assert torture.differing(alone, tmp_path / "killed") == []
 
 
 class SlowDisk:

@@ -12,7 +12,7 @@ from mulki_plugins.errors import Mistakes
 from mulki_plugins.models import ClipClassifier, load_clip
 from mulki_plugins.models.text import byte_pairs_of, check_sentences, reader_of
 from mulki_plugins.recipe.resolve import Changes, resolve
-from mulki_plugins.streams import mtil_mini
+from mulki_plugins.streams.mini.stream import declared_tasks
 from mulki_plugins.training.build import build
 from tests.conftest import small_tokenizer
 
@@ -103,7 +103,7 @@ def test_classes_that_read_the_same_without_being_cut_are_warned_of():
 def test_byte_pairs_are_counted_as_the_tokenizer_does(name, tiny):
     tokenizer = tiny.tokenizer if name == "mulki-tiny" else SimpleTokenizer()
     pairs = byte_pairs_of(name)
-    texts = [f"a photo of a {c}." for task in mtil_mini().tasks for c in task.class_names]
+    texts = [f"a photo of a {c}." for task in declared_tasks().values() for c in task["classes"]]
     texts += [
         *CROWS,
         "A+ & B's C++ (1984)",

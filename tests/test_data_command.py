@@ -304,6 +304,7 @@ def test_a_broken_download_is_no_traceback_and_leaves_nothing_in_place(archive, 
 SMALL = [
     "--set", "model.name=mulki-tiny", "--set", "train.iterations=3", "--set", "train.schedule.warmup=1",
     "--set", "train.batch_size=4", "--set", "strategy.connecting.every=2", "--set", "stream.tasks=[DTD,EuroSAT]",
+    "--set", "train.compile=false",
 ]  # fmt: skip
 
 

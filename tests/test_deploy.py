@@ -24,8 +24,6 @@ from mulki_plugins.registry import builtin
 from tests.conftest import small_world
 from tests.environments import ROOT
 
-pytestmark = pytest.mark.xdist_group("deploy")  # its runs are made once
-
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220), "crane": (240, 240, 90)}
 HOSTILE = (
     '"><script>alert(1)</script>', "`rm -rf`|[x](http://evil.example)", "\u202egnp.exe", "שלום", "long " * 60 + "name",

@@ -16,6 +16,7 @@ from PIL import Image
 from mulki_plugins.cli import main
 from mulki_plugins.recipe.resolve import resolve
 from mulki_plugins.recipe.yaml import parse_yaml, read_yaml
+from tests.warm import run_fork
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = [ROOT / "docs/write-a-plugin.md", ROOT / "docs/write-a-head.md"]
@@ -98,7 +99,7 @@ def test_every_script_runs():
     scripts = blocks_in("python")
     assert any("Naive(" in script for script in scripts)
     for script in scripts:
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        done = run_fork("-c", script.replace("mtil_mini(", "mtil_mini(shots=4, "))
         assert done.returncode == 0, done.stderr
         assert ("Naive(" in script) == ("Top1_Acc_Stream" in done.stdout)
 
@@ -187,7 +188,9 @@ pytest() { python -m pytest -q -p no:cacheprovider "$@"; }
 mulki() {
     if [[ "$1" == run ]]; then
         local few="--set train.iterations=2 --set train.schedule.warmup=0" page ours
-        [[ "$*" == *stream=* ]] || few="$few --set stream.tasks=[scans,digits]"
+        if [[ "$*" != *stream=* ]]; then
+            few="$few --set stream.tasks=[scans,digits] --set stream.shots=4 --set stream.evaluate_on=validation"
+        fi
         page=$(command mulki "$@" --dry-run | sed -n 's/^folder *//p')
         ours=$(command mulki "$@" $few --dry-run | sed -n 's/^folder *//p')
         command mulki "$@" $few
@@ -199,7 +202,6 @@ mulki() {
 """Runs the tutorial's commands as they are, but offline and with a few training steps."""
 
 
-@pytest.mark.xdist_group("environment")
 @pytest.mark.parametrize("page", TUTORIALS, ids=by_page)
 def test_every_block_of_a_tutorial(environment, tmp_path, page):
     blocks = blocks_of(page)
@@ -239,9 +241,8 @@ def run_block(environment, language, text, folder):
 
 
 def test_the_reference_is_not_stale_and_everything_is_documented():
-    command = [sys.executable, str(ROOT / "tools" / "reference.py"), "--check"]
     environment = {**os.environ, "MULKI_PLUGINS": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = run_fork(ROOT / "tools" / "reference.py", "--check", cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

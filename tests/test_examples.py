@@ -10,8 +10,6 @@ from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.resolve import resolve
 from tests.environments import ROOT, copied, wheel_of
 
-pytestmark = pytest.mark.xdist_group("environment")
-
 EXAMPLES = sorted(path.parent for path in (ROOT / "examples").glob("*/pyproject.toml"))
 
 

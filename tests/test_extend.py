@@ -161,22 +161,23 @@ STRATEGIES = [
 ]  # fmt: skip
 
 
+@pytest.mark.flops
 @pytest.mark.parametrize(("strategy", "settings", "added"), STRATEGIES)
-def test_three_tasks_and_one_more_are_a_run_of_four(tmp_path, strategy, settings, added):
-    four = run(tmp_path, "four", strategy, 4, *settings, with_plugins=added)
+def test_two_tasks_and_one_more_are_a_run_of_three(tmp_path, strategy, settings, added):
     three = run(tmp_path, "three", strategy, 3, *settings, with_plugins=added)
-    before = contents(three)
-    more = extended(three, tmp_path / "more", strategy, 4, *settings, with_plugins=added)
-    assert contents(three) == before
-    assert_same(four, more)
-    counted = [result(folder)["flops"] for folder in (three, four, more)]
+    two = run(tmp_path, "two", strategy, 2, *settings, with_plugins=added)
+    before = contents(two)
+    more = extended(two, tmp_path / "more", strategy, 3, *settings, with_plugins=added)
+    assert contents(two) == before
+    assert_same(three, more)
+    counted = [result(folder)["flops"] for folder in (two, three, more)]
     assert counted[1]["step"] == counted[2]["step"]
-    assert counted[0]["train"] == counted[1]["train"][:3] == counted[2]["train"][:3]
+    assert counted[0]["train"] == counted[1]["train"][:2] == counted[2]["train"][:2]
     assert counted[2]["total"] == sum(counted[2]["train"]) == pytest.approx(counted[1]["total"], rel=0.05)
     parent = result(more)["parent"]
-    assert parent["folder"] == str(three)
-    assert parent["tasks"] == 3
-    assert parent["settings"] == result(three)["settings"] != result(more)["settings"]
+    assert parent["folder"] == str(two)
+    assert parent["tasks"] == 2
+    assert parent["settings"] == result(two)["settings"] != result(more)["settings"]
 
 
 def test_several_in_a_row_with_the_run_before_deleted_each_time(tmp_path):

@@ -81,7 +81,7 @@ def test_cleaning_keeps_the_merged_weights(run):
 
 @pytest.mark.parametrize("adapters", [None, ADAPTERS["lora"]])
 def test_a_run_starts_from_another_runs_final_weights(tmp_path, adapters):
-    one, stream = tmp_path / "one", "{name: mtil-mini, tasks: [flags, scans]}"
+    one, stream = tmp_path / "one", "{name: mtil-mini, tasks: [scans], evaluate_on: validation}"
     first = trained(one, adapters, "train.iterations=2", stream=stream, model="{name: mulki-tiny}")
     mulki("clean", "--all", one)
     assert weight_file(str(one)).path == one / "model.safetensors"

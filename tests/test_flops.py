@@ -20,6 +20,7 @@ from mulki_plugins.training.resume import resume_experiment
 from mulki_plugins.training.run import run_experiment
 from tests.conftest import Killed
 
+pytestmark = pytest.mark.flops
 BATCH, STEPS = 4, 5
 SMALL = (
     "stream={name: small}", "model={name: small-clip}", f"train.iterations={STEPS}", f"train.batch_size={BATCH}",

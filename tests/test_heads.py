@@ -23,6 +23,7 @@ from mulki_plugins.training.checkpointing import Checkpointing
 from mulki_plugins.training.resume import resume_experiment
 from mulki_plugins.training.run import run_experiment
 from tests.conftest import Killed, small_clip, small_tokenizer
+from tests.test_extend import parts as extendable  # noqa: F401  the stream `chosen`
 
 SMALL = (
     "stream={name: small}", "model={name: small-clip}", "train.iterations=4", "train.schedule.warmup=1",
@@ -373,17 +374,15 @@ def test_clean_keeps_what_a_head_has_learned(tmp_path):
 
 @pytest.mark.parametrize("head", ["rail", "linear"])
 def test_an_extended_run_is_as_if_its_tasks_had_always_been_there(tmp_path, head):
-    settings = ("stream.tasks=[scans, shapes]", "model={name: mulki-tiny}", HEADS[head][0], "train.iterations=2")
     from mulki_plugins.training.extend import extend_experiment
 
-    short = resolve(
-        "recipes/mtil.yaml", Changes(strategy="finetune", settings=(*SMALL[2:], "model.train=none", *settings))
-    )
-    parent = run_experiment(short, 0, tmp_path / "parent")
-    longer = (*settings[1:], "stream.tasks=[scans, shapes, digits]")
-    whole_recipe = resolve(
-        "recipes/mtil.yaml", Changes(strategy="finetune", settings=(*SMALL[2:], "model.train=none", *longer))
-    )
+    def of(tasks):
+        stream = f"stream={{name: chosen, tasks: [{tasks}]}}"
+        settings = (stream, *SMALL[1:], "model.train=none", HEADS[head][0])
+        return resolve("recipes/mtil.yaml", Changes(strategy="finetune", settings=settings))
+
+    parent = run_experiment(of("first, second"), 0, tmp_path / "parent")
+    whole_recipe = of("first, second, third")
     extended = extend_experiment(parent, whole_recipe, tmp_path / "extended")
     whole = run_experiment(whole_recipe, 0, tmp_path / "whole")
     assert extended.matrix == whole.matrix

@@ -426,12 +426,10 @@ def test_an_object_in_the_place_of_its_class_is_refused():
         check_plugin(Fine())
 
 
-@pytest.mark.xdist_group("kit")  # one worker, whose cached trainings they share
 def test_the_fixture_runs_each_check(mulki_plugin_check):
     mulki_plugin_check(Fine, weight=0.5)
 
 
-@pytest.mark.xdist_group("kit")  # one worker, whose cached trainings they share
 def test_the_fixture_of_streams_runs_each_check(mulki_stream_check):
     mulki_stream_check(small_stream)
 

@@ -33,9 +33,10 @@ def test_the_bundled_model_has_real_zero_shot_ability():
     benchmark = as_benchmark(stream, loaded.transform(train=True), loaded.transform(train=False))
     accuracies = []
     for task, experience in enumerate(benchmark.test_stream):
-        x = torch.stack([experience.dataset[i][0] for i in range(len(experience.dataset))])
+        some = range(0, len(experience.dataset), 2)
+        x = torch.stack([experience.dataset[i][0] for i in some])
         with torch.no_grad():
-            right = model(x, task).argmax(1) == torch.tensor(list(experience.dataset.targets))
+            right = model(x, task).argmax(1) == torch.tensor([experience.dataset[i][1] for i in some])
         accuracies.append(100 * right.float().mean().item())
         assert accuracies[-1] > 2 * 100 / len(stream.tasks[task].class_names), stream.tasks[task].name
     assert 40 <= sum(accuracies) / 11 <= 65

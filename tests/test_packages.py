@@ -404,7 +404,7 @@ def test_many_packages_do_not_make_the_list_import_more_than_their_hooks(install
     assert done.stdout == "[]\n20\n"
 
 
-FEW = ("stream.tasks=[digits,scans]", "train.iterations=2", "train.schedule.warmup=0", "train.batch_size=8", "loggers=[]", "train.checkpoint.keep=0")  # fmt: skip
+FEW = ("stream.tasks=[digits,scans]", "stream.evaluate_on=validation", "train.iterations=2", "train.schedule.warmup=0", "train.batch_size=8", "loggers=[]", "train.checkpoint.keep=0")  # fmt: skip
 
 
 def run(out, *settings):

@@ -3,11 +3,7 @@
 import json
 import zipfile
 
-import pytest
-
 from tests.environments import ROOT
-
-pytestmark = pytest.mark.xdist_group("environment")
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):
@@ -27,14 +23,20 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):
 
 def test_it_works_from_an_empty_folder(environment, tmp_path):
     def mulki(*arguments):
-        return environment.run("-m", "mulki_plugins", *arguments, cwd=tmp_path)
+        return environment.run_anew("-m", "mulki_plugins", *arguments, cwd=tmp_path)
 
     listed = mulki("list", "--json")
     assert listed.returncode == 0, listed.stderr
     assert {e["name"] for e in json.loads(listed.stdout)["recipes"]} >= {"mtil"}
     assert mulki("validate", "recipes/mtil.yaml").returncode == 0
-    few = ["--set", "stream.tasks=[scans,digits]", "--set", "train.iterations=2", "--set", "train.schedule.warmup=0"]
-    done = mulki("run", "mtil", *few)
+    few = (
+        "stream.tasks=[scans,digits]",
+        "stream.evaluate_on=validation",
+        "stream.shots=2",
+        "train.iterations=2",
+        "train.schedule.warmup=0",
+    )
+    done = mulki("run", "mtil", *(word for setting in few for word in ("--set", setting)))
     assert done.returncode == 0, done.stderr
     assert "using the recipe 'mtil' of mulki" in done.stderr
     assert "Transfer" in done.stdout

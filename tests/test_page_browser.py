@@ -9,10 +9,7 @@ from tests.browser import Browser, find_chromium
 from tests.sample_runs import write_run
 from tests.test_page import HOSTILE
 
-pytestmark = [
-    pytest.mark.skipif(find_chromium() is None, reason="no Chromium on the PATH"),
-    pytest.mark.xdist_group("browser"),
-]
+pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium on the PATH")
 WIDTHS = (1280, 390)
 OVERFLOWING = """[...document.body.querySelectorAll('*')].filter(e => {
   const box = e.getBoundingClientRect();

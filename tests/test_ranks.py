@@ -37,13 +37,10 @@ from mulki_plugins.streams.benchmark import Reference
 from mulki_plugins.testing.ranks import run_on_ranks
 from mulki_plugins.testing.small import small_stream
 from tests.conftest import _draw_blank as draw_blank
-from tests.conftest import small_world
+from tests.conftest import blank_figure, small_world
 from tests.environments import ROOT
 
-pytestmark = [
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="the ranks of these tests are forks"),
-    pytest.mark.xdist_group("ranks"),
-]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the ranks of these tests are forks")
 
 STRATEGIES = [
     "finetune", "lwf", "ewc", "replay", "icarl", "zscl", "snd", "mulki", "lora", "null-space", "mas", "si", "l2", "wise-ft",
@@ -77,6 +74,7 @@ def recipe(tmp_path_factory):
     torch.set_num_threads(1)
     with small_world(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(FigureCanvasAgg, "draw", draw_blank)  # before the fixture of each test does so
+        patch.setattr("mulki_plugins.training.records.matrix_figure", blank_figure)
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield path
     torch.set_num_threads(threads)

@@ -3,8 +3,8 @@
 import errno
 import importlib.util
 import json
+import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from mulki_plugins.training.resume import resume_experiment
 from mulki_plugins.training.run import run_experiment
 from mulki_plugins.training.signals import Stopped, StopRequest
 from tests.conftest import Killed
+from tests.warm import run_fork, start_fork
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -275,10 +276,14 @@ def test_a_signal_is_noted_where_stderr_is_gone(monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr("mulki_plugins.training.signals.os.write", gone)
-    stop = StopRequest()
-    with stop.listening():
-        signal.raise_signal(signal.SIGHUP)
-    assert stop.number == signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
+    try:
+        stop = StopRequest()
+        with stop.listening():
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.number == signal.SIGHUP
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_number_of_checkpoints_does_not_grow(tmp_path):
@@ -292,10 +297,21 @@ def test_none_are_written_where_none_are_wanted(tmp_path):
     assert not (folder_of(tmp_path, "finetune") / "checkpoints").exists()
 
 
+TORTURE = """
+import multiprocessing
+fork = multiprocessing.get_context("fork")
+fork.set_forkserver_preload = lambda modules: None
+multiprocessing.get_context = lambda method: fork
+import torture
+torture.main()
+"""
+"""Its runs are forks of a process that has the libraries."""
+
+
 def test_killed_at_random_it_ends_the_same(tmp_path):
     """The maintainer's tool in short: SIGKILL, also while a checkpoint is written."""
     settings = (
-        "stream.tasks=[digits,scans]",
+        "stream={name: mtil-mini, tasks: [digits, scans], shots: 4, evaluate_on: validation}",
         "train.iterations=4",
         "train.checkpoint.every=2",
         "train.checkpoint.minutes=0.002",
@@ -303,7 +319,7 @@ def test_killed_at_random_it_ends_the_same(tmp_path):
     )
     words = ["--strategy", "mulki-plus", "--kills", "3", "--seed", "1", "--out", tmp_path / "torture"]
     words += [word for setting in settings for word in ("--set", setting)]
-    done = subprocess.run([sys.executable, ROOT / "tools" / "torture.py", *words], capture_output=True, text=True)
+    done = run_fork("-c", TORTURE, *words, env={**os.environ, "PYTHONPATH": str(ROOT / "tools")})
     assert done.returncode == 0, done.stdout + done.stderr
     *runs, said = done.stdout.splitlines()[1:]
     assert sum(int(line.split()[2]) for line in runs) == 3
@@ -316,20 +332,19 @@ def test_killed_at_random_it_ends_the_same(tmp_path):
 def test_the_command_stops_when_it_is_told(tmp_path, signals, status):
     """One signal: at the next step, with a checkpoint and what to type. A second Ctrl-C: at once."""
     words = ["--set", "stream.tasks=[digits,scans]", "--set", "train.batch_size=256", "--strategy", "finetune"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mulki_plugins", "run", "mtil", *words, "--out", tmp_path],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    for line in process.stderr:
-        if "digits: training" in line:
-            break
-    process.send_signal(signals[0])
-    for number in signals[1:]:
-        assert any("Ctrl-C again" in line for line in process.stderr)
-        process.send_signal(number)
-    said = process.stderr.read()
+    read, write = os.pipe()
+    with open(os.devnull, "r+") as nothing, open(read) as stderr:
+        files = (nothing.fileno(), nothing.fileno(), write)
+        process = start_fork("-m", "mulki_plugins", "run", "mtil", *words, "--out", tmp_path, files=files, cwd=ROOT)
+        os.close(write)
+        for line in stderr:
+            if "digits: training" in line:
+                break
+        process.send_signal(signals[0])
+        for number in signals[1:]:
+            assert any("Ctrl-C again" in line for line in stderr)
+            process.send_signal(number)
+        said = stderr.read()
     assert process.wait() == status
     assert "Traceback" not in said
     [folder] = tmp_path.glob("mtil/finetune+*/seed-0")

@@ -485,16 +485,15 @@ def accuracies(*arguments):
 @pytest.mark.parametrize(
     ("name", "at"), [("experts", (2, 3)), ("experts", (3, 2)), ("prompts", (2, 6)), ("prompts", (2, 3))]
 )
-def test_a_killed_run_ends_as_if_it_had_never_been(tmp_path, kill_at, name, at):
+def test_a_killed_run_ends_as_if_it_had_never_been(tmp_path, kill_at, left_alone, name, at):
     recipe = resolved(name)
-    whole = run_experiment(recipe, 0, tmp_path / "whole")
+    whole, other = left_alone(recipe)
     kill_at(*at)
     with pytest.raises(Killed):
         run_experiment(recipe, 0, tmp_path / "killed")
     [folder] = (tmp_path / "killed").glob("*/*/seed-0")
     resumed = resume_experiment(recipe, 0, folder)
     assert resumed.matrix == whole.matrix
-    [other] = (tmp_path / "whole").glob("*/*/seed-0")
     last, again = (load_file(each / "checkpoints/task-03-third/weights.safetensors") for each in (other, folder))
     assert last.keys() == again.keys()
     assert all(torch.equal(last[key], again[key]) for key in last)

@@ -8,6 +8,8 @@ from click.testing import CliRunner
 
 from tests.environments import ROOT
 
+pytestmark = pytest.mark.flops
+
 
 @pytest.fixture
 def scale(monkeypatch):

@@ -112,11 +112,11 @@ def test_fine_tuning_is_stored_as_it_was(tmp_path):
     ],
 )
 @pytest.mark.parametrize("at", [(1, 3), (2, 3), (3, 2)])
-def test_a_killed_run_ends_as_if_it_had_never_been(tmp_path, kill_at, settings, at):
+def test_a_killed_run_ends_as_if_it_had_never_been(tmp_path, kill_at, left_alone, settings, at):
     recipe = resolve_small(*settings)
-    whole = run_experiment(recipe, 0, tmp_path / "whole")
+    whole, one = left_alone(recipe)
     assert killed_and_resumed(recipe, tmp_path / "killed", kill_at, at).matrix == whole.matrix
-    one, other = (run_folder(tmp_path / name) for name in ("whole", "killed"))
+    other = run_folder(tmp_path / "killed")
     assert read_checkpoint(last(one)).files == read_checkpoint(last(other)).files
     assert same(load_file(one / "model.safetensors"), load_file(other / "model.safetensors"))
 

@@ -8,7 +8,12 @@ from mulki_jigsaw.stage import Jigsaw, shuffle_tiles
 from mulki_plugins.cli import main
 from mulki_plugins.testing import check_plugin
 
-FEW = ["stream.tasks=[scans,digits]", "train.iterations=2", "train.schedule.warmup=0", "train.batch_size=8"]
+FEW = [
+    "stream={name: mtil-mini, tasks: [scans, digits], shots: 4, evaluate_on: validation}",
+    "train.iterations=2",
+    "train.schedule.warmup=0",
+    "train.batch_size=8",
+]
 
 
 def test_the_stage_passes_all_checks():

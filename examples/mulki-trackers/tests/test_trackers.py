@@ -12,7 +12,12 @@ from mulki_trackers.wandb_logger import WandbLogger
 
 from mulki_plugins.cli import main
 
-FEW = ["stream.tasks=[scans,digits]", "train.iterations=2", "train.schedule.warmup=0", "train.batch_size=8"]
+FEW = [
+    "stream={name: mtil-mini, tasks: [scans, digits], shots: 4, evaluate_on: validation}",
+    "train.iterations=2",
+    "train.schedule.warmup=0",
+    "train.batch_size=8",
+]
 
 COSTS = {"cost/train_seconds", "cost/evaluate_seconds", "cost/peak_memory_mib"}
 
