@@ -356,7 +356,7 @@ def test_targets_are_found_through_imports_and_fields(install):
     from mulki_plugins.registry.catalog import signature_of
 
     options = {n: list(signature_of(catalog().find("plugin", n)).options) for n in ("child", "other", "third", "stage")}
-    assert options["child"] == ["weight", "temperature", "relations", "features", "classes"]
+    assert options["child"] == ["weight", "temperature", "relations", "features", "classes", "targets"]
     assert options["other"] == options["third"] == ["depth"]
     assert options["stage"] == ["weight", "must"]
 

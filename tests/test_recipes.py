@@ -1,11 +1,15 @@
 """Recipes: layers and their origins, --set, --with, --without, and that what is shown is a recipe again."""
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
+from PIL import Image
 
+from mulki_plugins.cli import main
 from mulki_plugins.errors import Mistakes
 from mulki_plugins.recipe.emit import dump_annotated, dump_yaml
 from mulki_plugins.recipe.files import check_strategy, find, list_registered
@@ -17,11 +21,28 @@ ROOT = Path(__file__).parents[1]
 RECIPES, STRATEGIES = sorted((ROOT / "recipes").glob("*.yaml")), sorted((ROOT / "strategies").glob("*.yaml"))
 
 
+@pytest.fixture
+def photographs(tmp_path, monkeypatch):
+    """A current folder with the image folders that recipes/photos.yaml names, which `folders` looks for."""
+    monkeypatch.chdir(tmp_path)
+    for folder in re.findall(r"(?:train|test): (data/[^,}\s]+)", (ROOT / "recipes" / "photos.yaml").read_text()):
+        (tmp_path / folder / "a class").mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / folder / "a class" / "image.png")
+
+
+@pytest.mark.usefixtures("photographs")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
 def test_every_shipped_recipe_is_valid_and_opens_with_how_to_run_it(path):
     resolve(str(path))
     opening = list(itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines()))
     assert any(f"mulki run recipes/{path.name}" in line for line in opening)
+
+
+@pytest.mark.usefixtures("photographs")
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_study_is_valid(path):
+    done = CliRunner().invoke(main, ["validate", str(path)])
+    assert done.exit_code == 0, done.output
 
 
 @pytest.mark.parametrize("path", STRATEGIES, ids=lambda p: p.name)
