@@ -12,7 +12,7 @@ from mulki_plugins.models import ClipClassifier
 from mulki_plugins.stages import Preserving, Teachers, mixtures
 from mulki_plugins.stages.teachers import Teacher
 from mulki_plugins.stages.words import generic_sentences, sentence_features, vocabulary_words, words_of
-from mulki_plugins.testing import check_plugin
+from mulki_plugins.testing.kit import check_one
 from tests.conftest import Quiet, naive, same, small_clip, small_tokenizer, weights
 
 
@@ -241,5 +241,6 @@ def test_features_of_sentences_are_the_towers(classifier):
     ],
 )
 def test_it_passes_the_kit_with_other_options(options):
-    """Among the checks: a run that is killed and resumed has the same weights, bit for bit."""
-    check_plugin("preserving", **options)
+    """A run that is killed and resumed has the same weights, bit for bit."""
+    for check in ("trains", "repeatable", "resume", "growth", "extremes"):
+        check_one("plugin", check, "preserving", options)

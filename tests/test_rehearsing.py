@@ -16,7 +16,7 @@ from mulki_plugins.cli import main
 from mulki_plugins.models import ClipClassifier
 from mulki_plugins.stages import Connecting, Eliciting, Rehearsing, Teachers
 from mulki_plugins.stages.spreads import Spreads, measure
-from mulki_plugins.testing import check_plugin
+from mulki_plugins.testing.kit import check_one
 from mulki_plugins.testing.ranks import run_on_ranks
 from tests.conftest import Quiet, naive, same, small_clip, small_tokenizer, weights
 
@@ -306,5 +306,6 @@ def test_two_ranks_preserve_and_rehearse_as_one_process_does(tmp_path, small_par
 
 @pytest.mark.parametrize("options", [{"drift": 0.3}, {"among": "seen", "targets": "teacher", "templates": "drawn"}])
 def test_it_passes_the_kit_with_other_options(options):
-    """Among the checks: a run that is killed and resumed has the same weights, bit for bit."""
-    check_plugin("rehearsing", **options)
+    """A run that is killed and resumed has the same weights, bit for bit."""
+    for check in ("trains", "repeatable", "resume", "growth", "extremes"):
+        check_one("plugin", check, "rehearsing", options)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from mulki_plugins.models import ClipClassifier, Prompts
 from mulki_plugins.stages import Rephrasing
 from mulki_plugins.stages.words import Phrases
-from mulki_plugins.testing import check_plugin
+from mulki_plugins.testing.kit import check_one
 from tests.conftest import Quiet, naive, same, small_clip, small_tokenizer, weights
 
 TEMPLATES = ("a {} one.", "it is {}.", "{}", "see {}")
@@ -82,4 +82,5 @@ def test_phrases_of_several_tasks(stream):
 
 
 def test_it_passes_the_kit_with_other_options():
-    check_plugin("rephrasing", weight=2.0, smoothing=0.2)
+    for check in ("trains", "repeatable", "resume", "growth", "extremes"):
+        check_one("plugin", check, "rephrasing", {"weight": 2.0, "smoothing": 0.2})
