@@ -107,11 +107,6 @@ class ClipClassifier(Headed, MultiTaskModule):
         for adapter in self.adapters:
             adapter.after_task(self.clip, task)
 
-    def join_ranks(self) -> None:
-        """Let the adapters add up what each rank has counted in a step."""
-        for adapter in self.adapters:
-            adapter.join_ranks(self.clip)
-
     def added_weights(self) -> dict[str, nn.Parameter]:
         """The parameters that the adapters have added, by name."""
         return {name: p for name, p in self.clip.named_parameters() if plain_name(name) not in self._own}

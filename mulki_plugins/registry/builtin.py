@@ -88,12 +88,10 @@ def _register_avalanche(register: Register) -> None:
         "mulki_plugins.baselines.avalanche:EWC",
         defaults={"ewc_lambda": 1.0},
         kinds={
-            "ewc_lambda": Weight,
-            "mode": Literal["separate", "online"],
-            "decay_factor": Fraction | None,
+            "ewc_lambda": Weight, "mode": Literal["separate", "online"], "decay_factor": Fraction | None,
             "keep_importance_data": bool,
         },
-    )
+    )  # fmt: skip
     register.plugin(
         "avalanche.si",
         "mulki_plugins.baselines.avalanche:SynapticIntelligence",

@@ -13,7 +13,7 @@ from torch import Tensor
 from mulki_plugins.losses import class_sums, members_of
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.stages.protocols import Dataset
-from mulki_plugins.stages.statistics import Batch, Totals, encoded, sum_over
+from mulki_plugins.stages.statistics import Batch, Totals, encoded, evaluating, sum_over
 
 
 @define(eq=False)
@@ -113,13 +113,8 @@ def measure(
                 parts[f"near {task}"], parts[f"moved {task}"] = near.sum(1), near @ (z - old)
         return parts
 
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            totals = sum_over(dataset, term, device, workers=workers, after_batch=after_batch)
-    finally:
-        model.train(training)
+    with evaluating(model):
+        totals = sum_over(dataset, term, device, workers=workers, after_batch=after_batch)
     for task in classes:
         spreads.add(task, *(totals[f"{part} {task}"] for part in ("counts", "sums", "lengths", "squares")))
     tiny = torch.finfo(torch.float64).tiny

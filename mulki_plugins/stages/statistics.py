@@ -90,7 +90,7 @@ def _on(
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Keep a model in evaluation mode within the block."""
     training = model.training
     model.eval()
@@ -168,7 +168,7 @@ class TaskImages:
 
         On several ranks each reads all of them.
         """
-        with _evaluating(self.model):
+        with evaluating(self.model):
             for batch in _on(
                 self.model.scale.device, self.dataset, self.batch_size, workers=self.workers, after_batch=self.after_batch,
                 shared=False,
@@ -186,7 +186,7 @@ class TaskImages:
             values = term(z.float(), batch.classes)
             return {name: value.double() if value.is_floating_point() else value for name, value in values.items()}
 
-        with _evaluating(self.model):
+        with evaluating(self.model):
             return sum_over(
                 self.dataset, of_batch, self.model.scale.device, batch_size=self.batch_size, workers=self.workers,
                 after_batch=self.after_batch,
@@ -269,7 +269,7 @@ def layer_moments(
 
     hooks = [modules[path].register_forward_pre_hook(watch(path), with_kwargs=True) for path in wanted]
     try:
-        with _evaluating(model):
+        with evaluating(model):
             totals = sum_over(
                 dataset, of_batch, model.scale.device, batch_size=batch_size, workers=workers, after_batch=after_batch
             )

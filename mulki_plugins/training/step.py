@@ -221,7 +221,8 @@ class StepTemplate(ScopedEvaluation):
         weights = dict.fromkeys([*self.checks.weights().values(), *held])
         collectives.sum_gradients([weight for weight in weights if weight.requires_grad])
         self.checks.own_loss, self.loss = self.loss.detach(), collectives.weighted_sum(self.loss.detach())
-        self.model.join_ranks()
+        for adapter in self.model.adapters:
+            adapter.join_ranks(self.model.clip)
 
     _after_backward = calls("after_backward")
     _before_update = calls("before_update")
