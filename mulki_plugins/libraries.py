@@ -40,6 +40,8 @@ _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Variables with which a user decides how torch's threads wait."""
 _SPINS = "1000"
 """Rounds for which a waiting thread spins before it sleeps: microseconds, where OpenMP's own choice is milliseconds."""
+_OF_THE_SHELL = ("PWD", "OLDPWD", "_")
+"""Variables that a shell sets for itself; no library reads them."""
 _TORCH_LOGS = ("TORCH_LOGS", "TORCH_LOGS_OUT", "TORCH_LOGS_FORMAT", "TORCH_TRACE", "TORCH_DTRACE")
 
 
@@ -105,10 +107,11 @@ def hint_for(name: str, error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         missing = error.name.partition(".")[0]
         return f"pip install {package}" if missing == name else f"{package} needs {missing!r}, which is not installed"
-    if variables := [key for key, value in os.environ.items() if len(value) > 2 and _is_named(value, text)]:
-        return f"correct or unset {' and '.join(variables)} in the environment"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some disk space"
+    settings = {key: value for key, value in os.environ.items() if key not in _OF_THE_SHELL and len(value) > 2}
+    if variables := [key for key, value in settings.items() if _is_named(value, text)]:
+        return f"correct or unset {' and '.join(variables)} in the environment"
     if isinstance(error, (MemoryError, OSError)) and ("llocate memory" in text or "map segment" in text or not text):
         return "there is not enough memory to load it"
     if isinstance(error, OSError) and error.filename:

@@ -81,7 +81,9 @@ def test_a_user_without_a_name_and_a_home_gets_both_for_the_process(monkeypatch)
         (ImportError("libc10.so: undefined symbol: x"), "--force-reinstall torch"),
     ],
 )
-def test_each_cause_has_its_own_hint(error, hint):
+def test_each_cause_has_its_own_hint(error, hint, monkeypatch):
+    monkeypatch.setenv("OLDPWD", "/tmp")  # as after a shell's cd
+    monkeypatch.setenv("PWD", "/home/x")
     assert hint in hint_for("torch", error)
 
 

@@ -2,15 +2,16 @@
 
     .venv/bin/pip install -e '.[mini]' resvg-py
     .venv/bin/python tools/pretrain_tiny.py --art /tmp/art --out mulki_plugins/models/tiny
+    .venv/bin/python tools/pretrain_tiny.py --art /tmp/art --out /tmp/vit --model vit --batch 256 --lr 1e-3
 
 `--art` is where the packages of drawings and fonts lie, or are put by npm. The result is the model's configuration, its
 vocabulary and its weights, and the table of its zero-shot accuracy on mtil-mini, which shares no picture with the corpus.
+With another `--model` it is a package: after `pip install /tmp/vit`, `--set model.name=mulki-vit` runs a recipe with it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from attrs import evolve
+from model_package import write_config, write_package
 from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
@@ -34,16 +36,23 @@ from mulki_plugins.streams.mini.renditions import SIZE, STYLES, disturb, pose, r
 TASKS = Path(__file__).parents[1] / "mulki_plugins" / "streams" / "mini" / "tasks.yaml"
 
 CONTEXT, MERGES = 16, 1500
-MODEL: dict[str, Any] = {
-    "embed_dim": 128,
-    "vision_cfg": {
-        "image_size": SIZE,
-        "timm_model_name": "convnext_zepto_rms",
-        "timm_model_pretrained": False,
-        "timm_pool": "",
-        "timm_proj": "linear",
+MODELS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "embed_dim": 128,
+        "vision_cfg": {
+            "image_size": SIZE,
+            "timm_model_name": "convnext_zepto_rms",
+            "timm_model_pretrained": False,
+            "timm_pool": "",
+            "timm_proj": "linear",
+        },
+        "text_cfg": {"context_length": CONTEXT, "width": 128, "heads": 4, "layers": 3},
     },
-    "text_cfg": {"context_length": CONTEXT, "width": 128, "heads": 4, "layers": 3},
+    "vit": {
+        "embed_dim": 192,
+        "vision_cfg": {"image_size": SIZE, "patch_size": 8, "width": 256, "layers": 6, "head_width": 64},
+        "text_cfg": {"context_length": CONTEXT, "width": 192, "heads": 6, "layers": 4},
+    },
 }
 SHARES = {"drawing": 0.65, "flag": 0.09, "letter": 0.07, "digit": 0.05, "shape": 0.04, "texture": 0.1}
 LOOKS = {
@@ -258,6 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--art", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", choices=list(MODELS), default="tiny")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--fresh", type=int, default=48, help="renditions made anew per step")
@@ -270,8 +280,12 @@ def main() -> None:
     fetch(args.art)
     began = time.monotonic()
     corpus = build_corpus(args.art, args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
-    vocabulary = args.out / "mulki-tiny-merges.txt.gz"
+    name, settings = f"mulki-{args.model}", MODELS[args.model]
+    out = args.out
+    out.mkdir(parents=True, exist_ok=True)
+    if args.model != "tiny":
+        out = write_package(out, name, f"a CLIP with a {args.model} for {SIZE} x {SIZE} images, pre-trained on drawings")
+    vocabulary = out / f"{name}-merges.txt.gz"
     texts = [
         t.format(n)
         for names, kind in zip(corpus.concepts.names, corpus.concepts.kinds, strict=True)
@@ -280,8 +294,8 @@ def main() -> None:
     ]
     write_merges(learn_merges(texts, MERGES), vocabulary)
     tokenizer = SimpleTokenizer(bpe_path=str(vocabulary), context_length=CONTEXT)
-    MODEL["text_cfg"]["vocab_size"] = tokenizer.vocab_size
-    model = CLIP(**MODEL).to("cuda" if torch.cuda.is_available() else "cpu")
+    settings["text_cfg"]["vocab_size"] = tokenizer.vocab_size
+    model = CLIP(**settings).to("cuda" if torch.cuda.is_available() else "cpu")
     model.visual.to(memory_format=torch.channels_last)
     sizes = {kind: len(sprites.pictures) for kind, sprites in corpus.kinds.items()}
     print(
@@ -289,11 +303,9 @@ def main() -> None:
         flush=True,
     )
     train(model, tokenizer, corpus, args)
-    save_file(
-        {k: v.half().contiguous().cpu() for k, v in model.state_dict().items() if k != "attn_mask"},
-        args.out / "mulki-tiny.safetensors",
-    )
-    (args.out / "mulki-tiny.json").write_text(json.dumps(MODEL, indent=2) + "\n")
+    weights = {k: v.half().contiguous().cpu() for k, v in model.state_dict().items() if k != "attn_mask"}
+    save_file(weights, out / f"{name}.safetensors")
+    write_config(out, name, settings)
     for split in ("train", "test"):
         print(f"zero-shot on the {split} images: {shown(zero_shot(model, tokenizer, split))}")
 
