@@ -21,8 +21,8 @@ class Rail(Head):
     W = (Σ φᵀφ + ridge·I)⁻¹ Σ φᵀy over all images so far, with y one-hot over all classes so far. The sums are kept in double
     precision, so the order of tasks and batches does not matter. With p the zero-shot probabilities over the scope: where
     their largest is a learned class, the answer is (1 − fusion)·p + fusion·φW, 0 for classes not learned, elsewhere p.
-    Tasks that are not learned are classified exactly as by the pre-trained model. The weights of the model must not change:
-    use it with `model.train: none`.
+    The sums of earlier tasks are those of the features as they were. With `model.train: none` they stay exact, and tasks that
+    are not learned are classified as by the pre-trained model; a model that is trained must change its features little.
     Xu et al., 2024, arXiv 2406.18868, in its primal form, whose batchwise recursion gives the same W. There the width is
     15000, the ridge 0.1 and the fusion 0.8. The sums take 8·width² bytes.
 
