@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 LATEST := .venv-latest
 PIP_INSTALL := -m pip install --no-compile --quiet --disable-pip-version-check
 TORCH_INDEX ?=
+export PYTHONDONTWRITEBYTECODE := # compiled modules are kept: to compile the libraries takes longer than to run most commands
 
 .PHONY: mtil test lint test-latest update clean
 
