@@ -27,6 +27,7 @@ from mulki_plugins.registry.register import Register
 from mulki_plugins.report.result import Result
 from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, Teachers
 from mulki_plugins.streams import TaskStream, as_benchmark
+from mulki_plugins.testing import subject
 from mulki_plugins.testing.small import SIZE, SmallTokenizer, small_clip, small_model, small_task
 from mulki_plugins.training.checkpointing import Checkpointing
 from mulki_plugins.training.run import run_experiment
@@ -118,6 +119,19 @@ def end_loaders() -> None:
     """End the workers of loaders that a failed run leaves behind. The garbage collector waits five seconds for each."""
     for iterator in list(_LOADING):
         iterator._shutdown_workers()
+
+
+@pytest.fixture(autouse=True)
+def one_author_per_file(monkeypatch):
+    """To the kit the author of a plugin of a test wrote its file and the modules that serve all tests, not the other tests."""
+
+    def modules_of(plugin, factory):
+        own = {getattr(factory, "__module__", ""), *map(subject._defining_module, type(plugin).__mro__)}
+        found = subject.author_modules(plugin, factory)
+        return {name for name in found if not name.startswith("tests.test_") or name in own}
+
+    monkeypatch.setattr("mulki_plugins.testing.laboratory.author_modules", modules_of)
+    monkeypatch.setattr("mulki_plugins.testing.head_checks.author_modules", modules_of)
 
 
 @pytest.fixture(autouse=True)
