@@ -7,13 +7,18 @@ BIN := $(VENV)/bin
 LATEST := .venv-latest
 PIP_INSTALL := -m pip install --no-compile --quiet --disable-pip-version-check
 TORCH_INDEX ?=
+export PYTHONDONTWRITEBYTECODE := # compiled modules are kept: to compile the libraries takes longer than to run most commands
 
-.PHONY: mtil test lint test-latest update clean
+.PHONY: mtil test pytest lint test-latest update clean
 
 mtil: $(VENV)/ready
 	$(BIN)/mulki run recipes/mtil.yaml
 
-test: $(VENV)/ready-dev lint
+# The linters use one core for a minute, so they run beside the tests.
+test: $(VENV)/ready-dev
+	$(MAKE) --no-print-directory --jobs=2 lint pytest
+
+pytest: $(VENV)/ready-dev
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/ready-dev

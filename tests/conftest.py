@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import signal
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Naive
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from mulki_plugins.models import ClipClassifier, LoadedClip
 from mulki_plugins.registry.catalog import Catalog, Provenance
@@ -24,12 +27,27 @@ from mulki_plugins.registry.register import Register
 from mulki_plugins.report.result import Result
 from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, Teachers
 from mulki_plugins.streams import TaskStream, as_benchmark
+from mulki_plugins.testing import subject
 from mulki_plugins.testing.small import SIZE, SmallTokenizer, small_clip, small_model, small_task
 from mulki_plugins.training.checkpointing import Checkpointing
 from mulki_plugins.training.run import run_experiment
 from tests.environments import ROOT, Environment, copied, wheel_of
 
 small_tokenizer = SmallTokenizer()
+
+_LOADING: weakref.WeakSet = weakref.WeakSet()
+"""The iterators of loaders with worker processes."""
+
+
+@functools.wraps(_MultiProcessingDataLoaderIter.__init__)
+def _begin(iterator, loader, begin=_MultiProcessingDataLoaderIter.__init__):
+    begin(iterator, loader)
+    _LOADING.add(iterator)
+
+
+_MultiProcessingDataLoaderIter.__init__ = _begin
+if not torch.cuda.is_available():
+    torch.cuda.manual_seed_all = lambda seed: None  # until a GPU is used, torch keeps the stack of each call that seeds
 
 gc.collect()
 gc.freeze()  # the libraries' million objects stay; each full collection would look at all of them
@@ -97,6 +115,31 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def end_loaders() -> None:
+    """End the workers of loaders that a failed run leaves behind. The garbage collector waits five seconds for each."""
+    for iterator in list(_LOADING):
+        iterator._shutdown_workers()
+
+
+@pytest.fixture(autouse=True)
+def one_author_per_file(monkeypatch):
+    """To the kit the author of a plugin of a test wrote its file and the modules that serve all tests, not the other tests."""
+
+    def modules_of(plugin, factory):
+        own = {getattr(factory, "__module__", ""), *map(subject._defining_module, type(plugin).__mro__)}
+        found = subject.author_modules(plugin, factory)
+        return {name for name in found if not name.startswith("tests.test_") or name in own}
+
+    monkeypatch.setattr("mulki_plugins.testing.laboratory.author_modules", modules_of)
+    monkeypatch.setattr("mulki_plugins.testing.head_checks.author_modules", modules_of)
+
+
+@pytest.fixture(autouse=True)
+def no_loader_goes_on():
+    yield
+    end_loaders()
+
+
 @pytest.fixture(autouse=True)
 def no_slow_output(request):
     """Leaves out what the markers `figures` and `flops` name, unless the test has the marker; `undo()` ends it earlier."""
@@ -106,9 +149,14 @@ def no_slow_output(request):
             patch.setattr("mulki_plugins.training.records.matrix_figure", blank_figure)
             patch.setattr(os, "fsync", lambda descriptor: None)
         if not request.node.get_closest_marker("flops"):
-            patch.setattr("mulki_plugins.training.flops.FlopCount.__enter__", lambda self: self)
-            patch.setattr("mulki_plugins.training.flops.FlopCount.__exit__", lambda self, *error: None)
+            without_flops(patch)
         yield patch
+
+
+def without_flops(patch: pytest.MonkeyPatch) -> None:
+    """Count no operations, which takes as long as to compute them."""
+    patch.setattr("mulki_plugins.training.flops.FlopCount.__enter__", lambda self: self)
+    patch.setattr("mulki_plugins.training.flops.FlopCount.__exit__", lambda self, *error: None)
 
 
 def blank_figure(result: Result) -> Figure:

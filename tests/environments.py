@@ -10,9 +10,20 @@ import sysconfig
 import venv
 from pathlib import Path
 
-from tests.warm import Done, Server
+from tests.warm import LIBRARIES, Done, Server
 
 ROOT = Path(__file__).parents[1]
+WITHOUT_SLOW_OUTPUT = f"""
+{LIBRARIES}
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from mulki_plugins.training.flops import FlopCount
+def draw_blank(canvas):
+    canvas.renderer = canvas.get_renderer()
+    canvas.renderer.clear()
+FigureCanvasAgg.draw = draw_blank
+FlopCount.__enter__, FlopCount.__exit__ = (lambda self: self), (lambda self, *error: None)
+"""
+"""Imports the libraries and leaves out what `conftest.py` leaves out of most tests."""
 OFFLINE = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
 
 
@@ -51,7 +62,7 @@ class Environment:
 
     def start_server(self) -> None:
         """Let `run` and the commands `python` and `mulki` fork a process that has imported the libraries. Close it at the end."""
-        self.server = Server(self.python, self.variables())
+        self.server = Server(self.python, self.variables(), WITHOUT_SLOW_OUTPUT)
         commands = self.folder / "warm"
         commands.mkdir()
         self.server.write_command(commands / "python")

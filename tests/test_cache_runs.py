@@ -18,7 +18,7 @@ from mulki_plugins.training.build import choose_workers
 from mulki_plugins.training.provenance import identity
 from mulki_plugins.training.resume import resume_experiment
 from mulki_plugins.training.run import run_experiment
-from tests.conftest import Killed, small_stream
+from tests.conftest import Killed, end_loaders, small_stream
 
 SMALL = (
     "model={name: small-clip}", "train.iterations=4", "train.schedule.warmup=0", "train.batch_size=4",
@@ -186,6 +186,7 @@ def test_a_resumed_run_keeps_the_number_of_workers(small_parts, photos, tmp_path
     kill_at(2, 3)
     with pytest.raises(Killed):
         run_experiment(recipe, 0, tmp_path)
+    end_loaders()
     [folder] = (path.parent for path in tmp_path.rglob("result.json"))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
     monkeypatch.setattr(

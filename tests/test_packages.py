@@ -1,9 +1,12 @@
 """Packages of other people: good ones are used by name, broken ones are named precisely and hurt nothing else."""
 
+import ast
+import functools
 import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,10 @@ STAGE = (
 )
 
 
+PARSING = types.SimpleNamespace(**vars(ast) | {"parse": functools.cache(ast.parse)})
+"""The module `ast`, which parses what it has parsed before no second time, whatever `forget` forgets."""
+
+
 @pytest.fixture
 def site(tmp_path, monkeypatch):
     """A folder on the path in which packages are installed, as far as Python can tell; `install` adds one."""
@@ -30,6 +37,7 @@ def site(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
     monkeypatch.setattr(discovery, "_off", ())
+    monkeypatch.setattr(static, "ast", PARSING)
     forget()
     yield folder
     for name in [n for n in sys.modules if n.startswith("pkg_")]:

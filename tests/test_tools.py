@@ -3,11 +3,14 @@
 import importlib
 import os
 import sys
+from functools import partial
 
 import pytest
 from click.testing import CliRunner
 from torch.utils.tensorboard import SummaryWriter
 
+from mulki_plugins.bench import measure
+from mulki_plugins.bench.hardware import peak_product
 from tests.environments import ROOT
 
 TOOLS = ROOT / "tools"
@@ -90,6 +93,7 @@ def test_killed_runs_are_compared_by_what_does_not_depend_on_time_and_place(tmp_
 
 
 def test_the_benchmark_of_a_gpu_runs_small_and_is_refused_without_one(monkeypatch):
+    monkeypatch.setattr(measure, "peak_product", partial(peak_product, seconds=0.05))
     rows = bench(
         "gpu", "--device", "cpu", "--small", "--steps", "2", "--strategy", "finetune", "--strategy", "zscl", "--mode", "fp32"
     ).splitlines()  # fmt: skip

@@ -23,7 +23,8 @@ MODES: dict[str, tuple[str, ...]] = {
 EVALUATED = {"fp32": "fp32", "tf32": "fp32", "bf16": "bf16", "bf16 compiled": "bf16"}
 """The mode whose evaluations count for each mode: those of the first strategy in fp32 and in bf16 are measured."""
 SMALL = (
-    "stream={name: mtil-mini, tasks: [digits, scans]}", "model=mulki-tiny", "train.batch_size=8", "train.workers=0",
+    "stream={name: mtil-mini, tasks: [digits, scans], shots: 4, evaluate_on: validation}", "model=mulki-tiny",
+    "train.batch_size=8", "train.workers=0",
     "train.per_task={}",
 )  # fmt: skip
 

@@ -284,7 +284,9 @@ def main() -> None:
     out = args.out
     out.mkdir(parents=True, exist_ok=True)
     if args.model != "tiny":
-        out = write_package(out, name, f"a CLIP with a {args.model} for {SIZE} x {SIZE} images, pre-trained on drawings")
+        out = write_package(
+            out, name, f"a CLIP with a {args.model} for {SIZE} x {SIZE} images, pre-trained on drawings"
+        )
     vocabulary = out / f"{name}-merges.txt.gz"
     texts = [
         t.format(n)

@@ -112,6 +112,9 @@ class _RetainedImages:
 
 
 _LEAVES = (type, types.ModuleType, types.BuiltinFunctionType, int, float, complex, bool, type(None))
+_TEXTS = frozenset((str, bytes, bytearray))
+_CONTAINERS = frozenset((dict, list, tuple, set, frozenset, deque))
+"""Types without attributes: what most of the objects are."""
 
 
 @frozen
@@ -168,11 +171,14 @@ class Holdings:
             seen.add(id(each))
             kept.append(each)
             yield each
+            if type(each) in _TEXTS:
+                continue
             if isinstance(each, Mapping):
                 waiting += [*each.keys(), *each.values()]
             elif isinstance(each, (list, tuple, set, frozenset, deque)):
                 waiting += each
-            waiting += _parts(each, self.modules)
+            if type(each) not in _CONTAINERS:
+                waiting += _parts(each, self.modules)
 
 
 def measure(holdings: Holdings) -> Size:
@@ -181,7 +187,9 @@ def measure(holdings: Holdings) -> Size:
     nodes: set[Any] = set()
     data = items = 0
     for each in holdings.objects():
-        if isinstance(each, Tensor):
+        if type(each) in _TEXTS:
+            data += len(each)
+        elif isinstance(each, Tensor):
             storage = each.untyped_storage()
             if storage.data_ptr() not in storages:
                 storages.add(storage.data_ptr())
@@ -229,6 +237,8 @@ def held_images(holdings: Holdings, size: int) -> list[object]:
     """Tensors, arrays and PIL images that a plugin holds and that look like RGB images of this size."""
     images: list[object] = []
     for each in holdings.objects():
+        if type(each) in _TEXTS or type(each) in _CONTAINERS:
+            continue
         if isinstance(each, (Tensor, np.ndarray)):
             shape = tuple(each.shape)
             if shape[-3:] in ((3, size, size), (size, size, 3)) or (

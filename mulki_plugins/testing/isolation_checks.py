@@ -75,7 +75,7 @@ def teachers(lab: Laboratory) -> None:
     if "teachers" in lab.subject.declared("conflicts"):
         return  # the two never share a stack
     with preserved_state():
-        setup = lab.setup()
+        setup = lab.setup(iterations=3)
         benchmark, stack = setup.benchmark(), lab.stack(teachers=True)
         trial = setup.trial(stack.plugins, adapters=stack.adapters)
         trial.probe = torch.stack([benchmark.test_stream[task].dataset[0][0] for task in TASKS])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +10,7 @@ from attrs import define, field
 from avalanche.benchmarks.scenarios import CLScenario
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from mulki_plugins.testing import process
 from mulki_plugins.training.schedule import factor
@@ -144,7 +146,7 @@ class LastObserver(SupervisedPlugin):
         step = trial.steps[-1]
         named = list(strategy.all_weights().items())
         learning = {id(p): n for n, p in named if p.requires_grad}
-        step.bad_gradients = [n for n, p in named if p.grad is not None and not p.grad.isfinite().all()]
+        step.bad_gradients = not_finite((name, p.grad) for name, p in named if p.grad is not None)
         step.cleared = step.cleared and not _has_gradient(strategy.model)
         trial.had_gradient |= {id(p) for _, p in named if p.grad is not None}
         groups = strategy.optimizer.param_groups
@@ -159,8 +161,7 @@ class LastObserver(SupervisedPlugin):
         step.expected_rate = RATE * factor(settings.schedule, strategy.clock.train_exp_iterations, strategy.steps)
 
     def after_update(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
-        named = strategy.model.named_parameters()
-        self.trial.steps[-1].bad_weights = [n for n, p in named if not p.detach().isfinite().all()]
+        self.trial.steps[-1].bad_weights = not_finite(strategy.model.named_parameters())
 
     def after_training_iteration(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         trial = self.trial
@@ -181,10 +182,8 @@ class LastObserver(SupervisedPlugin):
         trial.ended.append(weights_of(strategy.model))
         trial.learned.append({name for name, _ in trial.trainable})
         self._check_surroundings(strategy, f"after_training_exp of task {trial.task}")
-        for name, value in strategy.model.named_parameters():
-            if not value.detach().isfinite().all():
-                trial.note("finite_loss", f"{name} is not finite after task {trial.task}", "do not divide by 0")
-                break
+        for name in not_finite(strategy.model.named_parameters())[:1]:
+            trial.note("finite_loss", f"{name} is not finite after task {trial.task}", "do not divide by 0")
 
     def after_eval_iteration(self, strategy: ContinualTemplate, **kwargs: Any) -> None:
         trial = self.trial
@@ -270,6 +269,14 @@ class EvaluateMidway(SupervisedPlugin):
 
 def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def not_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """The names of the tensors that hold a number that is not finite. Their common norm is computed first: it soon says none."""
+    tensors = [(name, value.detach()) for name, value in named]
+    if get_total_norm([value for _, value in tensors]).isfinite():
+        return []
+    return [name for name, value in tensors if not value.isfinite().all()]
 
 
 def trainable(model: torch.nn.Module) -> frozenset[tuple[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -58,11 +59,13 @@ class SmallTokenizer:
     """Entries of words, as the vocabulary of an open_clip tokenizer has them."""
 
     def __call__(self, texts: list[str] | str) -> Tensor:
-        rows = []
-        for text in [texts] if isinstance(texts, str) else texts:
-            tokens = [self.sot_token_id, *(b % 250 + 2 for b in text.encode()[-10:]), self.eot_token_id]
-            rows.append(tokens + [0] * (CONTEXT - len(tokens)))
-        return torch.tensor(rows)
+        return torch.tensor([_tokens_of(text) for text in ([texts] if isinstance(texts, str) else texts)])
+
+
+@functools.lru_cache(maxsize=4096)
+def _tokens_of(text: str) -> list[int]:
+    tokens = [SmallTokenizer.sot_token_id, *(b % 250 + 2 for b in text.encode()[-10:]), SmallTokenizer.eot_token_id]
+    return tokens + [0] * (CONTEXT - len(tokens))
 
 
 def small_stream() -> TaskStream:

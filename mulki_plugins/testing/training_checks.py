@@ -224,7 +224,7 @@ def replay(lab: Laboratory) -> None:
         lab.subject.part.name == "avalanche.replay" or "avalanche.replay" in lab.subject.declared("conflicts")
     ):
         return  # the two never share a stack
-    trial = lab.trained(more=lambda benchmark: [ReplayPlugin(mem_size=8, batch_size_mem=4)], tested=[0])
+    trial = lab.trained(more=lambda benchmark: [ReplayPlugin(mem_size=8, batch_size_mem=4)], tested=[0], iterations=2)
     if not all(torch.tensor(loss).isfinite() for loss in trial.losses):
         raise Fault(
             "with replay the loss is not finite",

