@@ -180,7 +180,7 @@ def test_with_and_without_name_the_stack():
         "teachers",
         "eliciting",
         "adding",
-        "recalling",
+        "preserving",
         "connecting",
         "avalanche.ewc",
     ]

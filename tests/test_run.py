@@ -63,7 +63,7 @@ def test_the_files_of_a_run(run):
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "tfevents" not in p.name}
     assert found == {
         "recipe.yaml", "classes.json", "result.json", "matrix.csv", "matrix.txt", "matrix.png", "metrics.csv", "log.txt",
-        "model.safetensors", "predictions/stream.json", "predictions/images.npz",
+        "model.safetensors", "head.safetensors", "predictions/stream.json", "predictions/images.npz",
         *(f"predictions/row-0{i}.npz" for i in range(4)),
         *(f"checkpoints/{task}/{file}" for task in ("task-02-second", "task-03-third") for file in (
             "manifest.json", "state.pt", "weights.safetensors",
@@ -83,8 +83,8 @@ def test_the_files_of_a_run(run):
         "teachers",
         "eliciting",
         "adding",
-        "recalling",
         "distinguishing",
+        "preserving",
         "connecting",
     ]
     assert {"torch", "avalanche-lib", "open_clip_torch", "python"} <= set(data["versions"])
@@ -111,8 +111,8 @@ def test_the_curves_have_stable_tags(run):
     scalars = set(events.Tags()["scalars"])
     assert scalars == {
         "train/loss/cross_entropy", "train/loss/eliciting", "train/loss/adding",
-        "train/loss/recalling", "train/loss/total", "train/accuracy",
-        "train/lr", "train/share/initial", "train/share/initial_of_classes", "eval/accuracy/first",
+        "train/loss/preserving", "train/loss/total", "train/accuracy",
+        "train/lr", "train/share/initial", "eval/accuracy/first",
         "eval/accuracy/second", "eval/accuracy/third", "metrics/transfer", "metrics/average", "metrics/last",
         "metrics/forgetting", "eval/mean", "eval/mean_learned", "eval/mean_future", "cost/train_seconds",
         "cost/evaluate_seconds", "cost/peak_memory_mib",
@@ -123,7 +123,7 @@ def test_the_curves_have_stable_tags(run):
     assert [e.step for e in accuracy] == [0, 1, 2, 3]
     assert [e.value for e in accuracy] == pytest.approx([data["zero_shot"][1]] + [row[1] for row in data["matrix"]])
     assert [e.step for e in events.Scalars("train/loss/total")] == list(range(18))
-    terms = [events.Scalars(f"train/loss/{t}") for t in ("cross_entropy", "eliciting", "adding", "recalling", "total")]
+    terms = [events.Scalars(f"train/loss/{t}") for t in ("cross_entropy", "eliciting", "adding", "preserving", "total")]
     for *parts, total in zip(*terms, strict=True):
         assert sum(part.value for part in parts) == pytest.approx(total.value, rel=1e-4)
 
@@ -272,7 +272,7 @@ def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
 
 def test_a_dry_run_says_what_would_be_done(tmp_path):
     done = mulki("run", "mtil", "--dry-run", "--seed", 3, "--seed", 4, "--out", tmp_path)
-    assert "teachers, eliciting, adding, recalling, distinguishing, connecting" in done.stdout
+    assert "teachers, eliciting, adding, distinguishing, preserving, connecting" in done.stdout
     assert str(tmp_path / "mtil" / "mulki-plus" / "seed-4") in done.stdout
     assert not any(tmp_path.iterdir())
     assert json.loads(mulki("run", "mtil", "--dry-run", "--json").stdout)["recipe"]["name"] == "mtil"

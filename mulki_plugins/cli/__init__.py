@@ -47,7 +47,7 @@ def main() -> None:
     """Keep CLIP-like models learning: task after task, without forgetting, without losing zero-shot ability.
 
     \b
-    Start with:   mulki run mtil              the main experiment: about three minutes, no data or weights needed
+    Start with:   mulki run mtil              the main experiment: about four minutes, no data or weights needed
                   mulki show mtil             its recipe, and where each value comes from
                   mulki list                  the parts of a recipe: strategies, plugins, streams, models
     """
