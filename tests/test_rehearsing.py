@@ -266,7 +266,7 @@ def test_its_place_is_after_connecting(tmp_path):
 RECIPE = """
 name: kept
 stream: {name: small}
-model: {name: small-clip}
+model: {name: small-clip, train: all, head: text}
 strategy: mulki-plus
 train:
   iterations: 3
@@ -290,7 +290,7 @@ def test_two_ranks_preserve_and_rehearse_as_one_process_does(tmp_path, small_par
     for ranks in (1, 2):
         out, said = tmp_path / f"on-{ranks}", tmp_path / f"said-by-{ranks}"
         said.mkdir()
-        words = ["run", str(recipe), "--with", "preserving", "--with", "rehearsing", *settings, "--out", str(out)]
+        words = ["run", str(recipe), "--with", "rehearsing", *settings, "--out", str(out)]
         assert run_on_ranks(lambda words=words: main.main(words), ranks, said) == [0] * ranks, (
             said / "stderr-0"
         ).read_text()

@@ -225,7 +225,7 @@ def test_a_resolved_recipe_takes_another_model(tmp_path):
     changes = Changes(settings=("model={name: ViT-B-16, pretrained: openai, quickgelu: true}",))
     (tmp_path / "r.yaml").write_text(dump_yaml(as_data(resolve("mtil", changes).recipe)))
     again = resolve(str(tmp_path / "r.yaml"), Changes(settings=("model.name=mulki-tiny",)))
-    assert set(again.recipe.model.options) == {"train", "pretrained"}
+    assert set(again.recipe.model.options) == {"train", "head", "pretrained"}
 
 
 def test_a_name_without_weights_is_refused_in_python_too():

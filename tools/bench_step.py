@@ -1,4 +1,4 @@
-"""`python tools/bench.py step`: a step of `mulki run mtil` beside the same step written by hand in plain PyTorch."""
+"""`python tools/bench.py step`: a step of the strategy mulki beside the same step written by hand in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from mulki_plugins.losses import (
     class_means,
+    feature_distillation,
     prototype_alignment,
     relation_distillation,
     relation_logits,
@@ -36,7 +37,7 @@ GOAL = 1.05
 @click.option("--steps", default=30, show_default=True, help="Steps of each kind, after a warm-up.")
 @click.option("--warmup", default=3, show_default=True)
 def step(steps: int, warmup: int) -> None:
-    """Compare the main job's step on its second task with a loop by hand, which has the same losses and optimizer.
+    """Compare a step of the strategy mulki on the second task with a loop by hand, which has the same losses and optimizer.
 
     The two alternate in one process, step by step, so that whatever else runs here slows both. Prints the ratio of medians.
     """
@@ -64,7 +65,7 @@ def alternate(count: int) -> tuple[list[float], list[float]]:
         "evaluate.predictions=false",
     )
     settings += (f"train.per_task={{{TASKS[0]}: {{iterations: 2}}}}",)
-    recipe = resolve("mtil", Changes(settings=settings)).recipe
+    recipe = resolve("mtil", Changes(strategy="mulki", settings=settings)).recipe
     built = build_seeded(recipe, 0)
     by_run: list[float] = []
     by_hand: list[float] = []
@@ -115,9 +116,8 @@ def by_hand_steps(built: Any, recipe: Any) -> Iterator[None]:
     followed = visual[1].clone()
     weights = {name: p for name, p in student.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(weights.values(), lr=recipe.train.optimizer.lr, weight_decay=0.0)
-    importance: dict[str, Tensor] = {}
     mean: dict[str, Tensor] = {}
-    momentum, temperature = options["eliciting"]["momentum"], options["adding"]["temperature"]
+    momentum, adding = options["eliciting"]["momentum"], options["adding"]
     kappa, score = options["distinguishing"]["temperature"], options["distinguishing"]["score"]
     done = 0
     while True:
@@ -137,39 +137,21 @@ def by_hand_steps(built: Any, recipe: Any) -> Iterator[None]:
             logits = [s * image @ texts[teacher][1].T for teacher, image in seen.items()]
             w = teacher_weights([teacher_scores(each, y, score) for each in logits], kappa)
         for (teacher, image), share in zip(seen.items(), w, strict=True):
-            anchors = torch.cat([texts[teacher][1], texts[teacher][0]])
-            both = [relation_logits("image_to_text", i, t, anchors, anchors, s) for i in (z, image)]
-            loss = loss + relation_distillation(
-                {"image_to_text": both[0]}, {"image_to_text": both[1]}, {"image_to_text": 1.0}, share, temperature
-            )
-
-        drawn = torch.randperm(classes[0])[: options["recalling"]["count"]]  # recalling
-        recalled = unit(student.encode_text(tokens[0][drawn]))
-        prototypes = torch.cat(visual)
-        logits = [s * texts[teacher][0][drawn] @ prototypes.T for teacher in (initial, previous)]
-        w = teacher_weights([teacher_scores(each, drawn, score) for each in logits], kappa)
-        for teacher, share in zip((initial, previous), w, strict=True):
+            own = texts[teacher][1]
             both = [
-                relation_logits("text_to_image", z, each, prototypes, prototypes, s)
-                for each in (recalled, texts[teacher][0][drawn])
+                {r: relation_logits(r, images, sentences, visual[1], own, s) for r in adding["relations"]}
+                for images, sentences in ((z, t), (image, own))
             ]
-            term = relation_distillation(
-                {"text_to_image": both[0]}, {"text_to_image": both[1]}, {"text_to_image": 1.0}, share,
-                options["recalling"]["temperature"], share,
-            )  # fmt: skip
-            loss = loss + options["recalling"]["weight"] * term
+            term = relation_distillation(both[0], both[1], adding["relations"], share, adding["temperature"])
+            nearness = feature_distillation(z, image, share) + feature_distillation(t, own, share.mean())
+            loss = loss + adding["weight"] * (term + adding["features"] * nearness)
 
         loss.backward()
         if not math.isfinite(loss.item()):
             raise ArithmeticError("the loss is not finite")
-        for name, p in weights.items():  # connecting: the importances, and the mean of the weights
-            square = torch.zeros_like(p) if p.grad is None else p.grad.square()
-            importance[name] = (
-                torch.lerp(importance[name], square, 1 / (done + 1)) if importance.get(name) is not None else square
-            )
         optimizer.step()
         done += 1
-        if done % options["connecting"]["every"] == 0:
+        if done % options["connecting"]["every"] == 0:  # connecting: the mean of the weights
             n = done // options["connecting"]["every"]
             mean = {
                 name: torch.lerp(mean[name], p.detach(), 1 / n) if mean else p.detach().clone()
