@@ -22,7 +22,7 @@ TEST_IMAGES, TRAIN_IMAGES, CLASSES = 97_209, 319_352, 109
 """The protocol: test images, training images, classes of a task in the mean (1,201 / 11)."""
 PIXELS = 224 * 224 * 3
 EARLIER = 32
-"""Sentences of earlier classes in a step of `mulki-plus`."""
+"""Sentences of earlier classes in a step with the stage `recalling`."""
 
 
 @frozen(kw_only=True)

@@ -74,26 +74,21 @@ _LATER_OPTIONS = (
 _LATEST_OPTIONS = (("adding", ("targets",)), ("connecting", ("initial_importance", "towers")))
 """The same, of those that all joined at once after the others: a run was measured with all of both kinds, or without these."""
 
-_FORMER_NAMES = {"mulki-plus": "mulki"}
-"""Strategies that runs were measured with under another name."""
-
 
 def known_fingerprints(recipe: Recipe) -> set[str]:
-    """The fingerprint of a recipe, and those of earlier versions: before plugins got further options, and by former names."""
+    """The fingerprint of a recipe, and those of earlier versions: before plugins got further options."""
     data = select_decisive(recipe)
     found = {_hash(data, 12)}
     for options, added in _defaulted(data, _LATEST_OPTIONS):
         for each in added:
             del options[each]
     later = _defaulted(data, _LATER_OPTIONS)
-    for name in _names(data["strategy"]["name"]):
-        data["strategy"]["name"] = name
-        for length in range(len(later) + 1):
-            for chosen in itertools.combinations(later, length):
-                removed = [(options, {each: options.pop(each) for each in added}) for options, added in chosen]
-                found.add(_hash(data, 12))
-                for options, values in removed:
-                    options.update(values)
+    for length in range(len(later) + 1):
+        for chosen in itertools.combinations(later, length):
+            removed = [(options, {each: options.pop(each) for each in added}) for options, added in chosen]
+            found.add(_hash(data, 12))
+            for options, values in removed:
+                options.update(values)
     return found
 
 
@@ -108,11 +103,6 @@ def _defaulted(
         for plugin, added in table
         if plugin == name and all(options.get(each) == _default(name, each) for each in added)
     ]
-
-
-def _names(name: str) -> list[str]:
-    """A strategy's name and its former one, also where it goes on, as in `mulki-plus-without-adding`."""
-    return [name, *(old + name[len(new) :] for new, old in _FORMER_NAMES.items() if f"{name}-".startswith(f"{new}-"))]
 
 
 def _default(plugin: str, option: str) -> Any:
