@@ -237,6 +237,7 @@ def test_costs_are_measured_one_after_another_and_collected(small_study, in_fork
     ]
     mulki("cost", name, "--rounds", "1")
     assert len(read_rows(file, CostLine)) == 6, "a quick look loses no round"
+    assert not Path("runs/studies/tried/study.csv").exists(), "the study's table is of accuracies"
     by_label = {x["label"]: x for x in lines}
     for label in ("finetune", "lora"):
         folder = Path(f"runs/studies/tried/cost/small/{label}/seed-1")

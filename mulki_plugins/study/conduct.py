@@ -20,7 +20,7 @@ from mulki_plugins.files import write_text
 from mulki_plugins.study import execute, slurm
 from mulki_plugins.study.choose import winners
 from mulki_plugins.study.costs import CostLine, cost_line, costs_beside
-from mulki_plugins.study.plan import Chosen, Job, PlannedRun, choice_jobs, plan_run, reported_jobs
+from mulki_plugins.study.plan import COST, Chosen, Job, PlannedRun, choice_jobs, plan_run, reported_jobs
 from mulki_plugins.study.read import StudyFile
 from mulki_plugins.study.schema import Execution
 from mulki_plugins.study.state import LAUNCHED, State, held, result_of, states
@@ -68,10 +68,10 @@ class Conductor:
         return found
 
     def add(self, new: Sequence[Line]) -> None:
-        """Add lines to the table, unless they are in it or among the earlier ones."""
+        """Add lines to the table, unless they are in it or among the earlier ones. Runs that measure costs have another file."""
         with self._table_locked():
             there = set(self.lines())
-            if missing := [line for line in dict.fromkeys(new) if line not in there]:
+            if missing := [line for line in dict.fromkeys(new) if line not in there and line.part != COST]:
                 write_lines(self.table, [*read_lines(self.table), *missing])
 
     def costs(self) -> list[CostLine]:
