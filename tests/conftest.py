@@ -20,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from mulki_plugins.heads.rail import Rail
 from mulki_plugins.models import ClipClassifier, LoadedClip
 from mulki_plugins.registry.catalog import Catalog, Provenance
 from mulki_plugins.registry.discovery import catalog
@@ -151,6 +152,18 @@ def no_slow_output(request):
         if not request.node.get_closest_marker("flops"):
             without_flops(patch)
         yield patch
+
+
+@pytest.fixture(autouse=True)
+def narrow_heads(monkeypatch):
+    """At most 32 random features: a run of the default strategy would sum, hash and write 32 MB several times a second."""
+    begin = Rail.begin
+
+    def begin_narrow(head, width):
+        head.width = min(head.width, 32)
+        begin(head, width)
+
+    monkeypatch.setattr(Rail, "begin", begin_narrow)
 
 
 def without_flops(patch: pytest.MonkeyPatch) -> None:
