@@ -101,6 +101,20 @@ def ctrl_c_counts():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def narrow_heads():
+    """At most 32 random features: each checkpoint of the default strategy would hold, hash and write 32 MB."""
+    begin = Rail.begin
+
+    def begin_narrow(head, width):
+        head.width = min(head.width, 32)
+        begin(head, width)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rail, "begin", begin_narrow)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def session_cache(tmp_path_factory):
     """A cache folder for this test session, shared by its workers: images are drawn once, by the code as it is now."""
     with pytest.MonkeyPatch.context() as patch:
@@ -152,18 +166,6 @@ def no_slow_output(request):
         if not request.node.get_closest_marker("flops"):
             without_flops(patch)
         yield patch
-
-
-@pytest.fixture(autouse=True)
-def narrow_heads(monkeypatch):
-    """At most 32 random features: a run of the default strategy would sum, hash and write 32 MB several times a second."""
-    begin = Rail.begin
-
-    def begin_narrow(head, width):
-        head.width = min(head.width, 32)
-        begin(head, width)
-
-    monkeypatch.setattr(Rail, "begin", begin_narrow)
 
 
 def without_flops(patch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ __all__ = ["torture"]
 
 SMALL = (
     "model={name: small-clip}", "reference=small-other", "train.iterations=4", "train.schedule.warmup=1",
-    "train.batch_size=4", "device=cpu", "loggers=[csv]",
+    "train.batch_size=4", "train.workers=0", "device=cpu", "loggers=[csv]",
 )  # fmt: skip
 ALL = {
     "first": (("red", "green"), ()), "second": (("blue", "yellow", "grey"), ()),
