@@ -304,23 +304,20 @@ fork = multiprocessing.get_context("fork")
 fork.set_forkserver_preload = lambda modules: None
 multiprocessing.get_context = lambda method: fork
 import torture
-torture.main()
+from tests.conftest import small_world
+with small_world():
+    torture.main()
 """
-"""Its runs are forks of a process that has the libraries."""
+"""Its runs are forks of a process that has the libraries and the small world."""
 
 
 def test_killed_at_random_it_ends_the_same(tmp_path):
     """The maintainer's tool in short: SIGKILL, also while a checkpoint is written."""
-    settings = (
-        "stream={name: mtil-mini, tasks: [digits, scans], shots: 4, evaluate_on: validation}",
-        "train.iterations=4",
-        "train.checkpoint.every=2",
-        "train.checkpoint.minutes=0.002",
-        "train.schedule.warmup=1",
-    )
+    settings = (*SMALL, "train.checkpoint.minutes=0.002")
     words = ["--strategy", "mulki-plus", "--kills", "3", "--seed", "1", "--out", tmp_path / "torture"]
     words += [word for setting in settings for word in ("--set", setting)]
-    done = run_fork("-c", TORTURE, *words, env={**os.environ, "PYTHONPATH": str(ROOT / "tools")})
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tools")])
+    done = run_fork("-c", TORTURE, *words, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0, done.stdout + done.stderr
     *runs, said = done.stdout.splitlines()[1:]
     assert sum(int(line.split()[2]) for line in runs) == 3
