@@ -50,9 +50,6 @@ _MultiProcessingDataLoaderIter.__init__ = _begin
 if not torch.cuda.is_available():
     torch.cuda.manual_seed_all = lambda seed: None  # until a GPU is used, torch keeps the stack of each call that seeds
 
-gc.collect()
-gc.freeze()  # the libraries' million objects stay; each full collection would look at all of them
-
 __all__ = ["SIZE", "SmallTokenizer", "small_clip", "small_model", "small_task", "small_tokenizer"]
 
 
@@ -78,6 +75,12 @@ TOGETHER = {
     "test_warm.py": "warm",
 }
 """How the names of tests begin that share a costly fixture, and their group: one worker runs it."""
+
+
+def pytest_collection_finish():
+    """The objects of the libraries and of the collected tests stay: each full collection would look at all of them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -187,15 +187,15 @@ pip() { python -m pip "$1" --quiet --no-index --no-deps --no-build-isolation "${
 pytest() { python -m pytest -q -p no:cacheprovider "$@"; }
 mulki() {
     if [[ "$1" == run ]]; then
-        local few="--set train.iterations=2 --set train.schedule.warmup=0" page ours
+        local few="--set train.iterations=2 --set train.schedule.warmup=0" page
         if [[ "$*" != *stream=* ]]; then
             few="$few --set stream.tasks=[scans,digits] --set stream.shots=4 --set stream.evaluate_on=validation"
         fi
         page=$(command mulki "$@" --dry-run | sed -n 's/^folder *//p')
-        ours=$(command mulki "$@" $few --dry-run | sed -n 's/^folder *//p')
-        command mulki "$@" $few
+        command mulki "$@" $few --out few
         mkdir -p "$(dirname "$page")"
-        mv "$ours" "$page"
+        mv few/*/*/seed-* "$page"
+        rm -r few
     else command mulki "$@"; fi
 }
 """
