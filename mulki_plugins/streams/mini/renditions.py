@@ -15,6 +15,9 @@ SIZE = 48
 BANDS = 12
 """Bands of the range of rotations, used by train and test alternately."""
 
+AT_ONCE = 32
+"""Sprites warped at once: more would not fit into the processor's cache."""
+
 Split = Literal["train", "test", "any"]
 
 
@@ -71,12 +74,21 @@ def pose(sprites: Tensor, style: Style, split: Split, generator: torch.Generator
     Returns colours times alpha [N, 3, SIZE, SIZE], and alpha [N, 1, SIZE, SIZE].
     """
     n = len(sprites)
+    moves, bends = _affine(n, style, split, generator), _bends(n, style, generator)
+    few = [slice(start, start + AT_ONCE) for start in range(0, n, AT_ONCE)]
+    warped = torch.cat([_warp(sprites[some], moves[some], bends[some]) for some in few])
+    return warped[:, :3], warped[:, 3:]
+
+
+def _warp(sprites: Tensor, moves: Tensor, bends: Tensor) -> Tensor:
+    """Some sprites in their poses: colours times alpha, and alpha, [N, 4, SIZE, SIZE]."""
     picture = sprites.permute(0, 3, 1, 2).float() / 255
     picture[:, :3] *= picture[:, 3:]  # premultiplied, so that edges blend without a dark rim
     side = 2 * SIZE
-    grid = _affine_grid(n, style, split, side, generator) + _bending(n, style, side, generator)
-    warped = F.avg_pool2d(F.grid_sample(picture, grid, align_corners=False), 2)
-    return warped[:, :3], warped[:, 3:]
+    grid = F.affine_grid(moves, [len(sprites), 4, side, side], align_corners=False)
+    smooth = F.interpolate(bends, size=(side, side), mode="bicubic", align_corners=True)
+    grid = grid + smooth.permute(0, 2, 3, 1)
+    return F.avg_pool2d(F.grid_sample(picture, grid, align_corners=False), 2)
 
 
 def disturb(image: Tensor, style: Style, generator: torch.Generator) -> Tensor:
@@ -97,8 +109,8 @@ def angles(n: int, limit: float, split: Split, generator: torch.Generator) -> Te
     return ((band + within) / BANDS * 2 - 1) * limit
 
 
-def _affine_grid(n: int, style: Style, split: Split, side: int, generator: torch.Generator) -> Tensor:
-    """Sampling positions [N, side, side, 2] in -1..1 for rotation, scale, shear, aspect and shift."""
+def _affine(n: int, style: Style, split: Split, generator: torch.Generator) -> Tensor:
+    """Rotation, scale, shear, aspect and shift [N, 2, 3]: from positions in -1..1 to those in the sprite."""
     angle = torch.deg2rad(angles(n, style.rotation, split, generator))
     scale = _uniform((n,), *style.scale, generator)
     aspect = torch.exp(_uniform((n,), -style.aspect, style.aspect, generator) / 2)
@@ -112,15 +124,12 @@ def _affine_grid(n: int, style: Style, split: Split, side: int, generator: torch
     inverse = torch.linalg.inv(rotation @ stretch)
     room = (1 - scale).clamp(min=0)[:, None]
     shift = _uniform((n, 2), -1, 1, generator) * room
-    theta = torch.cat([inverse, -(inverse @ shift[..., None])], -1)
-    return F.affine_grid(theta, [n, 4, side, side], align_corners=False)
+    return torch.cat([inverse, -(inverse @ shift[..., None])], -1)
 
 
-def _bending(n: int, style: Style, side: int, generator: torch.Generator) -> Tensor:
-    """A smooth random displacement [N, side, side, 2]."""
-    coarse = torch.randn((n, 2, 5, 5), generator=generator) * style.bend
-    smooth = F.interpolate(coarse, size=(side, side), mode="bicubic", align_corners=True)
-    return smooth.permute(0, 2, 3, 1)
+def _bends(n: int, style: Style, generator: torch.Generator) -> Tensor:
+    """Random displacements on a coarse grid, [N, 2, 5, 5]."""
+    return torch.randn((n, 2, 5, 5), generator=generator) * style.bend
 
 
 def _backgrounds(n: int, clutter: float, generator: torch.Generator) -> Tensor:
