@@ -16,6 +16,7 @@ from attrs import frozen
 from PIL import Image
 from torch import Tensor, nn
 
+from mulki_plugins.recipe.schema import TaskBudget
 from mulki_plugins.testing.laboratory import Laboratory
 from mulki_plugins.testing.process import preserved_state
 from mulki_plugins.testing.small import LARGEST, SIZE, WIDTH
@@ -24,6 +25,8 @@ from mulki_plugins.testing.trial import BATCH
 from mulki_plugins.training.strategy import ContinualTemplate
 
 STEPS = 9
+BEGINNING = 4
+"""The steps of the first two tasks: what the plugin holds may rise until they have ended."""
 MEASURED = (2, 5, 8)
 """The steps of the third task after which the plugin is measured."""
 KEEP_LITTLE = (
@@ -37,6 +40,7 @@ def growth(lab: Laboratory) -> None:
     keeps_images = lab.subject.declared("keeps_images")
     with preserved_state():
         setup = lab.setup(iterations=STEPS)
+        setup.per_task = {task.name: TaskBudget(iterations=BEGINNING) for task in setup.stream.tasks[:2]}
         benchmark, stack = setup.benchmark(), lab.stack()
         trial = setup.trial(stack.plugins, adapters=stack.adapters)
         beside = [

@@ -18,7 +18,7 @@ from torch import Tensor
 from mulki_plugins.models.adapter import Adapter
 from mulki_plugins.models.classifier import ClipClassifier, Learns
 from mulki_plugins.models.load import LoadedClip
-from mulki_plugins.recipe.schema import Evaluate, Optimizer, Schedule, Train
+from mulki_plugins.recipe.schema import Evaluate, Optimizer, Schedule, TaskBudget, Train
 from mulki_plugins.streams.benchmark import as_benchmark
 from mulki_plugins.streams.task import TaskStream
 from mulki_plugins.testing import process
@@ -156,6 +156,8 @@ class Setup:
     stream: TaskStream = field(factory=small_stream)
     train: Learns = "all"
     iterations: int = 4
+    per_task: dict[str, TaskBudget] = field(factory=dict)
+    """What differs for a task, by its name."""
     batch: int = BATCH
     precision: Any = "fp32"
     optimizer: Optimizer = field(factory=lambda: Optimizer(lr=RATE, weight_decay=0.01))
@@ -167,6 +169,7 @@ class Setup:
         )
         settings = Train(
             iterations=self.iterations,
+            per_task=self.per_task,
             batch_size=self.batch,
             optimizer=self.optimizer,
             schedule=Schedule(warmup=min(WARMUP, self.iterations)),
