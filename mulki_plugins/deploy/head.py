@@ -19,11 +19,11 @@ from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.guard import guarded_call
 
 
-def head_of(source: Source, state: Mapping[str, Any], width: Callable[[], int]) -> Head | None:
+def head_of(source: Source, state: Mapping[str, Any], width: Callable[[Head], int]) -> Head | None:
     """The head of a run's model; None for the default, which compares images with sentences.
 
-    state: what a checkpoint keeps beside its weights. width: finds d, the width of the features. MulkiError if the head is
-    not installed, or does not fit what was kept.
+    state: what a checkpoint keeps beside its weights. width: finds the width of the features that a head reads.
+    MulkiError if the head is not installed, or does not fit what was kept.
     """
     chosen = source.recipe.model.options.get("head", {}) if source.recipe else {}
     for name, options in chosen.items():
@@ -60,12 +60,12 @@ def _make(name: str, options: Mapping[str, Any]) -> Head:
 
 
 def _load(
-    head: Head, kept: dict[str, Tensor], begun: list[int], source: Source, width: Callable[[], int], folder: Path
+    head: Head, kept: dict[str, Tensor], begun: list[int], source: Source, width: Callable[[Head], int], folder: Path
 ) -> None:
     """Let the head grow as it did in the run, and load what was kept. MulkiError if that does not fit."""
     with torch.random.fork_rng(devices=[]):
         if type(head).begin is not Head.begin:
-            head.begin(width())
+            head.begin(width(head))
         for task in begun:
             head.before_task(task, len(source.tasks[task].class_names))
     head.make_room(kept)

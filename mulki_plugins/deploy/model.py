@@ -24,8 +24,9 @@ from mulki_plugins.deploy.skip_init import SkipInitialisation
 from mulki_plugins.deploy.source import CONFIG, Source
 from mulki_plugins.errors import MulkiError, describe_error
 from mulki_plugins.models.check import TINY
-from mulki_plugins.models.head import HEAD, Head, Scope, logits_of
+from mulki_plugins.models.head import HEAD, Head, Scope, logits_of, width_for
 from mulki_plugins.models.load import LoadedClip, load_clip
+from mulki_plugins.models.pooled import encode_with_pooled
 from mulki_plugins.models.routes import Routes
 from mulki_plugins.models.tensors import left_out_of, load_state, read_state
 from mulki_plugins.models.text import Prompts, sentences
@@ -72,13 +73,20 @@ class DeployedClip:
     def answer_images(self, batch: Tensor, candidates: Candidates) -> Tensor:
         """Logits [B, C] of prepared images over the candidates; each image by the route that it chooses, if there are any."""
         if self.routes is None:
-            return self._answer(self.encode_images(batch), candidates, candidates.features)
+            with self._autocast():
+                z = self._encode_for_head(batch.to(self.device))
+            return self._answer(z, candidates, candidates.features)
         with self._autocast():
-            z, routes = self.routes.encode(self._encode, batch.to(self.device))
+            z, routes = self.routes.encode(self._encode_for_head, batch.to(self.device))
         return self.routes.select(routes, lambda: self._answer(z, candidates, candidates.of_route(self)))
 
     def _encode(self, batch: Tensor) -> Tensor:
         return _unit(self.clip.encode_image(batch))
+
+    def _encode_for_head(self, batch: Tensor) -> Tensor:
+        if self.head is None or not self.head.reads_pooled:
+            return self._encode(batch)
+        return encode_with_pooled(self.clip.visual, lambda: self._encode(batch))
 
     @torch.inference_mode()
     def encode_classes(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
@@ -101,7 +109,7 @@ class DeployedClip:
         return self.scale.to(z.dtype) * z @ t.to(z).T
 
     def _answer(self, z: Tensor, candidates: Candidates, t: Tensor) -> Tensor:
-        """The head's logits [B, C] of encoded images, z [B, d], over the candidates, whose text features are t [C, d]."""
+        """The head's logits [B, C] of what it reads of images over the candidates, whose text features are t [C, d]."""
         if self.head is None:
             return self.logits(z, t)
         return logits_of(self.head, z, Scope(t.to(z), self.scale, candidates.places))
@@ -137,7 +145,7 @@ def load_model(source: Source, device: torch.device) -> DeployedClip:
         loaded, routes = load_adapted(source)
         clip, tokenizer, transform = loaded.clip, loaded.tokenizer, loaded.transform(train=False)
         state = {} if source.weights is None else _read_state(source.weights)
-        head = head_of(source, state, lambda: int(loaded.clip.encode_text(tokenizer([""])).shape[-1]))  # type: ignore[operator]  # open_clip's model
+        head = head_of(source, state, lambda each: width_for(each, loaded.clip, tokenizer))
     return DeployedClip(
         clip=clip.to(device).eval().requires_grad_(False),
         tokenizer=tokenizer,

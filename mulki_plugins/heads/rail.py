@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,12 +18,12 @@ _SMALLEST = 1e-3
 class Rail(Head):
     """Regresses the classes on random features of the frozen model, in closed form.
 
-    φ = ReLU(f·H), with f the unit-norm image features and H [d, width] uniform in ±1/√d, drawn once from the run's seed;
+    φ = ReLU(f·H), with f the unit-norm features and H [d, width] uniform in ±1/√d, drawn once from the run's seed;
     W = (Σ φᵀφ + ridge·I)⁻¹ Σ φᵀy over all images so far, with y one-hot over all classes so far. The sums are kept in double
     precision, so the order of tasks and batches does not matter. With p the zero-shot probabilities over the scope: where
     their largest is a learned class, the answer is (1 − fusion)·p + fusion·φW, 0 for classes not learned, elsewhere p.
-    The sums of earlier tasks are those of the features as they were. With `model.train: none` they stay exact, and tasks that
-    are not learned are classified as by the pre-trained model; a model that is trained must change its features little.
+    The sums of earlier tasks are those of the features as they were. They stay exact if the image tower is frozen, with
+    `model.train` as `none` or `text`; one that is trained must change its features little.
     Xu et al., 2024, arXiv 2406.18868, in its primal form, whose batchwise recursion gives the same W. There the width is
     15000, the ridge 0.1 and the fusion 0.8. The sums take 8·width² bytes.
 
@@ -30,6 +31,8 @@ class Rail(Head):
         width: The number of random features.
         ridge: Factor λ of the squared norm of W.
         fusion: Share of the regression in the answer.
+        features: `projected` for the image features, as the authors do; `pooled` for what the tower's last projection reads,
+            which is wider, of unit norm too. Not every image tower has pooled ones.
     """
 
     paper = "arXiv 2406.18868"
@@ -45,8 +48,16 @@ class Rail(Head):
     """[tasks, 3]: each learned task, its first column in W, and the number of its classes."""
 
     @checked
-    def __init__(self, *, width: Count = 1024, ridge: Positive = 0.1, fusion: Fraction = 0.8) -> None:
+    def __init__(
+        self,
+        *,
+        width: Count = 1024,
+        ridge: Positive = 0.1,
+        fusion: Fraction = 0.8,
+        features: Literal["projected", "pooled"] = "projected",
+    ) -> None:
         super().__init__()
+        self.features, self.reads_pooled = features, features == "pooled"
         self.width, self.ridge, self.fusion = width, ridge, fusion
         for name in ("hidden", "gram", "moments", "weights", "learned"):
             self.register_buffer(name, None)
@@ -55,9 +66,9 @@ class Rail(Head):
         self.hidden = (2 * torch.rand(width, self.width) - 1) / math.sqrt(width)
 
     def random_features(self, z: Tensor) -> Tensor:
-        """φ [B, width] in double precision."""
+        """φ [B, width] in double precision, of what is last in z: the pooled features, or the image features alone."""
         assert self.hidden is not None
-        return torch.relu(z.double() @ self.hidden.double())
+        return torch.relu(z[:, -len(self.hidden) :].double() @ self.hidden.double())
 
     def after_task(self, task: int, images: TrainingImages) -> None:
         def term(z: Tensor, y: Tensor) -> dict[str, Tensor]:

@@ -134,7 +134,7 @@ class ClipClassifier(Headed, MultiTaskModule):
         expects of a MultiTaskModule.
         """
         if task_labels is None and len(self.prompts) > 1:
-            z, routes = self.routes.encode(self.encode_directly, x)
+            z, routes = self.routes.encode(self.encode_for_head, x)
             return {task: self.answer_by_route(z, routes, task) for task in range(len(self.prompts))}
         if isinstance(task_labels, Tensor):
             labels = task_labels.tolist() if self.batch_labels is None else self.batch_labels
@@ -142,7 +142,7 @@ class ClipClassifier(Headed, MultiTaskModule):
             labels = [task_labels or 0] * len(x)
         if self.routes.adapter is not None and not self.training:
             return self._logits_by_route(x, labels)
-        z = self.routes.encode_by_task(self.encode_directly, x, labels)
+        z = self.routes.encode_by_task(self.encode_directly if self.training else self.encode_for_head, x, labels)
         ids = tuple(sorted({*labels, *self.batch_tasks}))
         texts, requested = self._texts(ids)
         features = Features(image=z, text=texts, task_labels=labels, scale=self.scale, classes=requested)
@@ -169,7 +169,7 @@ class ClipClassifier(Headed, MultiTaskModule):
 
     def _logits_by_route(self, x: Tensor, labels: Sequence[int]) -> Tensor:
         """What `forward` returns outside of training if an adapter chooses a route for each image."""
-        z, routes = self.routes.encode(self.encode_directly, x)
+        z, routes = self.routes.encode(self.encode_for_head, x)
         self.image_features, self.image_routes = z.detach(), routes
         logits = {task: self.answer_by_route(z, routes, task) for task in sorted(set(labels))}
         out = z.new_full((len(z), max(each.shape[1] for each in logits.values())), MASKED)

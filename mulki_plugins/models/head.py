@@ -10,6 +10,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from mulki_plugins.errors import MulkiError
+from mulki_plugins.models.pooled import encode_with_pooled
 from mulki_plugins.models.routes import Route, Routes
 from mulki_plugins.models.text import Prompts, Union
 
@@ -30,9 +31,12 @@ class Scope:
     model cannot tell their classes apart. Empty if the candidates belong to no task."""
 
     def text_logits(self, z: Tensor) -> Tensor:
-        """The logits of zero-shot classification, s·z·tᵀ: [B, d] -> [B, C], at least in single precision."""
+        """The logits of zero-shot classification, s·z·tᵀ: [B, d] -> [B, C], at least in single precision.
+
+        Pooled features behind z are left out.
+        """
         with torch.autocast(z.device.type, enabled=False):
-            return self.scale.to(z.dtype) * z @ self.text.to(z.dtype).T
+            return self.scale.to(z.dtype) * z[:, : self.text.shape[1]] @ self.text.to(z.dtype).T
 
 
 Term = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
@@ -65,6 +69,9 @@ class Head(nn.Module):
     """
 
     paper: ClassVar[str] = ""
+    reads_pooled: bool = False
+    """Whether z is [B, d + p]: behind the image features the pooled ones, which the tower's last projection reads, of unit norm.
+    Such a head is not asked in training, where images are compared with sentences."""
 
     def forward(self, z: Tensor, scope: Scope) -> Tensor:
         """Logits [B, C] over the candidates of the scope, in their order. z: image features [B, d], unit norm.
@@ -74,7 +81,10 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def begin(self, width: int) -> None:
-        """Draw or allocate what depends on d, the width of the features, once, when the model is built."""
+        """Draw or allocate what depends on the width of the features, once, when the model is built.
+
+        width: d, or p if the head reads pooled features.
+        """
 
     def before_task(self, task: int, classes: int) -> None:
         """Grow, or prepare, for a task that is about to begin. A resumed run calls it again for each task that had begun."""
@@ -125,6 +135,25 @@ def logits_of(head: Head, z: Tensor, scope: Scope) -> Tensor:
     return logits
 
 
+@torch.no_grad()
+def width_for(head: Head, clip: Any, tokenizer: Callable[[list[str]], Tensor]) -> int:
+    """The width of the features that a head reads: d, or p if it reads pooled ones. MulkiError if the model has none."""
+    device = clip.logit_scale.device
+    d = int(clip.encode_text(tokenizer([""]).to(device)).shape[-1])
+    if not head.reads_pooled:
+        return d
+    visual = clip.visual
+    size = visual.image_size if isinstance(visual.image_size, tuple) else (visual.image_size,) * 2
+    weight = next(visual.parameters())
+    blank = torch.zeros(1, 3, *size, device=weight.device, dtype=weight.dtype)
+    training = visual.training
+    visual.eval()  # a blank image must not move BatchNorm's statistics
+    try:
+        return int(encode_with_pooled(visual, lambda: clip.encode_image(blank)).shape[1]) - d
+    finally:
+        visual.train(training)
+
+
 class Headed(nn.Module):
     """The part of a classifier that classifies through its head."""
 
@@ -133,7 +162,7 @@ class Headed(nn.Module):
     tokenizer: Callable[[list[str]], Tensor]
     head: Head
     image_features: Tensor | None = None
-    """[B, d] of the batch of the last forward in evaluation mode: `classify` takes them, so nobody encodes it again."""
+    """What the head read of the batch of the last forward in evaluation mode: `classify` takes it, so nobody encodes again."""
     image_routes: Sequence[Route] = ()
     """Their routes, if an adapter chooses one for each image."""
     routes: Routes
@@ -153,26 +182,32 @@ class Headed(nn.Module):
 
     def put_on(self, head: Head) -> None:
         """Classify with this head, which has learned nothing yet, from here on."""
+        if head.reads_pooled and self.routes.adapter is not None:
+            what = f"the head {type(head).__name__} reads pooled features, and those differ by the adapter's routes"
+            raise MulkiError(what, "let it read the projected ones, or use an adapter without routes")
         self.head = head
         if type(head).begin is not Head.begin:
-            head.begin(self._width())
+            head.begin(width_for(head, self.clip, self.tokenizer))
 
-    @torch.no_grad()
-    def _width(self) -> int:
-        tokens = self.tokenizer([""]).to(self.clip.logit_scale.device)
-        return int(self.clip.encode_text(tokens).shape[-1])
+    def encode_for_head(self, x: Tensor) -> Tensor:
+        """What the head reads of images, by the current route: features [B, d], or [B, d + p] with the pooled ones."""
+        if not self.head.reads_pooled:
+            return self.encode_directly(x)
+        return encode_with_pooled(self.clip.visual, lambda: self.encode_directly(x))
 
     def answer(self, z: Tensor, task: int, t: Tensor) -> Tensor:
         """The head's logits [B, C] over the classes of one task, whose text features are t [C, d]."""
-        return logits_of(self.head, z, Scope(t, self.scale, {task: range(len(t))}))
+        scope = Scope(t, self.scale, {task: range(len(t))})
+        return scope.text_logits(z) if self.training and self.head.reads_pooled else logits_of(self.head, z, scope)
 
     def answer_by_route(self, z: Tensor, routes: Sequence[Route], task: int) -> Tensor:
         """Logits [B, C] over a task's classes, each image by the sentences of its route."""
         return self.routes.select(routes, lambda: self.answer(z, task, self.text_features(task)))
 
     def classify(self, z: Tensor, tasks: Sequence[int], routes: Sequence[Route] = ()) -> Tensor:
-        """Logits [B, C] of encoded images, z [B, d], over the classes of one task, or over the union of those of several.
+        """Logits [B, C] of encoded images over the classes of one task, or over the union of those of several.
 
+        z: [B, d], or what `encode_for_head` returns for a head that reads more.
         routes: the images' routes if an adapter chooses them: `classify(model.image_features, tasks, model.image_routes)`.
         """
 
@@ -185,7 +220,7 @@ class Headed(nn.Module):
 
     def union_logits(self, x: Tensor, tasks: Sequence[int]) -> Tensor:
         """Logits [B, C] of images over the classes of one task, or over the union of those of several."""
-        z, routes = self.routes.encode(self.encode_directly, x)
+        z, routes = self.routes.encode(self.encode_for_head, x)
         if not self.training:
             self.image_features, self.image_routes = z.detach(), routes
         return self.classify(z, tasks, routes)

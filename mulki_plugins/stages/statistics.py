@@ -18,7 +18,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from mulki_plugins.losses import class_sums
 from mulki_plugins.models.classifier import ClipClassifier
-from mulki_plugins.models.head import Term
+from mulki_plugins.models.head import Head, Term
 from mulki_plugins.ranks import collectives
 from mulki_plugins.ranks.batches import OwnBatches
 from mulki_plugins.stages.protocols import Dataset, Strategy, autocast_of, classifier_of
@@ -145,6 +145,8 @@ class TaskImages:
     workers: int = 0
     after_batch: Callable[[], None] | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = field(default=nullcontext)
+    pooled: bool = False
+    """Whether the sums are given the pooled features behind the image features."""
 
     @classmethod
     def of(cls, strategy: Strategy, dataset: Dataset, task: int, plugin: object, *, workers: int = 0) -> TaskImages:
@@ -152,6 +154,7 @@ class TaskImages:
         return cls(
             classifier_of(strategy, plugin), dataset, task, int(getattr(strategy, "eval_mb_size", 256)), workers,
             getattr(strategy, "between_batches", None), lambda: autocast_of(strategy),
+            isinstance(plugin, Head) and plugin.reads_pooled,
         )  # fmt: skip
 
     @property
@@ -182,7 +185,7 @@ class TaskImages:
 
         def of_batch(batch: Batch) -> Totals:
             with self.autocast():
-                z = encoded(self.model, batch.images)
+                z = self._encoded(batch.images)
             values = term(z.float(), batch.classes)
             return {name: value.double() if value.is_floating_point() else value for name, value in values.items()}
 
@@ -191,6 +194,11 @@ class TaskImages:
                 self.dataset, of_batch, self.model.scale.device, batch_size=self.batch_size, workers=self.workers,
                 after_batch=self.after_batch,
             )  # fmt: skip
+
+    def _encoded(self, images: Tensor) -> Tensor:
+        if not self.pooled:
+            return encoded(self.model, images)
+        return self.model.routes.encode(self.model.encode_for_head, images.to(_dtype(self.model)))[0]
 
     def moments(self) -> ClassMoments:
         """The number, the mean and the second moment of the features of each class."""

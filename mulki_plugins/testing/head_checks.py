@@ -53,9 +53,9 @@ class Pupil:
 
     @torch.no_grad()
     def features(self) -> Tensor:
-        """z [B, d] of the test images of all tasks, those of different tasks next to each other."""
+        """What the head reads of the test images of all tasks, those of different tasks next to each other: [B, d] or wider."""
         images = [e.dataset[i][0] for i in range(4) for e in self.benchmark.test_stream]
-        return self.model.encode_image(torch.stack(images))
+        return self.model.encode_for_head(torch.stack(images))
 
     @torch.no_grad()
     def scope(self, tasks: Sequence[int]) -> Scope:
