@@ -12,6 +12,8 @@ from mulki_plugins.heads import Head, Rail
 from mulki_plugins.models import ClipClassifier
 from mulki_plugins.models.load import load_clip
 from mulki_plugins.models.pooled import encode_with_pooled
+from mulki_plugins.recipe.resolve import Changes, resolve
+from mulki_plugins.recipe.settings import fingerprint
 from tests.conftest import small_clip, small_tokenizer
 
 
@@ -101,3 +103,11 @@ def test_the_command_says_what_to_do_if_the_model_has_none(tmp_path):
     assert done.exit_code == 2
     assert "has no pooled features that a head could read" in done.stderr
     assert "features: projected" in done.stderr
+
+
+def test_a_run_measured_before_there_was_a_choice_is_the_same_experiment():
+    one = resolve("mtil", Changes(strategy="rail")).recipe
+    before = fingerprint(one)
+    assert one.model.options["head"]["rail"]["features"] == "projected", "the recipe is left as it was"
+    assert before == "b5c60c5e2c6a"
+    assert fingerprint(resolve("mtil", Changes(strategy="rail", settings=("model.head.rail.features=pooled",))).recipe) != before

@@ -43,6 +43,10 @@ def select_decisive(recipe: Recipe) -> dict[str, Any]:
     for part, key, default in later:  # recipes without them keep their fingerprints
         if data[part][key] == default:
             del data[part][key]
+    head = data["model"].get("head", {})
+    if head.get("rail", {}).get("features") == "projected":  # as it was before there was a choice
+        rail = {key: value for key, value in head["rail"].items() if key != "features"}
+        data["model"] = {**data["model"], "head": {"rail": rail}}
     if data["stream"]["name"] == "mtil-mini" and data["stream"].get("shots") is None:
         data["stream"].pop("shots", None)
     return data
