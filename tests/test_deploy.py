@@ -101,6 +101,17 @@ KINDS = {
     "seen": (TINY, {"evaluate": {"classes": "seen"}}),
     "all": (TINY, {"evaluate": {"classes": "all", "batch_size": 5}}),
     "tower": (TOWER, {}),
+    "head": (TINY | {"head": {"rail": {"width": 40, "features": "pooled"}}, "train": "text"}, {}),
+    "head-seen": (TINY | {"head": {"rail": {"width": 40}}, "train": "none"}, {"evaluate": {"classes": "seen"}}),
+    "head-tower": (
+        {
+            "name": "tower",
+            "pretrained": "random",
+            "train": "text",
+            "head": {"rail": {"width": 40, "features": "pooled"}},
+        },
+        {},
+    ),
     "text": ({"name": "tower", "pretrained": "random", "train": "text"}, {"evaluate": {"classes": "all"}}),
 }
 
@@ -173,6 +184,27 @@ def test_a_process_without_mulki_reproduces_the_last_row_of_each_run(world, runs
         row, difference = answers[str(exported(world, kind))]
         assert row == last_row(run), kind
         assert difference < 1e-5, f"{kind}: the tokenizer and the text tower give the text features"
+
+
+def test_an_export_brings_its_head(world, runs, tmp_path):
+    folder = tmp_path / "moved"
+    shutil.copytree(exported(world, "head"), folder)
+    kept = load_file(folder / "head.safetensors")
+    assert kept.keys() == {"hidden", "weights", "learned"}, "the sums are not needed to answer"
+    assert json.loads((folder / "head.json").read_text())["options"]["features"] == "pooled"
+    assert "head.py" in (folder / "README.md").read_text()
+    assert not (exported(world, "task") / "head.json").exists()
+    assert "head.py" not in (exported(world, "task") / "README.md").read_text()
+    picture = next((world / "data/0/test").glob("*/*.png"))
+    answers = [mulki("predict", each, picture, "--json").stdout for each in (runs["head"], folder)]
+    scores = [[p["probability"] for p in json.loads(answer)["predictions"]] for answer in answers]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    (folder / "head.safetensors").unlink()
+    assert "without it the model lacks its head" in mulki("predict", folder, picture, status=2).stderr
+    (folder / "head.json").write_text('{"name": "rail"')
+    assert "head.json: damaged" in mulki("predict", folder, picture, status=2).stderr
+    (folder / "head.json").write_text('{"name": "rial", "options": {}}')
+    assert "rial" in mulki("predict", folder, picture, status=2).stderr
 
 
 def test_the_export_says_how_the_model_was_trained(world, runs):
@@ -472,7 +504,7 @@ def test_what_is_no_model(world, runs, tmp_path):
     for path, part in (
         (tmp_path / "nowhere", "no such folder"),
         (tmp_path, "neither a run nor an exported model"),
-        (world / "runs", "5 runs are below it"),
+        (world / "runs", "8 runs are below it"),
     ):
         assert part in mulki("predict", path, "x.png", status=2).stderr
     broken = tmp_path / "broken"

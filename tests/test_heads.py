@@ -358,8 +358,9 @@ def test_deployed_models_answer_with_their_head(tmp_path, head):
     seen = run_experiment(resolved(HEADS[head][0], "evaluate.classes=seen"), 0, tmp_path / "seen")
     assert accuracies(folder, "--classes", "seen") == pytest.approx(seen.matrix[-1], abs=0.01)
     assert accuracies(folder / "checkpoints/task-03-third") == pytest.approx(result.matrix[-1], abs=0.01)
-    assert "open_clip has no place for a head" in mulki("export", folder, "--to", tmp_path / "exported", status=2)
-    assert not (tmp_path / "exported").exists()
+    if head != "rail":
+        assert "open_clip has no place for a head" in mulki("export", folder, "--to", tmp_path / "exported", status=2)
+        assert not (tmp_path / "exported").exists()
     (folder / "head.safetensors").unlink()
     assert "head.safetensors" in mulki("evaluate", folder, status=2)
 

@@ -110,4 +110,7 @@ def test_a_run_measured_before_there_was_a_choice_is_the_same_experiment():
     before = fingerprint(one)
     assert one.model.options["head"]["rail"]["features"] == "projected", "the recipe is left as it was"
     assert before == "b5c60c5e2c6a"
-    assert fingerprint(resolve("mtil", Changes(strategy="rail", settings=("model.head.rail.features=pooled",))).recipe) != before
+    assert (
+        fingerprint(resolve("mtil", Changes(strategy="rail", settings=("model.head.rail.features=pooled",))).recipe)
+        != before
+    )

@@ -50,6 +50,10 @@ The tokenizer has a vocabulary of its own, `{MERGES}`, and open_clip needs its w
 of the folder that was exported. After a move, pass the new one:
 `open_clip.get_tokenizer("local-dir:DIR", bpe_path="DIR/{MERGES}")`.
 """
+_HEADED = """
+The accuracies are those of the model with its head, which `classify.py` uses and open_clip does not know. `head.safetensors` holds
+what the head has learned, `head.json` its options, and `head.py` answers with torch alone.
+"""
 _ONNX = """
 `image.onnx` turns prepared images [N, 3, H, W] into unit-norm features, `text.onnx` token ids [N, length] likewise. The logits of
 an image are the cosines with the text features times `exp(logit_scale)`, {scale:.6g}.
@@ -93,7 +97,13 @@ def _lines(source: Source, to: str, merges: bool, onnx: float | None) -> Iterato
         yield ""
         yield f"**The run was not complete**: this is the model after {len(source.learned)} of {len(result.tasks)} tasks."
     yield ""
-    yield _USE + (_MERGES if merges else "") + ("" if onnx is None else _ONNX.format(scale=onnx))
+    headed = bool(recipe.model.options.get("head"))
+    yield (
+        _USE
+        + (_MERGES if merges else "")
+        + (_HEADED if headed else "")
+        + ("" if onnx is None else _ONNX.format(scale=onnx))
+    )
     yield _LIMITS
     yield "## What it has learned"
     yield f"Accuracy in percent on the test images of each task, among {_scope(recipe.evaluate.classes)}."

@@ -21,9 +21,11 @@ from safetensors.torch import save_file
 
 from mulki_plugins.deploy.card import FILE as CARD
 from mulki_plugins.deploy.card import write_card
+from mulki_plugins.deploy.exported_head import FILES as HEAD_FILES
+from mulki_plugins.deploy.exported_head import check_portable, write_head
 from mulki_plugins.deploy.features import FILE as FEATURES
 from mulki_plugins.deploy.features import TextFeatures, as_tensors, compute_features
-from mulki_plugins.deploy.model import MERGES, DeployedClip, has_head, load_export, load_trained
+from mulki_plugins.deploy.model import MERGES, DeployedClip, load_export, load_head, load_trained
 from mulki_plugins.deploy.onnx_files import IMAGE, TEXT, require_onnx, write_onnx
 from mulki_plugins.deploy.source import CONFIG, MODEL, RECIPE, Source, is_export
 from mulki_plugins.errors import MulkiError
@@ -41,7 +43,7 @@ _TOKENIZERS = (
 _OURS = frozenset(
     [
         MODEL, CONFIG, CLASSES, FEATURES, RECIPE, CARD, SCRIPT, MERGES, IMAGE, TEXT, f"{IMAGE}.data", f"{TEXT}.data",
-        "__pycache__", *_TOKENIZERS,
+        "__pycache__", *_TOKENIZERS, *HEAD_FILES,
     ]
 )  # fmt: skip
 """The files that an export may hold; `--force` takes away no other."""
@@ -73,20 +75,18 @@ def export_model(source: Source, to: Path, device: torch.device, *, force: bool 
     onnx: write both towers as ONNX too. MulkiError if the folder must not be written, or open_clip cannot express the model.
     """
     check_target(to, source, force=force)
-    if has_head(source):
-        assert source.recipe is not None
-        name = next(iter(source.recipe.model.options["head"]))
-        what = f"{source.folder}: the head {name!r} answers for this model, and open_clip has no place for a head"
-        raise MulkiError(what, "classify images with `mulki predict`, which uses it")
     if onnx:
         require_onnx()
     loaded = load_trained(source)
+    if (head := load_head(source, loaded)) is not None:
+        check_portable(source, head, onnx=onnx)
     model = DeployedClip(
         clip=loaded.clip.to(device).eval().requires_grad_(False),
         tokenizer=loaded.tokenizer,
         transform=loaded.transform(train=False),
         device=device,
         precision=source.precision,
+        head=None if head is None else head.to(device),
     )
     config = describe_model(source, loaded)
     target = Path(os.path.abspath(to))
@@ -122,6 +122,8 @@ def _write(
     features: dict[int, TextFeatures] = {i: compute_features(model, task) for i, task in enumerate(source.tasks)}
     save_file(as_tensors(features), part / FEATURES)
     shutil.copyfile(source.folder / RECIPE, part / RECIPE)
+    if model.head is not None:
+        write_head(part, model.head, source.recipe.model.options["head"])
     write_text(part / SCRIPT, files("mulki_plugins.deploy").joinpath(f"{SCRIPT}.template").read_text("utf-8"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,14 @@ def head_of(source: Source, state: Mapping[str, Any], width: Callable[[Head], in
     chosen = source.recipe.model.options.get("head", {}) if source.recipe else {}
     for name, options in chosen.items():
         assert source.weights is not None  # only a run without a head trains nothing at all
-        head = _make(name, options)
+        head = make_head(name, options)
         folder = source.weights.parent
         if source.weights.name == FINAL:
             kept, begun = _of_file(folder / FINAL_HEAD), list(range(len(source.tasks)))
         else:
             tasks, steps, _ = read_manifest(folder)
             kept, begun = _of_checkpoint(state), list(range(tasks + bool(steps)))
-        _load(head, kept, begun, source, width, folder)
+        load_kept(head, kept, begun, source, width)
         return head.eval()
     return None
 
@@ -52,17 +52,18 @@ def _of_checkpoint(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return {n.removeprefix(HEAD): v for n, v in state.get("model", {}).items() if n.startswith(HEAD)}
 
 
-def _make(name: str, options: Mapping[str, Any]) -> Head:
+def make_head(name: str, options: Mapping[str, Any]) -> Head:
+    """A head by its name. MulkiError if it is not installed or its options are wrong."""
     part = catalog().find("head", name)
     what = f"the head {name!r} of {part.provenance} cannot be made"
     head: Head = guarded_call(what, part.load(), **copy.deepcopy(dict(options)))
     return head
 
 
-def _load(
-    head: Head, kept: dict[str, Tensor], begun: list[int], source: Source, width: Callable[[Head], int], folder: Path
+def load_kept(
+    head: Head, kept: dict[str, Tensor], begun: Iterable[int], source: Source, width: Callable[[Head], int]
 ) -> None:
-    """Let the head grow as it did in the run, and load what was kept. MulkiError if that does not fit."""
+    """Let a head grow as it did in the run, and load what was kept. begun: the tasks. MulkiError if that does not fit."""
     with torch.random.fork_rng(devices=[]):
         if type(head).begin is not Head.begin:
             head.begin(width(head))
@@ -72,4 +73,6 @@ def _load(
     try:
         head.load_state_dict(kept)
     except RuntimeError as error:
-        raise MulkiError(f"{folder}: what was kept of the head does not fit it: {describe_error(error)}") from error
+        raise MulkiError(
+            f"{source.folder}: what was kept of the head does not fit it: {describe_error(error)}"
+        ) from error

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mulki_plugins.deploy.adapted import all_merge, apply_trained, merged_file, own_file, refuse_unmerged
 from mulki_plugins.deploy.candidates import Candidates
+from mulki_plugins.deploy.exported_head import exported_head
 from mulki_plugins.deploy.head import head_of
 from mulki_plugins.deploy.skip_init import SkipInitialisation
 from mulki_plugins.deploy.source import CONFIG, Source
@@ -141,11 +142,11 @@ def load_model(source: Source, device: torch.device) -> DeployedClip:
     routes = None
     if source.exported:
         clip, tokenizer, transform = load_export(source.folder)
+        head = exported_head(source, lambda each: width_for(each, clip, tokenizer))
     else:
         loaded, routes = load_adapted(source)
         clip, tokenizer, transform = loaded.clip, loaded.tokenizer, loaded.transform(train=False)
-        state = {} if source.weights is None else _read_state(source.weights)
-        head = head_of(source, state, lambda each: width_for(each, loaded.clip, tokenizer))
+        head = load_head(source, loaded)
     return DeployedClip(
         clip=clip.to(device).eval().requires_grad_(False),
         tokenizer=tokenizer,
@@ -157,9 +158,11 @@ def load_model(source: Source, device: torch.device) -> DeployedClip:
     )
 
 
-def has_head(source: Source) -> bool:
-    """Whether another head than the default answers for a run's model."""
-    return bool(source.recipe and not source.exported and source.recipe.model.options.get("head"))
+def load_head(source: Source, loaded: LoadedClip) -> Head | None:
+    """The head of a run's model; None for the default. MulkiError if it cannot be loaded."""
+    state = {} if source.weights is None else _read_state(source.weights)
+    tokenizer: Callable[[list[str]], Tensor] = loaded.tokenizer
+    return head_of(source, state, lambda each: width_for(each, loaded.clip, tokenizer))
 
 
 def load_adapted(source: Source) -> tuple[LoadedClip, Routes | None]:

@@ -36,6 +36,8 @@ class Rail(Head):
     """
 
     paper = "arXiv 2406.18868"
+    portable = "rail.py.template"
+    portable_state = ("hidden", "weights", "learned")
     hidden: Tensor | None
     """H [d, width]."""
     gram: Tensor | None

@@ -73,6 +73,12 @@ class Head(nn.Module):
     """Whether z is [B, d + p]: behind the image features the pooled ones, which the tower's last projection reads, of unit norm.
     Such a head is not asked in training, where images are compared with sentences."""
 
+    portable: str = ""
+    """The file beside the head's module whose Python answers like the head, with torch alone; `mulki export` copies it. It
+    defines `logits(kept, options, z, zero_shot, owners)`, as `rail.py.template` does. Empty: it cannot be exported."""
+    portable_state: tuple[str, ...] = ()
+    """What that file needs of the head's parameters and buffers; they must be enough to load the head, too."""
+
     def forward(self, z: Tensor, scope: Scope) -> Tensor:
         """Logits [B, C] over the candidates of the scope, in their order. z: image features [B, d], unit norm.
 
