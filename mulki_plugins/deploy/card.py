@@ -51,8 +51,8 @@ of the folder that was exported. After a move, pass the new one:
 `open_clip.get_tokenizer("local-dir:DIR", bpe_path="DIR/{MERGES}")`.
 """
 _HEADED = """
-The accuracies are those of the model with its head, which `classify.py` uses and open_clip does not know. `head.safetensors` holds
-what the head has learned, `head.json` its options, and `head.py` answers with torch alone.
+The accuracies are those of the model with its head, which `classify.py` uses and open_clip does not know. `head.safetensors`
+holds what the head has learned, `head.json` its options, and `head.py` answers with torch alone.
 """
 _ONNX = """
 `image.onnx` turns prepared images [N, 3, H, W] into unit-norm features, `text.onnx` token ids [N, length] likewise. The logits of
