@@ -10,7 +10,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.models.pooled import encode_with_pooled
+from mulki_plugins.models.pooled import encode_with_pooled, no_pooled_features
 from mulki_plugins.models.routes import Route, Routes
 from mulki_plugins.models.text import Prompts, Union
 
@@ -148,8 +148,10 @@ def width_for(head: Head, clip: Any, tokenizer: Callable[[list[str]], Tensor]) -
     d = int(clip.encode_text(tokenizer([""]).to(device)).shape[-1])
     if not head.reads_pooled:
         return d
-    visual = clip.visual
-    size = visual.image_size if isinstance(visual.image_size, tuple) else (visual.image_size,) * 2
+    visual, size = clip.visual, getattr(clip.visual, "image_size", None)
+    if size is None:
+        raise no_pooled_features(visual)
+    size = tuple(size) if isinstance(size, Sequence) else (size, size)
     weight = next(visual.parameters())
     blank = torch.zeros(1, 3, *size, device=weight.device, dtype=weight.dtype)
     training = visual.training

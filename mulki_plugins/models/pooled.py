@@ -21,7 +21,7 @@ def encode_with_pooled(visual: nn.Module, encode: Callable[[], Tensor]) -> Tenso
     with _recorded(visual) as pooled:
         z = encode()
     if len(pooled) != 1 or pooled[0].ndim != 2 or len(pooled[0]) != len(z):
-        raise _none_error(visual)
+        raise no_pooled_features(visual)
     return pooled_behind(z, pooled[0])
 
 
@@ -54,9 +54,10 @@ def _recorded(visual: Any) -> Iterator[list[Tensor]]:
         finally:
             del visual._pool
     else:
-        raise _none_error(visual)
+        raise no_pooled_features(visual)
 
 
-def _none_error(visual: nn.Module) -> MulkiError:
+def no_pooled_features(visual: nn.Module) -> MulkiError:
+    """The error of an image tower without them."""
     what = f"an image tower of the type {type(visual).__name__} has no pooled features that a head could read"
     return MulkiError(what, "let the head read the projected ones: `features: projected`")
