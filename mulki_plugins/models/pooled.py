@@ -22,12 +22,7 @@ def encode_with_pooled(visual: nn.Module, encode: Callable[[], Tensor]) -> Tenso
         z = encode()
     if len(pooled) != 1 or pooled[0].ndim != 2 or len(pooled[0]) != len(z):
         raise no_pooled_features(visual)
-    return pooled_behind(z, pooled[0])
-
-
-def pooled_behind(z: Tensor, pooled: Tensor) -> Tensor:
-    """z [B, d] of unit norm and pooled features [B, p] -> [B, d + p], the latter of unit norm too."""
-    return torch.cat([z, F.normalize(pooled.to(z.dtype), dim=-1)], dim=1)
+    return torch.cat([z, F.normalize(pooled[0].to(z.dtype), dim=-1)], dim=1)
 
 
 @contextmanager
