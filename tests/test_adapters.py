@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from mulki_plugins.adapters import Adapter, LoRA, NullSpace
+from mulki_plugins.adapters.null_space import near_the_axes
 from mulki_plugins.baselines import WeightConstraint
 from mulki_plugins.cli import main
 from mulki_plugins.errors import Mistakes, MulkiError
@@ -211,6 +212,23 @@ def test_a_step_in_the_null_space_leaves_the_leading_directions_alone(stream):
                 assert (moved @ vh[:-6].T).norm() <= 1e-6 * moved.norm() + 1e-6
                 assert (u[:, :-6].T @ moved).norm() <= 1e-6 * moved.norm() + 1e-6
     assert plain.state_dict().keys() == model.merged_weights().keys()
+
+
+def test_the_basis_of_a_null_space_depends_on_the_space_alone():
+    torch.manual_seed(0)
+    space = torch.linalg.qr(torch.randn(2, 9, 4, dtype=torch.double)).Q
+    turned = space @ torch.linalg.qr(torch.randn(2, 4, 4, dtype=torch.double)).Q
+    found = near_the_axes(space)
+    torch.testing.assert_close(near_the_axes(turned), found)
+    torch.testing.assert_close(found @ found.mT, space @ space.mT)
+    torch.testing.assert_close(found.mT @ found, torch.eye(4, dtype=torch.double).expand(2, 4, 4))
+
+    def near(basis):
+        return basis[..., :4, :].diagonal(dim1=-2, dim2=-1).sum()
+
+    assert near(found) > max(near(space), near(turned), near(-found.flip(-1)))
+    axes = torch.eye(9, dtype=torch.double)[:, :4]
+    torch.testing.assert_close(near_the_axes(axes.flip(-1)), axes)
 
 
 CASES = {

@@ -465,7 +465,7 @@ def mulki(*arguments, code=0):
 
 def test_bench_measures_and_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = mulki("bench", "mtil", *SMALL, "--steps", "3", "--json")
+    done = mulki("bench", "mtil", "--strategy", "mulki", *SMALL, "--steps", "3", "--json")
     data = json.loads(done.stdout)
     first, second = data["tasks"]
     assert (first["name"], second["name"]) == ("first", "second")

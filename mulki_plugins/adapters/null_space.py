@@ -12,7 +12,7 @@ from mulki_plugins.types import Count, checked
 
 
 class Trailing(Change):
-    """U₀ Z V₀ᵀ for each block W = U S Vᵀ: U₀, V₀ are the last `rank` singular directions of W, and Z starts at 0."""
+    """U₀ Z V₀ᵀ for each block W = U S Vᵀ: U₀, V₀ span the last `rank` singular directions of W, and Z starts at 0."""
 
     left: Tensor
     """U₀ [blocks, rows, rank]"""
@@ -33,18 +33,29 @@ class Trailing(Change):
         blocks = weight.reshape(self.of, -1, weight.shape[1])[self.blocks]
         u, _, vh = torch.linalg.svd(blocks.double(), full_matrices=False)
         rank = self.Z.shape[-1]
-        self.left.copy_(u[..., -rank:])
-        self.right.copy_(vh[..., -rank:, :].mT)
+        self.left.copy_(near_the_axes(u[..., -rank:]))
+        self.right.copy_(near_the_axes(vh[..., -rank:, :].mT))
         nn.init.zeros_(self.Z)
 
     def change(self) -> Tensor:
         return self.left @ self.Z @ self.right.mT
 
 
+def near_the_axes(basis: Tensor) -> Tensor:
+    """The orthonormal basis of the same space that is nearest to the first coordinate axes, U·polar(UᵀE).
+
+    It depends on the space alone. Singular directions with nearly equal singular values would turn into each other by
+    rounding, and with them what an optimizer makes of each weight. basis: U [..., n, r], orthonormal columns.
+    """
+    left, _, right = torch.linalg.svd(basis[..., : basis.shape[-1], :].mT)
+    polar: Tensor = left @ right
+    return basis @ polar
+
+
 class NullSpace(ProjectionAdapter):
     """Trains each projection only where the current weights do least, and merges at each task's end.
 
-    W' = W + U₀ Z V₀ᵀ. U₀ and V₀ are the last `rank` singular directions of W = U S Vᵀ, computed anew when a task has been
+    W' = W + U₀ Z V₀ᵀ. U₀ and V₀ span the last `rank` singular directions of W = U S Vᵀ, computed anew when a task has been
     merged. Inputs along the leading directions pass unchanged: (W' − W)·v = 0 for every other right singular vector v of W,
     whatever the optimizer does to Z. Nothing is kept of earlier tasks.
     Our reading of the abstract of NuSA-CL (arXiv 2510.21175), whose code was not at hand.

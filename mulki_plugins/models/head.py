@@ -171,6 +171,8 @@ class Headed(nn.Module):
     head: Head
     image_features: Tensor | None = None
     """What the head read of the batch of the last forward in evaluation mode: `classify` takes it, so nobody encodes again."""
+    known_features: Tensor | None = None
+    """What the next forward in evaluation mode would read of its images, if the caller knows it: they are not encoded then."""
     image_routes: Sequence[Route] = ()
     """Their routes, if an adapter chooses one for each image."""
     routes: Routes
@@ -199,6 +201,8 @@ class Headed(nn.Module):
 
     def encode_for_head(self, x: Tensor) -> Tensor:
         """What the head reads of images, by the current route: features [B, d], or [B, d + p] with the pooled ones."""
+        if self.known_features is not None and not self.training:
+            return self.known_features
         if not self.head.reads_pooled:
             return self.encode_directly(x)
         return encode_with_pooled(self.clip.visual, lambda: self.encode_directly(x))

@@ -90,6 +90,11 @@ def draw_dropout_for_samples(tower: nn.Module) -> None:
             module.forward = functools.partial(_drop, module)  # type: ignore[method-assign]
 
 
+def draws_for_samples(module: nn.Module) -> bool:
+    """Whether `draw_dropout_for_samples` has replaced the forward of this module, which draws nothing in evaluation mode."""
+    return getattr(vars(module).get("forward"), "func", None) is _drop
+
+
 def _drop(module: nn.Module, x: Tensor) -> Tensor:
     if collectives.world() == 1 or not module.training:
         dropped: Tensor = type(module).forward(module, x)

@@ -12,7 +12,8 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
 from mulki_plugins.models.classifier import ClipClassifier
-from mulki_plugins.stages.protocols import Strategy, classifier_of, tasks_of
+from mulki_plugins.models.fixed_images import learns_nothing_of_images, same_image_tower
+from mulki_plugins.stages.protocols import Strategy, classifier_of, features_of, tasks_of
 from mulki_plugins.stages.prototypes import visual_prototypes
 from mulki_plugins.stages.statistics import sampled
 from mulki_plugins.types import Count, checked
@@ -32,6 +33,8 @@ class Teacher:
     model: ClipClassifier
     forwards: int = 0
     """The number of image batches it has encoded."""
+    sees_as_student: bool = False
+    """Whether its image tower is the student's, which does not learn in this task."""
     prototypes: dict[int, Tensor] = field(factory=dict)
     """P [C, d] by task."""
     texts: dict[int, Tensor] = field(factory=dict)
@@ -90,7 +93,8 @@ class Teachers(SupervisedPlugin):
 
     `initial` is the model before the first task, `previous` the model before the current one. On the first task the two
     share one model, but each has its own prototypes. They are not submodules of the model, so neither the optimizer nor
-    `.train()` reaches them. A model is forwarded at most once per step, however many plugins ask for its features.
+    `.train()` reaches them. A model is forwarded at most once per step, however many plugins ask for its features, and not at
+    all for images where the student's image tower is still the teacher's: then the student's features are the teacher's too.
     Visual prototypes are computed on request, once per task, over its training set. Of earlier tasks only prototypes and
     text features are kept, d numbers each per class.
 
@@ -124,6 +128,8 @@ class Teachers(SupervisedPlugin):
         """Tasks whose training has begun."""
         self._batch: Any = None
         self._images: list[Tensor] = []
+        self._forwarded = False
+        """Whether the student has seen the current batch."""
         self._workers = 0
 
     @staticmethod
@@ -152,11 +158,21 @@ class Teachers(SupervisedPlugin):
                 teacher.prototypes.pop(task, None)
             teacher.forget_joined()
         self.seen |= tasks
-        self._batch = None
+        student = classifier_of(strategy, self)
+        fixed = learns_nothing_of_images(student)
+        for teacher in (self.initial, self.previous):
+            teacher.sees_as_student = fixed and same_image_tower(student, teacher.model)
+        self._batch, self._forwarded = None, False
         self._workers = int(kwargs.get("num_workers") or 0)
 
+    def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
+        self._forwarded = False
+
+    def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
+        self._forwarded = True
+
     def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
-        self._batch, self._images = None, []
+        self._batch, self._images, self._forwarded = None, [], False
 
     @property
     def active(self) -> list[Teacher]:
@@ -170,9 +186,16 @@ class Teachers(SupervisedPlugin):
     def images(self, strategy: Strategy) -> list[Tensor]:
         """Each active teacher's features [B, d] of the current batch, encoded once per step."""
         if self._batch is not strategy.mbatch:
-            self._images = [teacher.images(strategy.mb_x) for teacher in self.active]
+            self._images = [self._images_of(teacher, strategy) for teacher in self.active]
             self._batch = strategy.mbatch
         return self._images
+
+    def _images_of(self, teacher: Teacher, strategy: Strategy) -> Tensor:
+        if teacher.sees_as_student and self._forwarded:
+            z = features_of(strategy, self).image
+            if not z.requires_grad:  # else something before or after the tower learns
+                return z
+        return teacher.images(strategy.mb_x)
 
     def views(self, part: Part, *, seen: bool = False, visual: bool = True) -> list[View]:
         """Each active teacher's view of the part, in the dtype of the student's features.

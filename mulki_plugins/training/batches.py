@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from attrs import define
 from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader
+from avalanche.core import BasePlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, SequentialSampler
 
+from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.ranks import collectives
 from mulki_plugins.ranks.batches import OwnBatches, OwnSamples, SeededSamples, note_share, own_part
 from mulki_plugins.stages.statistics import unobserved
 from mulki_plugins.streams.pixels import CachedImages
+from mulki_plugins.training.finite import overrides
+from mulki_plugins.training.kept_features import KeptFeatures
 from mulki_plugins.training.rng import random_state, set_random_state
 
 
@@ -103,6 +107,10 @@ class TaskBatches:
 
 
 _END = object()
+_MAY_CHANGE_IMAGES = (
+    "before_eval_dataset_adaptation", "after_eval_dataset_adaptation", "before_eval_iteration", "before_eval_forward",
+)  # fmt: skip
+"""Events at which a plugin may change the images of an evaluation."""
 
 
 @define
@@ -135,9 +143,12 @@ def _share_out(loader: Any) -> _Samples | None:
 class EvaluationBatches(SupervisedTemplate):
     """The part of a strategy that evaluates on prepared test images, if the experience has them.
 
-    Bytes travel to the device and become normalised numbers there, before any plugin sees `mb_x`.
+    Bytes travel to the device and become normalised numbers there, before any plugin sees `mb_x`. While the image tower stays
+    as it is, they are encoded once.
     """
 
+    model: ClipClassifier
+    stack: Sequence[BasePlugin[Any]]
     adapted_dataset: Any
     dataloader: Any
     mbatch: Any
@@ -145,6 +156,7 @@ class EvaluationBatches(SupervisedTemplate):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)  # without this, Avalanche copies its template's, which skips JointTraining's
+        self.kept_features = KeptFeatures()
 
     def eval_dataset_adaptation(self, **kwargs: Any) -> None:
         super().eval_dataset_adaptation(**kwargs)
@@ -152,6 +164,28 @@ class EvaluationBatches(SupervisedTemplate):
         if self._prepared is not None:
             self._prepared.prepare()
             self.adapted_dataset = self.adapted_dataset.with_transforms("pixels")
+        self.kept_features.begin(self.model, self._prepared if self._evaluates_all_images() else None)
+
+    def _evaluates_all_images(self) -> bool:
+        """Whether the batches are sure to have all prepared images in their order, as they were prepared."""
+        if any(overrides(plugin, event) for plugin in self.stack for event in _MAY_CHANGE_IMAGES):
+            return False
+        places = getattr(self.adapted_dataset, "place", None)  # a plugin may evaluate a part of a test set
+        return places is not None and list(places) == list(range(len(self._prepared or ())))
+
+    @contextmanager
+    def encoded_once(self) -> Iterator[None]:
+        """Within the block the model evaluates a batch, and takes what its head reads from an earlier evaluation if it can."""
+        if self.is_training:
+            yield
+            return
+        self.model.known_features = self.kept_features.known(self.device)
+        try:
+            yield
+        finally:
+            self.model.known_features = None
+        if (features := self.model.image_features) is not None:
+            self.kept_features.note(features)
 
     def make_eval_dataloader(self, num_workers: int = 0, **kwargs: Any) -> None:
         if self._prepared is not None:

@@ -152,7 +152,7 @@ class StepTemplate(ScopedEvaluation):
 
     def forward(self) -> Tensor:
         """Logits [B, C] over the classes of each sample's task, or over those of the scope in an evaluation."""
-        with self.autocast():
+        with self.autocast(), self.encoded_once():
             if (logits := self.scope_logits()) is not None:
                 return logits
             self.model.batch_labels = (self._labels if self._part is None else self._part.labels).of(self.mbatch)
