@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from PIL import Image
 
 from mulki_plugins.cli import main
 from mulki_plugins.files import is_locked
@@ -227,11 +228,19 @@ def test_a_line_of_an_earlier_version_is_known_by_its_options():
     connecting.options["initial"] = 0.0
 
 
-def test_the_tables_of_the_documentation_come_from_its_lines(tmp_path):
-    document = tmp_path / "results.md"
-    document.write_text((ROOT / "docs" / "results.md").read_text())
-    mulki("collect", "mini", "--out", tmp_path, "--into", document)
-    assert document.read_text() == (ROOT / "docs" / "results.md").read_text()
+@pytest.mark.parametrize(("study", "page"), [("mini", "results.md"), ("photos", "photographs.md")])
+def test_the_tables_of_the_documentation_come_from_its_lines(tmp_path, monkeypatch, study, page):
+    document = tmp_path / page
+    document.write_text((ROOT / "docs" / page).read_text())
+    if study == "photos":  # the fingerprints of its runs need the folders, not the photographs
+        monkeypatch.chdir(tmp_path)
+        for path in (
+            f"cifar-photos/part{i}/{part}/{name}" for i in range(1, 6) for part in ("train", "test") for name in "ab"
+        ):
+            Path("data", path).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(Path("data", path, "0.png"))
+    mulki("collect", study, "--out", tmp_path, "--into", document)
+    assert document.read_text() == (ROOT / "docs" / page).read_text()
 
 
 # Running
