@@ -1,6 +1,7 @@
 """The tables of a study: their order, the tests between neighbouring rows, and what each strategy costs."""
 
 import csv
+import itertools
 import json
 import statistics
 from pathlib import Path
@@ -8,12 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 from attrs import evolve
+from matplotlib.transforms import Bbox
 from scipy import stats
 
 from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.report.result import Result
 from mulki_plugins.study import launch
 from mulki_plugins.study.costs import CostLine, cost_line, costs_beside, summarize, trained_text
+from mulki_plugins.study.figure import draw
 from mulki_plugins.study.plan import cost_jobs, plan_run
 from mulki_plugins.study.read import read_study
 from mulki_plugins.study.schema import Beside, Block, Cost, Part, Study
@@ -39,12 +42,12 @@ def line(label, seed, mean, **more):
 
 def text_of(lines, costs=(), part="study", **study):
     """The tables of these lines, as `collect` prints them."""
+    return results_text([*map(state, lines)], Study(name="x", recipes=["mtil"], **study), costs)
 
-    def state(each):
-        job = SimpleNamespace(part=each.part, order=each.order, label=each.label, seed=each.seed, in_tables=True)
-        return State(run=SimpleNamespace(job=job), status="done", line=each)
 
-    return results_text([state(each) for each in lines], Study(name="x", recipes=["mtil"], **study), costs)
+def state(each):
+    job = SimpleNamespace(part=each.part, order=each.order, label=each.label, seed=each.seed, in_tables=True)
+    return State(run=SimpleNamespace(job=job), status="done", line=each)
 
 
 def table_of(text):
@@ -116,6 +119,21 @@ def test_rows_of_another_part_are_sorted_among_the_others():
 
 
 # costs
+
+
+@pytest.mark.figures
+def test_names_in_the_figure_lie_beside_one_another():
+    lines = read_lines(ROOT / "docs" / "study.csv")
+    measured = [each for each in lines if each.part == "study" and each.transfer is not None]
+    seen = draw([*map(state, measured)], read_study("mini").study)
+    assert len(seen.axes) == 3
+    for axes in seen.axes:
+        boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+        assert set(boxes) == {each.label for each in measured if f"order {each.order}" == axes.get_title()}
+        for a, b in itertools.combinations(boxes, 2):
+            shared = Bbox.intersection(boxes[a], boxes[b])
+            smaller = min(box.width * box.height for box in (boxes[a], boxes[b]))
+            assert shared is None or shared.width * shared.height < 0.2 * smaller, (a, b)
 
 
 def test_costs_are_compared_within_a_round():

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from mulki_plugins.study.plan import STUDY
 from mulki_plugins.study.schema import Study
 from mulki_plugins.study.state import State
 from mulki_plugins.study.table import Line
+
+Point = tuple[float, float]
+_PLACES = [(x, y) for y in (4, -13, 16, -25, 28, -37) for x in (7, -7, 0)]
+"""Where a name may stand, in points from what it names."""
+_PER_POINT = 8.0
+"""How much covered area, in square pixels, is as bad as one more point of distance."""
 
 
 def draw(found: Sequence[State], study: Study) -> Figure:
@@ -26,7 +34,7 @@ def draw(found: Sequence[State], study: Study) -> Figure:
         axes = result.add_subplot(1, len(orders), i + 1)
         chosen = [line for line in lines if line.order == order]
         for k, label in enumerate(labels):
-            _draw_label(axes, [line for line in chosen if line.label == label], k, label == study.main)
+            _draw_point(axes, [line for line in chosen if line.label == label], k, label == study.main)
         axes.axvline(chosen[0].zero_shot_later, color="grey", linestyle=":", linewidth=1)
         axes.axhline(chosen[0].zero_shot, color="grey", linestyle=":", linewidth=1)
         axes.set_title(f"order {order}" if order else "", fontsize=10, parse_math=False)
@@ -35,20 +43,62 @@ def draw(found: Sequence[State], study: Study) -> Figure:
     result.suptitle(
         f"{study.name}: mean and standard deviation over seeds; dotted: zero-shot", fontsize=10, parse_math=False
     )
+    result.draw_without_rendering()  # so that it is known where the points lie
+    for axes, order in zip(result.axes, orders, strict=True):
+        chosen = [line for line in lines if line.order == order]
+        means = {label: _mean([line for line in chosen if line.label == label]) for label in labels}
+        _write_names(axes, {label: mean for label, mean in means.items() if mean is not None}, labels)
     return result
 
 
-def _draw_label(axes: Axes, lines: Sequence[Line], position: int, is_main: bool) -> None:
-    points = [(line.transfer, line.last) for line in lines if line.transfer is not None and line.last is not None]
-    if not points:
-        return
-    x, y = ([point[i] for point in points] for i in (0, 1))
-    spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in (x, y)]
-    at = statistics.fmean(x), statistics.fmean(y)
+def _points(lines: Sequence[Line]) -> list[Point]:
+    return [(line.transfer, line.last) for line in lines if line.transfer is not None and line.last is not None]
 
+
+def _mean(lines: Sequence[Line]) -> Point | None:
+    points = _points(lines)
+    return (statistics.fmean(x for x, _ in points), statistics.fmean(y for _, y in points)) if points else None
+
+
+def _draw_point(axes: Axes, lines: Sequence[Line], position: int, is_main: bool) -> None:
+    if (mean := _mean(lines)) is None:
+        return
+    spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in zip(*_points(lines), strict=True)]
     axes.errorbar(
-        *at, xerr=spread[0], yerr=spread[1], fmt="*" if is_main else "o", markersize=13 if is_main else 6,
-        color=f"C{position % 10}",
+        *mean, xerr=spread[0], yerr=spread[1], fmt="*" if is_main else "o", markersize=13 if is_main else 6,
+        color=_color(position),
     )  # fmt: skip
-    offset = (6, -12 if position % 2 else 5)  # so that fewer names lie on each other
-    axes.annotate(lines[0].label, at, xytext=offset, textcoords="offset points", fontsize=9, parse_math=False)
+
+
+def _color(position: int) -> str:
+    return f"C{position % 10}"
+
+
+def _write_names(axes: Axes, means: Mapping[str, Point], labels: Sequence[str]) -> None:
+    """Write each name near its point, where it covers as little as possible of points, other names and the margins."""
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in axes.transData.transform(list(means.values()))]
+    for label, mean in means.items():
+        names = [
+            axes.annotate(
+                label, mean, xytext=place, textcoords="offset points", fontsize=9, parse_math=False,
+                color=_color(labels.index(label)), ha="left" if place[0] > 0 else "right" if place[0] < 0 else "center",
+            )
+            for place in _PLACES
+        ]  # fmt: skip
+        boxes = [name.get_window_extent() for name in names]
+        costs = [
+            _covered(box, taken, axes.bbox) + _PER_POINT * math.hypot(*place)
+            for box, place in zip(boxes, _PLACES, strict=True)
+        ]
+        best = costs.index(min(costs))
+        for name in names[:best] + names[best + 1 :]:
+            name.remove()
+        taken.append(boxes[best])
+
+
+def _covered(box: Bbox, taken: Sequence[Bbox], inside: Bbox) -> float:
+    """The area of a box that lies on others or outside of the axes."""
+    shared = [each for other in taken if (each := Bbox.intersection(box, other)) is not None]
+    within = Bbox.intersection(box, inside)
+    outside = box.width * box.height - (within.width * within.height if within is not None else 0.0)
+    return sum(each.width * each.height for each in shared) + outside
