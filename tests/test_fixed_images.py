@@ -1,5 +1,6 @@
 """An image tower that does not learn: the teachers take its features of a step's images, evaluations those of test images."""
 
+import contextlib
 import copy
 import json
 from types import SimpleNamespace
@@ -7,17 +8,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 from avalanche.training.plugins import SupervisedPlugin
+from torch import nn
+from torch.nn.utils import parametrize
 
 from mulki_plugins.adapters import LoRA
 from mulki_plugins.models import ClipClassifier
-from mulki_plugins.models.classifier import Headed
-from mulki_plugins.models.fixed_images import learns_nothing_of_images
+from mulki_plugins.models.fixed_images import image_tower_is_fixed
+from mulki_plugins.models.head import TextHead
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.registry.catalog import Catalog, Provenance
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.register import Register
 from mulki_plugins.stages import Adding, Distinguishing, Preserving, Teachers
-from mulki_plugins.training.kept_features import KeptFeatures
+from mulki_plugins.training.batches import EvaluationBatches
+from mulki_plugins.training.kept_features import KeptFeatures, checksum_of_pixels
 from mulki_plugins.training.run import Run, run_experiment
 from tests.conftest import naive, same, small_clip, small_tokenizer, weights
 
@@ -41,34 +45,43 @@ pytestmark = pytest.mark.usefixtures("small_parts")
 
 
 def test_a_tower_is_fixed_if_its_weights_alone_decide(stream):
-    assert learns_nothing_of_images(student(stream, train="text"))
-    assert learns_nothing_of_images(student(stream, train="none"))
-    assert not learns_nothing_of_images(student(stream))
-    assert not learns_nothing_of_images(student(stream, train="image"))
-    assert not learns_nothing_of_images(student(stream, train="text", adapters=[LoRA(rank=2, towers="text")]))
+    assert image_tower_is_fixed(student(stream, train="text"))
+    assert image_tower_is_fixed(student(stream, train="none"))
+    assert not image_tower_is_fixed(student(stream))
+    assert not image_tower_is_fixed(student(stream, train="image"))
+    assert not image_tower_is_fixed(student(stream, train="text", adapters=[LoRA(rank=2, towers="text")]))
 
 
-@pytest.mark.parametrize("change", ["hook", "hook before", "forward", "encode_image", "training"])
+CHANGES = {
+    "a hook": lambda model: model.clip.visual.transformer.register_forward_hook(lambda module, given, output: output),
+    "a hook before": lambda model: model.clip.visual.transformer.register_forward_pre_hook(lambda module, given: None),
+    "a hook on the classifier": lambda model: model.register_forward_pre_hook(lambda module, given: None),
+    "a forward": lambda model: setattr(model.clip.visual, "forward", model.clip.visual.forward),
+    "a method": lambda model: setattr(model.clip.visual, "_pool", model.clip.visual._pool),
+    "encode_image": lambda model: setattr(model.clip, "encode_image", model.clip.encode_image),
+    "encode_directly": lambda model: setattr(model, "encode_directly", model.encode_directly),
+    "a module": lambda model: setattr(model.clip.visual, "ln_post", nn.Sequential(model.clip.visual.ln_post).eval()),
+    "a parametrization": lambda model: parametrize.register_parametrization(
+        model.clip.visual.conv1, "weight", nn.Identity()
+    ),
+    "training": lambda model: model.clip.visual.transformer.train(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_what_others_put_into_it_may_depend_on_anything(stream, change):
     model = student(stream, train="text")
-    part = model.clip.visual.transformer
-    if change == "hook":
-        part.register_forward_hook(lambda module, given, output: output)
-    elif change == "hook before":
-        part.register_forward_pre_hook(lambda module, given: None)
-    elif change == "forward":
-        part.forward = part.forward
-    elif change == "encode_image":
-        model.clip.encode_image = model.clip.encode_image
-    else:
-        part.train()
-    assert not learns_nothing_of_images(model)
+    assert image_tower_is_fixed(model)
+    CHANGES[change](model)
+    for part in model.clip.visual.parameters():
+        part.requires_grad_(False)
+    assert not image_tower_is_fixed(model)
 
 
 def test_hooks_that_came_with_the_model_are_its_own(stream):
     clip = small_clip()
     clip.visual.register_forward_pre_hook(lambda module, given: None)
-    assert learns_nothing_of_images(ClipClassifier(clip, small_tokenizer, stream.tasks, train="text").eval())
+    assert image_tower_is_fixed(ClipClassifier(clip, small_tokenizer, stream.tasks, train="text").eval())
 
 
 # teachers
@@ -77,7 +90,7 @@ def test_hooks_that_came_with_the_model_are_its_own(stream):
 def trained(stream, benchmark, train, shares, monkeypatch):
     with monkeypatch.context() as patched:
         if not shares:
-            patched.setattr("mulki_plugins.stages.teachers.learns_nothing_of_images", lambda model: False)
+            patched.setattr("mulki_plugins.stages.teachers.image_tower_is_fixed", lambda model: False)
         model, teachers = student(stream, train=train), Teachers()
         strategy = naive(model, [teachers, Adding(), Distinguishing(), Preserving(count=4, pool=16)])
         for experience in list(benchmark.train_stream)[:2]:
@@ -97,16 +110,56 @@ def test_teachers_take_the_features_of_a_student_whose_image_tower_stays_theirs(
     assert both == also == some
 
 
-def test_a_teacher_whose_image_tower_is_another_sees_for_itself(stream, benchmark):
+@pytest.mark.parametrize("when", ["between tasks", "before the epoch", "in a buffer"])
+def test_a_teacher_whose_image_tower_is_another_sees_for_itself(stream, benchmark, when):
     first, second, *_ = benchmark.train_stream
-    model, teachers = student(stream, train="text"), Teachers()
-    strategy = naive(model, [teachers, Adding()])
+    clip = small_clip()
+    clip.visual.register_buffer("shift", torch.zeros(()), persistent=False)
+    model, teachers = ClipClassifier(clip, small_tokenizer, stream.tasks, train="text").train(), Teachers()
+
+    class Change(SupervisedPlugin):
+        def before_training_epoch(self, strategy, **kwargs):
+            if when == "before the epoch" and strategy.experience is second:
+                with torch.no_grad():
+                    next(model.clip.visual.parameters()).add_(0.1)
+
+    strategy = naive(model, [teachers, Change(), Adding()])
     strategy.train(first)
-    next(model.clip.visual.parameters()).data.add_(0.1)
+    if when == "between tasks":
+        next(model.clip.visual.parameters()).data.add_(0.1)
+    elif when == "in a buffer":
+        model.clip.visual.shift.fill_(1)
     strategy.train(second)
-    assert not teachers.initial.sees_as_student
-    assert teachers.previous.sees_as_student
-    assert teachers.initial.forwards > teachers.previous.forwards == 0
+    assert teachers.initial.forwards > 0
+    assert (teachers.previous.forwards > 0) == (when == "before the epoch")
+
+
+@pytest.mark.parametrize("when", ["after_backward", "after_update"])
+def test_features_asked_for_late_are_of_the_whole_batch(tmp_path, when):
+    rows = []
+
+    def ask(self, strategy, **kwargs):
+        rows.append((len(Teachers.of(strategy, self).images(strategy)[0]), len(strategy.mb_x)))
+
+    late = type("Late", (SupervisedPlugin,), {when: ask, "per_sample": True})
+    with registered("late", late):
+        changes = Changes(
+            strategy="finetune", settings=(*SMALL, TEXT_ALONE, "train.accumulate=2"), with_plugins=("teachers", "late")
+        )
+        run_experiment(resolve("recipes/mtil.yaml", changes), 0, tmp_path)
+    assert rows
+    assert set(rows) == {(4, 4)}
+
+
+def test_another_batch_put_in_place_is_seen_as_it_is(stream, benchmark):
+    class Other(Adding):
+        def after_forward(self, strategy, **kwargs):
+            teachers, before = Teachers.of(strategy, self), strategy.mbatch
+            strategy.mbatch = [-before[0], *before[1:]]
+            assert torch.equal(teachers.images(strategy)[0], teachers.initial.model.encode_image(strategy.mb_x))
+            strategy.mbatch = before
+
+    naive(student(stream, train="text"), [Teachers(), Other()]).train(benchmark.train_stream[0])
 
 
 def test_features_asked_for_before_the_forward_are_of_this_batch(stream, benchmark):
@@ -124,6 +177,17 @@ def test_features_asked_for_before_the_forward_are_of_this_batch(stream, benchma
 # evaluations
 
 
+@contextlib.contextmanager
+def registered(name, part, kind="plugin"):
+    mine = Catalog()
+    getattr(Register(mine, Provenance(distribution="somebodys", version="0")), kind)(name, part, summary="a part")
+    catalog().parts.update(mine.parts)
+    try:
+        yield
+    finally:
+        catalog().parts.pop((kind, name))
+
+
 def matrix(out, *settings, strategy="finetune"):
     recipe = resolve("recipes/mtil.yaml", Changes(strategy=strategy, settings=(*SMALL, *settings)))
     run_experiment(recipe, 0, out)
@@ -136,36 +200,32 @@ def matrix(out, *settings, strategy="finetune"):
 def encoded(monkeypatch):
     """The number of batches that were encoded for evaluations."""
     counted = [0]
-    plain = Headed.encode_for_head
+    plain = KeptFeatures.of
 
-    def encode(self, x):
-        counted[0] += self.known_features is None and not self.training
-        return plain(self, x)
+    def of(self, batch, encode):
+        def counting():
+            counted[0] += 1
+            return encode()
 
-    monkeypatch.setattr(Headed, "encode_for_head", encode)
+        return plain(self, batch, counting)
+
+    monkeypatch.setattr(KeptFeatures, "of", of)
     return counted
 
 
 @pytest.mark.parametrize("settings", [(TEXT_ALONE,), (TEXT_ALONE, "evaluate.classes=seen"), (RAIL,)])
 def test_test_images_are_encoded_once(tmp_path, encoded, settings):
     once = matrix(tmp_path / "once", *settings)
-    few = encoded[0]
-    encoded[0] = 0
+    assert encoded[0] == 7
     assert matrix(tmp_path / "anew", *settings, "evaluate.cache=off") == once
-    head = few if "head" in settings[0] else 0  # it reads the training images too
-    assert encoded[0] > few + head // 2
+    assert encoded[0] == 7 + len(once) * 7
     assert len({tuple(row) for row in once}) > 1, "the text tower has learned"
-    if not head:
-        assert encoded[0] == (len(once)) * few
 
 
 @pytest.mark.parametrize("settings", [("model.train=all",), (TEXT_ALONE, "evaluate.cache=off")])
-def test_a_tower_that_learns_and_no_cache_keep_nothing(tmp_path, monkeypatch, settings):
-    kept = []
-    monkeypatch.setattr(KeptFeatures, "note", lambda self, features: kept.append(self._of))
-    matrix(tmp_path, *settings)
-    assert kept
-    assert not any(each is not None for each in kept)
+def test_a_tower_that_learns_and_no_cache_keep_nothing(tmp_path, encoded, settings):
+    rows = matrix(tmp_path, *settings)
+    assert encoded[0] == len(rows) * 7, "two batches or three of each test set, in each evaluation"
 
 
 def test_a_weight_that_somebody_has_changed_is_noticed(tmp_path, monkeypatch):
@@ -180,13 +240,44 @@ def test_a_weight_that_somebody_has_changed_is_noticed(tmp_path, monkeypatch):
     assert matrix(tmp_path / "anew", TEXT_ALONE, "evaluate.cache=off", strategy="lwf") == once
 
 
-def test_a_plugin_that_may_change_test_images_sees_them_encoded(tmp_path, monkeypatch, encoded):
-    monkeypatch.setattr(Teachers, "before_eval_forward", lambda self, strategy, **kwargs: None, raising=False)
-    rows = matrix(tmp_path / "watched", TEXT_ALONE, strategy="lwf")
-    watched, encoded[0] = encoded[0], 0
-    monkeypatch.undo()
-    assert matrix(tmp_path / "alone", TEXT_ALONE, strategy="lwf") == rows
-    assert watched > 0
+@pytest.mark.parametrize("event", ["before_eval_exp", "before_eval_iteration", "before_eval_forward"])
+def test_a_plugin_that_may_change_what_is_encoded_sees_it_encoded(tmp_path, monkeypatch, encoded, event):
+    monkeypatch.setattr(Teachers, event, lambda self, strategy, **kwargs: None, raising=False)
+    rows = matrix(tmp_path, TEXT_ALONE, strategy="lwf")
+    assert encoded[0] == len(rows) * 7
+
+
+def test_a_test_image_that_changes_is_encoded_again(tmp_path, monkeypatch, encoded):
+    """As if the file of the first image of each batch were another one from the second evaluation on."""
+    plain, evaluation = EvaluationBatches._unpack_minibatch, [0]
+
+    def change(self):
+        evaluation[0] += self._evaluated == 0 and not self.is_training
+        if not self.is_training and evaluation[0] > 3:
+            self.mbatch[0][0] = 255 - self.mbatch[0][0]
+        plain(self)
+
+    monkeypatch.setattr(EvaluationBatches, "_unpack_minibatch", change)
+    once = matrix(tmp_path / "once", TEXT_ALONE)
+    assert encoded[0] == 14, "and then it is known, too"
+    evaluation[0] = 0
+    monkeypatch.setattr("mulki_plugins.training.batches.checksum_of_pixels", lambda x: None)
+    assert matrix(tmp_path / "anew", TEXT_ALONE) == once
+
+
+class Writing(TextHead):
+    """Takes z for its own."""
+
+    def forward(self, z, scope):
+        z.sub_(0.1)
+        return scope.text_logits(z)
+
+
+def test_a_head_that_writes_into_its_features_changes_no_later_ones(tmp_path):
+    with registered("writing", Writing, "head"):
+        head = "model={name: small-clip, train: text, head: writing}"
+        once = matrix(tmp_path / "once", head)
+        assert matrix(tmp_path / "anew", head, "evaluate.cache=off") == once
 
 
 class Parts(SupervisedPlugin):
@@ -212,34 +303,50 @@ def test_a_part_of_a_test_set_is_no_test_set(tmp_path, monkeypatch):
         return plain(self, *experiences)
 
     monkeypatch.setattr(Run, "evaluate", evaluate)
-    mine = Catalog()
-    Register(mine, Provenance(distribution="somebodys", version="0")).plugin("parts", Parts, summary="evaluates parts")
-    catalog().parts.update(mine.parts)
     outputs = {}
-    try:
+    with registered("parts", Parts):
         for cache in ("auto", "off"):
             Parts.found.clear()
             settings = (*SMALL, TEXT_ALONE, f"evaluate.cache={cache}", "evaluate.batch_size=2")
             changes = Changes(strategy="finetune", settings=settings, with_plugins=("parts",))
             run_experiment(resolve("recipes/mtil.yaml", changes), 0, tmp_path / cache)
             outputs[cache] = list(Parts.found)
-    finally:
-        catalog().parts.pop(("plugin", "parts"))
     assert len(outputs["auto"]) == 3
     assert all(map(torch.equal, outputs["auto"], outputs["off"]))
 
 
+# what is kept
+
+
 def test_no_more_is_kept_than_the_limit(stream):
-    model, images = student(stream, train="text").eval(), object()
+    model = student(stream, train="text").eval()
     kept = KeptFeatures(limit=2 * 5 * 4 * 4)
-    batches = [torch.full((5, 4), float(i)) for i in range(3)]
+    batches, encoded = [torch.full((5, 4), float(i)) for i in range(3)], []
+
+    def encode(batch):
+        encoded.append(batch)
+        return batch.clone()
+
     for _ in range(2):
-        kept.begin(model, images)
+        kept.begin(model, keep=True)
         for i, batch in enumerate(batches):
-            known = kept.known(torch.device("cpu"))
-            assert (known is None) == (kept.encoded <= i or i == 2)
-            kept.note(batch if known is None else known)
-            assert known is None or torch.equal(known, batch)
-    assert kept.encoded == 4
-    kept.begin(model, object())
-    assert kept.known(torch.device("cpu")) is None
+            features = kept.of((0, i, 7), lambda batch=batch: encode(batch))
+            assert torch.equal(features, batch)
+            features.zero_()
+    assert len(encoded) == 4
+    kept.begin(model, keep=False)
+    kept.begin(model, keep=True)
+    kept.of((0, 0, 7), lambda: encode(batches[0]))
+    kept.of((0, 0, None), lambda: encode(batches[0]))
+    kept.of((0, 0, None), lambda: encode(batches[0]))
+    assert len(encoded) == 7, "dropped, and what cannot be identified is not kept"
+
+
+def test_batches_are_known_by_their_pixels():
+    x = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
+    other = x.clone()
+    other[1, 2, 3, 3] ^= 1
+    same_pixels = x.clone(memory_format=torch.channels_last)
+    assert checksum_of_pixels(x) == checksum_of_pixels(same_pixels)
+    assert len({checksum_of_pixels(each) for each in (x, other, x[:1], x.reshape(1, 6, 4, 4))}) == 4
+    assert checksum_of_pixels(x.float()) is None

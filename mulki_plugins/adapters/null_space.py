@@ -44,8 +44,9 @@ class Trailing(Change):
 def near_the_axes(basis: Tensor) -> Tensor:
     """The orthonormal basis of the same space that is nearest to the first coordinate axes, U·polar(UᵀE).
 
-    It depends on the space alone. Singular directions with nearly equal singular values would turn into each other by
-    rounding, and with them what an optimizer makes of each weight. basis: U [..., n, r], orthonormal columns.
+    It depends on the space alone, unless no direction of that is near one of these axes. Singular directions with nearly equal
+    singular values would turn into each other by rounding, and with them what an optimizer makes of each weight.
+    basis: U [..., n, r], orthonormal columns.
     """
     left, _, right = torch.linalg.svd(basis[..., : basis.shape[-1], :].mT)
     polar: Tensor = left @ right

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from mulki_plugins.models.adapter import Adapter, apply_adapters, is_parametrized, merge_adapters, plain_name
 from mulki_plugins.models.features import Features, Request
-from mulki_plugins.models.fixed_images import hooked_into
+from mulki_plugins.models.fixed_images import way_to_features
 from mulki_plugins.models.head import Head, Headed, Scope, TextHead
 from mulki_plugins.models.routes import Route, Routes
 from mulki_plugins.models.text import HasPrompts, Union, as_prompts, union_of
@@ -79,8 +79,7 @@ class ClipClassifier(Headed, MultiTaskModule):
         self._unions: dict[tuple[int, ...], Union] = {}
         for name, parameter in clip.named_parameters():
             parameter.requires_grad_(_learns(name, train))
-        self.hooked_into = hooked_into(clip)
-        """What takes part in the image tower's forward beside its modules, before there were adapters or plugins."""
+        self.built_way = way_to_features(self)
         self.adapters = list(adapters)
         self._own = apply_adapters(clip, self.adapters)
         self.routes = Routes(clip, self.adapters, self._own)
@@ -327,13 +326,8 @@ class ClipClassifier(Headed, MultiTaskModule):
     def __getstate__(self) -> dict[str, Any]:
         """The state without features, caches and requests: tensors with a graph cannot be copied, plugins must not be."""
         dropped: dict[str, Any] = {
-            "features": None,
-            "image_features": None,
-            "known_features": None,
-            "batch_labels": None,
-            "_cache": {},
-            "_requests": {},
-        }
+            "features": None, "image_features": None, "features_from": None, "batch_labels": None, "_cache": {}, "_requests": {},
+        }  # fmt: skip
         return self.__dict__ | dropped
 
 

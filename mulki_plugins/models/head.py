@@ -171,8 +171,8 @@ class Headed(nn.Module):
     head: Head
     image_features: Tensor | None = None
     """What the head read of the batch of the last forward in evaluation mode: `classify` takes it, so nobody encodes again."""
-    known_features: Tensor | None = None
-    """What the next forward in evaluation mode would read of its images, if the caller knows it: they are not encoded then."""
+    features_from: Callable[[Callable[[], Tensor]], Tensor] | None = None
+    """In an evaluation: returns what the head reads of the batch, perhaps without the function it gets, which encodes it."""
     image_routes: Sequence[Route] = ()
     """Their routes, if an adapter chooses one for each image."""
     routes: Routes
@@ -201,11 +201,13 @@ class Headed(nn.Module):
 
     def encode_for_head(self, x: Tensor) -> Tensor:
         """What the head reads of images, by the current route: features [B, d], or [B, d + p] with the pooled ones."""
-        if self.known_features is not None and not self.training:
-            return self.known_features
-        if not self.head.reads_pooled:
-            return self.encode_directly(x)
-        return encode_with_pooled(self.clip.visual, lambda: self.encode_directly(x))
+
+        def encode() -> Tensor:
+            if not self.head.reads_pooled:
+                return self.encode_directly(x)
+            return encode_with_pooled(self.clip.visual, lambda: self.encode_directly(x))
+
+        return encode() if self.features_from is None or self.training else self.features_from(encode)
 
     def answer(self, z: Tensor, task: int, t: Tensor) -> Tensor:
         """The head's logits [B, C] over the classes of one task, whose text features are t [C, d]."""

@@ -12,7 +12,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
 from mulki_plugins.models.classifier import ClipClassifier
-from mulki_plugins.models.fixed_images import learns_nothing_of_images, same_image_tower
+from mulki_plugins.models.fixed_images import image_tower_is_fixed, image_weights, same_image_tower
 from mulki_plugins.stages.protocols import Strategy, classifier_of, features_of, tasks_of
 from mulki_plugins.stages.prototypes import visual_prototypes
 from mulki_plugins.stages.statistics import sampled
@@ -33,8 +33,6 @@ class Teacher:
     model: ClipClassifier
     forwards: int = 0
     """The number of image batches it has encoded."""
-    sees_as_student: bool = False
-    """Whether its image tower is the student's, which does not learn in this task."""
     prototypes: dict[int, Tensor] = field(factory=dict)
     """P [C, d] by task."""
     texts: dict[int, Tensor] = field(factory=dict)
@@ -93,8 +91,8 @@ class Teachers(SupervisedPlugin):
 
     `initial` is the model before the first task, `previous` the model before the current one. On the first task the two
     share one model, but each has its own prototypes. They are not submodules of the model, so neither the optimizer nor
-    `.train()` reaches them. A model is forwarded at most once per step, however many plugins ask for its features, and not at
-    all for images where the student's image tower is still the teacher's: then the student's features are the teacher's too.
+    `.train()` reaches them. A model is forwarded at most once per step, however many plugins ask for its features. A teacher
+    whose image tower is still the student's is not forwarded: it takes the student's features, also in mixed precision.
     Visual prototypes are computed on request, once per task, over its training set. Of earlier tasks only prototypes and
     text features are kept, d numbers each per class.
 
@@ -128,8 +126,10 @@ class Teachers(SupervisedPlugin):
         """Tasks whose training has begun."""
         self._batch: Any = None
         self._images: list[Tensor] = []
-        self._forwarded = False
-        """Whether the student has seen the current batch."""
+        self._student: tuple[Any, Tensor] | None = None
+        """The current batch and the student's features of it, once it has been forwarded."""
+        self._shared: dict[int, tuple[tuple[int, ...], bool]] = {}
+        """For each teacher of this task whether its image tower was the student's, and at which state of that."""
         self._workers = 0
 
     @staticmethod
@@ -158,21 +158,17 @@ class Teachers(SupervisedPlugin):
                 teacher.prototypes.pop(task, None)
             teacher.forget_joined()
         self.seen |= tasks
-        student = classifier_of(strategy, self)
-        fixed = learns_nothing_of_images(student)
-        for teacher in (self.initial, self.previous):
-            teacher.sees_as_student = fixed and same_image_tower(student, teacher.model)
-        self._batch, self._forwarded = None, False
+        self._batch, self._student, self._shared = None, None, {}
         self._workers = int(kwargs.get("num_workers") or 0)
 
     def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
-        self._forwarded = False
+        self._student = None
 
     def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
-        self._forwarded = True
+        self._student = strategy.mbatch, features_of(strategy, self).image
 
     def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
-        self._batch, self._images, self._forwarded = None, [], False
+        self._batch, self._images, self._student = None, [], None
 
     @property
     def active(self) -> list[Teacher]:
@@ -186,16 +182,27 @@ class Teachers(SupervisedPlugin):
     def images(self, strategy: Strategy) -> list[Tensor]:
         """Each active teacher's features [B, d] of the current batch, encoded once per step."""
         if self._batch is not strategy.mbatch:
-            self._images = [self._images_of(teacher, strategy) for teacher in self.active]
+            z = self._fixed_features(strategy)
+            student = classifier_of(strategy, self)
+            self._images = [
+                teacher.images(strategy.mb_x) if z is None or not self._sees_as_student(teacher, student) else z.clone()
+                for teacher in self.active
+            ]
             self._batch = strategy.mbatch
         return self._images
 
-    def _images_of(self, teacher: Teacher, strategy: Strategy) -> Tensor:
-        if teacher.sees_as_student and self._forwarded:
-            z = features_of(strategy, self).image
-            if not z.requires_grad:  # else something before or after the tower learns
-                return z
-        return teacher.images(strategy.mb_x)
+    def _fixed_features(self, strategy: Strategy) -> Tensor | None:
+        """The student's features of the current batch, if it has been forwarded and its image tower does not change."""
+        if self._student is None or self._student[0] is not strategy.mbatch or self._student[1].requires_grad:
+            return None
+        return self._student[1] if image_tower_is_fixed(classifier_of(strategy, self)) else None
+
+    def _sees_as_student(self, teacher: Teacher, student: ClipClassifier) -> bool:
+        """Whether the student's image tower is the teacher's. They are compared again when somebody has written to a weight."""
+        state = tuple(n for w in image_weights(student).values() for n in (w.data_ptr(), w._version))
+        if (known := self._shared.get(id(teacher))) is None or known[0] != state:
+            known = self._shared[id(teacher)] = state, same_image_tower(student, teacher.model)
+        return known[1]
 
     def views(self, part: Part, *, seen: bool = False, visual: bool = True) -> list[View]:
         """Each active teacher's view of the part, in the dtype of the student's features.

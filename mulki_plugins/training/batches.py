@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from attrs import define
 from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader
-from avalanche.core import BasePlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, SequentialSampler
 
@@ -19,8 +18,7 @@ from mulki_plugins.ranks import collectives
 from mulki_plugins.ranks.batches import OwnBatches, OwnSamples, SeededSamples, note_share, own_part
 from mulki_plugins.stages.statistics import unobserved
 from mulki_plugins.streams.pixels import CachedImages
-from mulki_plugins.training.finite import overrides
-from mulki_plugins.training.kept_features import KeptFeatures
+from mulki_plugins.training.kept_features import KeptFeatures, checksum_of_pixels
 from mulki_plugins.training.rng import random_state, set_random_state
 
 
@@ -107,10 +105,6 @@ class TaskBatches:
 
 
 _END = object()
-_MAY_CHANGE_IMAGES = (
-    "before_eval_dataset_adaptation", "after_eval_dataset_adaptation", "before_eval_iteration", "before_eval_forward",
-)  # fmt: skip
-"""Events at which a plugin may change the images of an evaluation."""
 
 
 @define
@@ -144,15 +138,18 @@ class EvaluationBatches(SupervisedTemplate):
     """The part of a strategy that evaluates on prepared test images, if the experience has them.
 
     Bytes travel to the device and become normalised numbers there, before any plugin sees `mb_x`. While the image tower stays
-    as it is, they are encoded once.
+    as it is, each image is encoded once.
     """
 
     model: ClipClassifier
-    stack: Sequence[BasePlugin[Any]]
     adapted_dataset: Any
     dataloader: Any
     mbatch: Any
     _prepared: CachedImages | None = None
+    _evaluated = 0
+    """The number of batches of this evaluation's present test set so far."""
+    _pixels: int | None = None
+    """A checksum of the batch, if it is prepared."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)  # without this, Avalanche copies its template's, which skips JointTraining's
@@ -164,28 +161,22 @@ class EvaluationBatches(SupervisedTemplate):
         if self._prepared is not None:
             self._prepared.prepare()
             self.adapted_dataset = self.adapted_dataset.with_transforms("pixels")
-        self.kept_features.begin(self.model, self._prepared if self._evaluates_all_images() else None)
 
-    def _evaluates_all_images(self) -> bool:
-        """Whether the batches are sure to have all prepared images in their order, as they were prepared."""
-        if any(overrides(plugin, event) for plugin in self.stack for event in _MAY_CHANGE_IMAGES):
-            return False
-        places = getattr(self.adapted_dataset, "place", None)  # a plugin may evaluate a part of a test set
-        return places is not None and list(places) == list(range(len(self._prepared or ())))
+    def _before_eval_exp(self, **kwargs: Any) -> None:
+        self._evaluated = 0
+        super()._before_eval_exp(**kwargs)
 
     @contextmanager
     def encoded_once(self) -> Iterator[None]:
-        """Within the block the model evaluates a batch, and takes what its head reads from an earlier evaluation if it can."""
-        if self.is_training:
-            yield
-            return
-        self.model.known_features = self.kept_features.known(self.device)
+        """Within the block the model evaluates a batch; it takes what its head reads from an earlier evaluation if it can."""
+        if not self.is_training:
+            batch = int(self.experience.task_label), self._evaluated, self._pixels
+            self._evaluated += 1
+            self.model.features_from = lambda encode: self.kept_features.of(batch, encode)
         try:
             yield
         finally:
-            self.model.known_features = None
-        if (features := self.model.image_features) is not None:
-            self.kept_features.note(features)
+            self.model.features_from = None
 
     def make_eval_dataloader(self, num_workers: int = 0, **kwargs: Any) -> None:
         if self._prepared is not None:
@@ -204,6 +195,8 @@ class EvaluationBatches(SupervisedTemplate):
         )  # fmt: skip
 
     def _unpack_minibatch(self) -> None:
+        prepared = self._prepared is not None and not self.is_training
+        self._pixels = checksum_of_pixels(self.mbatch[0]) if prepared else None
         super()._unpack_minibatch()
         if self._prepared is not None and not self.is_training and self.mbatch[0].dtype is torch.uint8:
             self.mbatch[0] = self._prepared.split.to_numbers(self.mbatch[0])

@@ -2,67 +2,66 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import zlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from attrs import define, field
 from torch import Tensor
 
 from mulki_plugins.models.classifier import ClipClassifier
-from mulki_plugins.models.fixed_images import learns_nothing_of_images
+from mulki_plugins.models.fixed_images import image_tower_is_fixed, image_weights
 from mulki_plugins.training.checksums import digest
 
 LIMIT = 2**30
 """Bytes that are kept at most; what is beyond is encoded in each evaluation."""
 
 
-class KeptFeatures:
-    """Features of test images on the host, by their data set and in the order of its batches.
+def checksum_of_pixels(x: Tensor) -> int | None:
+    """A checksum of a batch of bytes [B, 3, H, W] on the host, and of its shape; None for a batch of other numbers."""
+    if x.dtype is not torch.uint8 or x.device.type != "cpu":
+        return None
+    return zlib.crc32(x.contiguous().numpy().data, zlib.crc32(repr(tuple(x.shape)).encode()))
 
-    They are dropped when a weight of the image tower has changed. Nothing is kept while it learns, or if somebody else's code
-    takes part in it.
+
+@define(eq=False)
+class KeptFeatures:
+    """Features of batches of test images.
+
+    They are dropped when a weight of the image tower has changed. Nothing is kept while it learns, or if something else than
+    its weights may decide about them.
     """
 
-    def __init__(self, limit: int = LIMIT) -> None:
-        self.limit = limit
-        self.encoded = 0
-        """The number of batches that had to be encoded since the beginning."""
-        self._weights = ""
-        self._kept: dict[int, list[Tensor]] = defaultdict(list)
-        self._images: list[object] = []
-        """The data sets in `_kept`, so that no other gets the identity of one of them."""
-        self._size = 0
-        self._of: list[Tensor] | None = None
-        self._batch = 0
+    limit: int = LIMIT
+    _tower: str = ""
+    """A checksum of the weights that the features are of; empty if nothing is kept."""
+    _kept: dict[tuple[Any, ...], tuple[Tensor, torch.device]] = field(factory=dict)
+    """On the host, by what identifies a batch, with the device that they are used on."""
+    _size: int = 0
 
-    def begin(self, model: ClipClassifier, images: object) -> None:
-        """An evaluation of these test images begins, all of them in their order; None if nothing is to be kept of them."""
-        self._of, self._batch = None, 0
-        if images is None:
-            return
-        fixed = learns_nothing_of_images(model)
-        weights = model.clip.visual.state_dict() if fixed else {}
-        if (now := digest(weights, weights.__getitem__) if fixed else "") != self._weights:
-            self._weights, self._size = now, 0
+    def begin(self, model: ClipClassifier, *, keep: bool) -> None:
+        """An evaluation begins. keep: False if a plugin may have a part in what is encoded."""
+        tower = ""
+        if keep and image_tower_is_fixed(model):
+            weights = image_weights(model)
+            tower = f"{model.head.reads_pooled} {digest(weights, weights.__getitem__)}"
+        if tower != self._tower:
             self._kept.clear()
-            self._images.clear()
-        if fixed:
-            self._of = self._kept[id(images)]
-            self._images.append(images)
+            self._tower, self._size = tower, 0
 
-    def known(self, device: torch.device) -> Tensor | None:
-        """The features [B, d] of the next batch, or None if they are not known."""
-        if self._of is None or self._batch >= len(self._of):
-            return None
-        return self._of[self._batch].to(device, non_blocking=True)
+    def of(self, batch: tuple[Any, ...], encode: Callable[[], Tensor]) -> Tensor:
+        """The features [B, d] of a batch, encoded if they are not known. Whoever gets them may write into them.
 
-    def note(self, features: Tensor) -> None:
-        """Take the features [B, d] that the head has read of the next batch, which were known or are new."""
-        if self._of is None:
-            self.encoded += 1
-            return
-        if self._batch >= len(self._of):
-            self.encoded += 1
-            if self._batch == len(self._of) and self._size + features.nbytes <= self.limit:
-                self._of.append(features.cpu())
-                self._size += features.nbytes
-        self._batch += 1
+        batch: what identifies it; it is not kept if a part of that is None.
+        """
+        if not self._tower or None in batch:
+            return encode()
+        if (known := self._kept.get(batch)) is not None:
+            kept, device = known
+            return kept.to(device, copy=True)
+        z = encode()
+        if self._size + z.nbytes <= self.limit:
+            self._kept[batch] = z.detach().to("cpu", copy=True), z.device
+            self._size += z.nbytes
+        return z

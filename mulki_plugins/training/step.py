@@ -29,9 +29,10 @@ from mulki_plugins.losses import smoothed_cross_entropy
 from mulki_plugins.ranks import collectives
 from mulki_plugins.ranks.draws import set_rows
 from mulki_plugins.recipe.schema import Evaluate, Train
-from mulki_plugins.stages.statistics import unobserved
+from mulki_plugins.stages.statistics import evaluating, unobserved
 from mulki_plugins.training.compilation import CompiledTowers
 from mulki_plugins.training.evaluation import ScopedEvaluation
+from mulki_plugins.training.finite import overrides
 from mulki_plugins.training.groups import LABEL, Grouping, all_weights, make_optimizer, step_unless
 from mulki_plugins.training.logbook import Journal, Reduction
 from mulki_plugins.training.micro_batches import Labels, MicroBatch, MicroBatches
@@ -39,6 +40,12 @@ from mulki_plugins.training.over_ranks import SHARE
 from mulki_plugins.training.precision import autocast, matrix_products
 from mulki_plugins.training.schedule import factor, for_task
 from mulki_plugins.training.step_checks import StepChecks
+
+_IN_AN_EVALUATION = (
+    "before_eval", "before_eval_dataset_adaptation", "after_eval_dataset_adaptation", "before_eval_exp",
+    "before_eval_iteration", "before_eval_forward",
+)  # fmt: skip
+"""Events at which a plugin may change what an evaluation encodes."""
 
 
 def calls(event: str) -> Callable[..., None]:
@@ -275,6 +282,10 @@ class StepTemplate(ScopedEvaluation):
     def eval(self, *args: Any, **kwargs: Any) -> Any:
         self.settle()
         step: tuple[Any, ...] = self.mbatch, self.mb_output, self.loss, self._labels, self._batches, self._part
+        takes_part = any(overrides(plugin, event) for plugin in self.stack for event in _IN_AN_EVALUATION)
+        compiled = self.is_training and self.towers is not None  # within a step a tower computes in another way
+        with evaluating(self.model):
+            self.kept_features.begin(self.model, keep=not takes_part and not compiled)
         with self.model.using("all"), matrix_products(self.settings.precision):
             result = super().eval(*args, **kwargs)
         if self.is_training:  # a plugin evaluates within a step, which then goes on
