@@ -80,6 +80,7 @@ class ClipClassifier(Headed, MultiTaskModule):
         for name, parameter in clip.named_parameters():
             parameter.requires_grad_(_learns(name, train))
         self.built_way = way_to_features(self)
+        """What images passed through before there were adapters and plugins."""
         self.adapters = list(adapters)
         self._own = apply_adapters(clip, self.adapters)
         self.routes = Routes(clip, self.adapters, self._own)

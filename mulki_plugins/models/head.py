@@ -172,7 +172,7 @@ class Headed(nn.Module):
     image_features: Tensor | None = None
     """What the head read of the batch of the last forward in evaluation mode: `classify` takes it, so nobody encodes again."""
     features_from: Callable[[Callable[[], Tensor]], Tensor] | None = None
-    """In an evaluation: returns what the head reads of the batch, perhaps without the function it gets, which encodes it."""
+    """In an evaluation: returns what the head reads of the batch, and encodes that, by the function it gets, if it has to."""
     image_routes: Sequence[Route] = ()
     """Their routes, if an adapter chooses one for each image."""
     routes: Routes
