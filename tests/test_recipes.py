@@ -78,7 +78,7 @@ def test_every_value_knows_where_it_comes_from(tmp_path):
         ("train", "optimizer", "lr"): f"{path}:7",
         ("stream", "name"): f"{path}:2",
         ("strategy", "plugins", 2, "adding", "weight"): "--set strategy.adding.weight=0.5",
-        ("strategy", "plugins", 5, "connecting", "every"): "strategies/mulki-plus.yaml:15",
+        ("strategy", "plugins", 5, "connecting", "every"): "strategies/mulki-plus.yaml:16",
         ("seeds",): "--seed",
     }
     for at, origin in expected.items():

@@ -148,7 +148,7 @@ class ClipClassifier(Headed, MultiTaskModule):
         z = self.routes.encode_by_task(self.encode_directly if self.training else self.encode_for_head, x, labels)
         ids = tuple(sorted({*labels, *self.batch_tasks}))
         texts, requested = self._texts(ids)
-        features = Features(image=z, text=texts, task_labels=labels, scale=self.scale, classes=requested)
+        features = Features(image=z, text=texts, task_labels=labels, scale=self.scale, x=x, classes=requested)
         if self.training:
             self.features = features
         else:

@@ -22,6 +22,8 @@ class Features:
     """[B], on the host."""
     scale: Tensor
     """The factor of the cosines, a scalar."""
+    x: Tensor | None = None
+    """The images [B, 3, H, W] that the features are of."""
     classes: dict[object, Tensor] = field(factory=dict)
     """[N, d], unit norm, of the classes that a plugin requested, by plugin; see `ClipClassifier.request`."""
 

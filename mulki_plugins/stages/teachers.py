@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.models.fixed_images import image_tower_is_fixed, image_weights, same_image_tower
-from mulki_plugins.stages.protocols import Strategy, classifier_of, features_of, tasks_of
+from mulki_plugins.stages.protocols import Strategy, classifier_of, tasks_of
 from mulki_plugins.stages.prototypes import visual_prototypes
 from mulki_plugins.stages.statistics import sampled
 from mulki_plugins.types import Count, checked
@@ -126,8 +126,6 @@ class Teachers(SupervisedPlugin):
         """Tasks whose training has begun."""
         self._batch: Any = None
         self._images: list[Tensor] = []
-        self._student: tuple[Any, Tensor] | None = None
-        """The current batch and the student's features of it, once it has been forwarded."""
         self._shared: dict[int, tuple[tuple[int, ...], bool]] = {}
         """For each teacher of this task whether its image tower was the student's, and at which state of that."""
         self._workers = 0
@@ -158,17 +156,11 @@ class Teachers(SupervisedPlugin):
                 teacher.prototypes.pop(task, None)
             teacher.forget_joined()
         self.seen |= tasks
-        self._batch, self._student, self._shared = None, None, {}
+        self._batch, self._shared = None, {}
         self._workers = int(kwargs.get("num_workers") or 0)
 
-    def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
-        self._student = None
-
-    def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
-        self._student = strategy.mbatch, features_of(strategy, self).image
-
     def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
-        self._batch, self._images, self._student = None, [], None
+        self._batch, self._images = None, []
 
     @property
     def active(self) -> list[Teacher]:
@@ -182,20 +174,14 @@ class Teachers(SupervisedPlugin):
     def images(self, strategy: Strategy) -> list[Tensor]:
         """Each active teacher's features [B, d] of the current batch, encoded once per step."""
         if self._batch is not strategy.mbatch:
-            z = self._fixed_features(strategy)
             student = classifier_of(strategy, self)
+            z = _fixed_features(student, strategy.mb_x)
             self._images = [
                 teacher.images(strategy.mb_x) if z is None or not self._sees_as_student(teacher, student) else z.clone()
                 for teacher in self.active
             ]
             self._batch = strategy.mbatch
         return self._images
-
-    def _fixed_features(self, strategy: Strategy) -> Tensor | None:
-        """The student's features of the current batch, if it has been forwarded and its image tower does not change."""
-        if self._student is None or self._student[0] is not strategy.mbatch or self._student[1].requires_grad:
-            return None
-        return self._student[1] if image_tower_is_fixed(classifier_of(strategy, self)) else None
 
     def _sees_as_student(self, teacher: Teacher, student: ClipClassifier) -> bool:
         """Whether the student's image tower is the teacher's. They are compared again when somebody has written to a weight."""
@@ -316,6 +302,14 @@ class Teachers(SupervisedPlugin):
         if self.half == "always" or (self.half == "auto" and device.type == "cuda"):
             teacher.to(torch.float16 if device.type == "cuda" else torch.bfloat16)
         return Teacher(teacher)
+
+
+def _fixed_features(student: ClipClassifier, x: Tensor) -> Tensor | None:
+    """The student's features of these images, if it has been forwarded on them and its image tower does not change."""
+    features = student.features
+    if features is None or features.x is not x or features.image.requires_grad or not image_tower_is_fixed(student):
+        return None
+    return features.image
 
 
 def _same(a: list[tuple[Tensor, int]], b: list[tuple[Tensor, int]]) -> bool:
