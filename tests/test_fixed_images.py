@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from mulki_plugins.adapters import LoRA
+from mulki_plugins.heads import Rail
 from mulki_plugins.models import ClipClassifier
 from mulki_plugins.models.fixed_images import image_tower_is_fixed
 from mulki_plugins.models.head import TextHead
@@ -350,3 +351,33 @@ def test_batches_are_known_by_their_pixels():
     assert checksum_of_pixels(x) == checksum_of_pixels(same_pixels)
     assert len({checksum_of_pixels(each) for each in (x, other, x[:1], x.reshape(1, 6, 4, 4))}) == 4
     assert checksum_of_pixels(x.float()) is None
+
+
+def test_another_head_reads_other_features(stream):
+    model, kept, encoded = student(stream, train="text").eval(), KeptFeatures(), []
+
+    def encode():
+        encoded.append(model.encode_for_head(torch.ones(2, 3, 16, 16)))
+        return encoded[-1]
+
+    for head in (TextHead(), Rail(width=8, features="projected"), Rail(width=8, features="pooled")):
+        model.put_on(head)
+        kept.begin(model, keep=True)
+        features = kept.of((0, 0, 1), encode)
+        assert torch.equal(features, model.encode_for_head(torch.ones(2, 3, 16, 16)))
+    assert len(encoded) == 2, "the first two read the same"
+
+
+def test_batches_of_another_size_are_other_batches(tmp_path, encoded):
+    class Sizes(SupervisedPlugin):
+        def after_training_exp(self, strategy, **kwargs):
+            strategy.eval_mb_size += 1
+
+    with registered("sizes", Sizes):
+        rows = {}
+        for cache in ("auto", "off"):
+            changes = Changes(
+                strategy="finetune", settings=(*SMALL, TEXT_ALONE, f"evaluate.cache={cache}"), with_plugins=("sizes",)
+            )
+            rows[cache] = run_experiment(resolve("recipes/mtil.yaml", changes), 0, tmp_path / cache).matrix
+    assert rows["auto"] == rows["off"]
