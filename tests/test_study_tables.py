@@ -136,6 +136,14 @@ def test_names_in_the_figure_lie_beside_one_another():
             assert shared is None or shared.width * shared.height < 0.2 * smaller, (a, b)
 
 
+@pytest.mark.figures
+@pytest.mark.parametrize("known", [[], [{"transfer": None}], [{"transfer": None}, {}]])
+def test_a_figure_needs_no_points(known):
+    lines = [line("only", seed, 50.0, zero_shot_later=40.0, **more) for seed, more in enumerate(known)]
+    seen = draw([*map(state, lines)], Study(name="x", recipes=["mtil"]))
+    assert [text.get_text() for axes in seen.axes for text in axes.texts] == ["only"] * ({} in known)
+
+
 def test_costs_are_compared_within_a_round():
     steps = {"finetune": (10.0, 20.0, 12.0), "lwf": (14.0, 30.0, 15.0)}
     lines = [cost(label, i, step) for i in range(3) for label, step in ((k, v[i]) for k, v in steps.items())]
