@@ -99,6 +99,15 @@ def feature_distillation(student: Tensor, teacher: Tensor, weights: Tensor) -> T
     return (weights * (1 - (student * teacher).sum(1))).mean()
 
 
+def movement_along(student: Tensor, teacher: Tensor, directions: Tensor) -> Tensor:
+    """How far features have moved along given directions; movement orthogonal to all of them is free.
+
+    L = mean_n mean_b ((student_n − teacher_n)·direction_b)², a scalar ≥ 0. student, teacher: [N, d]; directions: unit norm
+    [B, d].
+    """
+    return ((student - teacher) @ directions.T).square().mean()
+
+
 def contrastive_distillation(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Distil image-text similarities both ways: (over the texts of each image, over the images of each text).
 

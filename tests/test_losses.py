@@ -184,6 +184,20 @@ def test_mixture_weights_by_loops_and_their_ends():
     assert torch.allclose(doubled, losses.mixture_weights([a, b], 3.0)), "the scale of the scores does not matter"
 
 
+def test_movement_along_directions_leaves_orthogonal_movement_free():
+    generator = torch.Generator().manual_seed(3)
+    directions = F.normalize(torch.randn(3, 8, generator=generator, dtype=torch.float64), dim=1)
+    before = torch.randn(4, 8, generator=generator, dtype=torch.float64)
+    basis = torch.linalg.qr(directions.T)[0]
+    step = torch.randn(4, 8, generator=generator, dtype=torch.float64)
+    free = step - step @ basis @ basis.T
+    assert losses.movement_along(before + free, before, directions).item() == pytest.approx(0.0, abs=1e-20)
+    expected = (
+        sum(sum(a * b for a, b in zip(m, d, strict=True)) ** 2 for m in step.tolist() for d in directions.tolist()) / 12
+    )
+    assert losses.movement_along(before + free + step, before, directions).item() == pytest.approx(expected)
+
+
 def test_feature_distillation_by_loops():
     student, teacher, w = unit(4, 3, seed=1), unit(4, 3, seed=2), [0.2, 0.0, 1.0, 0.7]
     expected = sum(

@@ -78,14 +78,19 @@ _LATER_OPTIONS = (
 _LATEST_OPTIONS = (("adding", ("targets",)), ("connecting", ("initial_importance", "towers")))
 """The same, of those that all joined at once after the others: a run was measured with all of both kinds, or without these."""
 
+_NEWEST_OPTIONS = (("preserving", ("orthogonal",)),)
+"""The same, of those that joined after both."""
+
 
 def known_fingerprints(recipe: Recipe) -> set[str]:
     """The fingerprint of a recipe, and those of earlier versions: before plugins got further options."""
     data = select_decisive(recipe)
     found = {_hash(data, 12)}
-    for options, added in _defaulted(data, _LATEST_OPTIONS):
-        for each in added:
-            del options[each]
+    for table in (_NEWEST_OPTIONS, _LATEST_OPTIONS):
+        for options, added in _defaulted(data, table):
+            for each in added:
+                del options[each]
+        found.add(_hash(data, 12))
     later = _defaulted(data, _LATER_OPTIONS)
     for length in range(len(later) + 1):
         for chosen in itertools.combinations(later, length):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mulki_plugins.losses import distillation, feature_distillation
+from mulki_plugins.losses import distillation, feature_distillation, movement_along
 from mulki_plugins.models.text_tower import length_needed
 from mulki_plugins.stages.mixtures import distorted, mixed
 from mulki_plugins.stages.stage import Stage, Strategy, autocast_of, classifier_of, features_of
@@ -22,15 +22,18 @@ class Preserving(Stage):
     For each task, sentences are made of words outside the classes of all tasks so far, in the templates of these tasks and
     alone; each step draws some of them. With the features v and v⁰ of those sentences by the student and by the initial
     teacher, over images x of the step:
-    L = logits·mean_x T²·KL(s·z⁰ v⁰ᵀ ‖ s·z vᵀ) + texts·mean_v ‖v − v⁰‖² + features·mean_x (1 − z·z⁰).
-    The first term teaches both towers, the second the text tower, the third the image tower. It takes part in every task, the
-    first too. If `teachers` uses the previous teacher alone, that one speaks in the initial one's place.
+    L = logits·mean_x T²·KL(s·z⁰ v⁰ᵀ ‖ s·z vᵀ) + texts·mean_v ‖v − v⁰‖² + orthogonal·mean_v,x ((v − v⁰)·z⁰)²
+    + features·mean_x (1 − z·z⁰).
+    The first term teaches both towers, the next two the text tower, the last the image tower. The stage takes part in every
+    task, the first too. If `teachers` uses the previous teacher alone, that one speaks in the initial one's place.
 
     Args:
         weight: Factor of the loss.
         temperature: T of the softened distributions over the sentences; the divergence is multiplied by T².
         logits: Factor of the divergence of each image's distribution over the sentences.
         texts: Factor of the squared distance that the sentences' features have moved.
+        orthogonal: Factor of the square of their movement along the teacher's image features, so that they may move
+            orthogonally to these.
         features: Factor of the distance that the images' features have moved.
         count: Sentences drawn in each step.
         pool: Sentences that are made for each task, and that the teacher encodes once.
@@ -47,14 +50,14 @@ class Preserving(Stage):
     @checked
     def __init__(
         self, *, weight: Weight = 1.0, temperature: Positive = 2.0, logits: Weight = 1.0, texts: Weight = 0.0,
-        features: Weight = 0.0, count: Count = 64, pool: Count = 1000, longest: Count = 2, words: list[str] | None = None,
-        classes: bool = False, images: Literal["batch", "mixed", "distorted"] = "batch", alpha: Positive = 1.0,
+        orthogonal: Weight = 0.0, features: Weight = 0.0, count: Count = 64, pool: Count = 1000, longest: Count = 2,
+        words: list[str] | None = None, classes: bool = False, images: Literal["batch", "mixed", "distorted"] = "batch", alpha: Positive = 1.0,
     ) -> None:  # fmt: skip
         super().__init__()
-        if not (logits or texts or features):
-            raise ValueError("Preserving: expected at least one of logits, texts and features above 0")
+        if not (logits or texts or orthogonal or features):
+            raise ValueError("Preserving: expected at least one of logits, texts, orthogonal and features above 0")
         self.weight, self.temperature = weight, temperature
-        self.logits, self.texts, self.features = logits, texts, features
+        self.logits, self.texts, self.orthogonal, self.features = logits, texts, orthogonal, features
         self.count, self.pool, self.longest = count, pool, longest
         self.words = words
         self.classes = classes
@@ -98,14 +101,16 @@ class Preserving(Stage):
         model, teachers = classifier_of(strategy, self), Teachers.of(strategy, self)
         features = features_of(strategy, self)
         loss = features.image.new_zeros(())
-        if self.logits or self.texts:
+        if self.logits or self.texts or self.orthogonal:
             with autocast_of(strategy):
                 v = sentence_features(model, self._tokens[self._drawn], self._length)
             known = self._known[self._drawn].to(v)
             if self.texts:
                 loss = loss + self.texts * (v - known).square().sum(1).mean()
-        if self.logits or self.features:
+        if self.logits or self.orthogonal or self.features:
             z, of_teacher = self._image_features(strategy)
+            if self.orthogonal:
+                loss = loss + self.orthogonal * movement_along(v, known, of_teacher)
             if self.features:
                 loss = loss + self.features * feature_distillation(z, of_teacher, z.new_ones(()))
             if self.logits:
