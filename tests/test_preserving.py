@@ -102,7 +102,7 @@ def features(model, stream, weights_, x, tokens, task):
 def test_it_computes_its_equation(classifier, stream, benchmark, classes, use):
     initial = weights(classifier)
     teachers = Teachers(use=use)
-    stage = Watched(logits=0.7, texts=2.0, orthogonal=1000.0, features=0.4, temperature=3.0, count=5, classes=classes)
+    stage = Watched(logits=0.7, texts=2.0, orthogonal=3.0, features=0.4, temperature=3.0, count=5, classes=classes)
     strategy = naive(classifier, [teachers, stage], lr=0.1)
     strategy.train(benchmark.train_stream[0])
     before = weights(classifier)
@@ -124,8 +124,8 @@ def test_it_computes_its_equation(classifier, stream, benchmark, classes, use):
         expected += 0.4 * (1 - float(z[b] @ z0[b])) / len(z)
     expected += 2.0 * sum(float(((a - b) ** 2).sum()) for a, b in zip(v, v0, strict=True)) / 5
     along = sum(float((a - b) @ x) ** 2 for a, b in zip(v, v0, strict=True) for x in z0) / (5 * len(z0))
-    assert use == "previous" or 1000.0 * along > 1e-4, "or the test does not see it"
-    expected += 1000.0 * along
+    assert use == "previous" or 3.0 * along > 1e-5, "or the test does not see it"
+    expected += 3.0 * along
     assert expected > 5e-4, "or the test tells nothing"
     assert seen["loss"] == pytest.approx(expected, rel=1e-3)
 

@@ -51,7 +51,8 @@ class Preserving(Stage):
     def __init__(
         self, *, weight: Weight = 1.0, temperature: Positive = 2.0, logits: Weight = 1.0, texts: Weight = 0.0,
         orthogonal: Weight = 0.0, features: Weight = 0.0, count: Count = 64, pool: Count = 1000, longest: Count = 2,
-        words: list[str] | None = None, classes: bool = False, images: Literal["batch", "mixed", "distorted"] = "batch", alpha: Positive = 1.0,
+        words: list[str] | None = None, classes: bool = False,
+        images: Literal["batch", "mixed", "distorted"] = "batch", alpha: Positive = 1.0,
     ) -> None:  # fmt: skip
         super().__init__()
         if not (logits or texts or orthogonal or features):
