@@ -225,6 +225,17 @@ def small_parts():
 
 
 @pytest.fixture
+def second_model():
+    """A model of the name that studies/mini-vit.yaml asks for, as if it had been pre-trained and installed."""
+    there = Catalog()
+    Register(there, Provenance(distribution="mulki-vit-12", version="1")).model("mulki-vit-12", small_model, summary="a ViT")
+    catalog().parts.update(there.parts)
+    yield
+    for key in there.parts:
+        catalog().parts.pop(key, None)
+
+
+@pytest.fixture
 def stream() -> TaskStream:
     return small_stream()
 

@@ -38,7 +38,7 @@ def test_every_shipped_recipe_is_valid_and_opens_with_how_to_run_it(path):
     assert any(f"mulki run recipes/{path.name}" in line for line in opening)
 
 
-@pytest.mark.usefixtures("photographs")
+@pytest.mark.usefixtures("photographs", "second_model")
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_study_is_valid(path):
     done = CliRunner().invoke(main, ["validate", str(path)])
