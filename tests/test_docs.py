@@ -104,7 +104,7 @@ def test_every_script_runs():
         assert ("Naive(" in script) == ("Top1_Acc_Stream" in done.stdout)
 
 
-@pytest.mark.usefixtures("own_images")
+@pytest.mark.usefixtures("own_images", "second_model")
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if "mulki " in TEXTS[page] and "examples" not in page.parts], ids=by_page
 )
