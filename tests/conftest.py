@@ -228,7 +228,9 @@ def small_parts():
 def second_model():
     """A model of the name that studies/mini-vit.yaml asks for, as if it had been pre-trained and installed."""
     there = Catalog()
-    Register(there, Provenance(distribution="mulki-vit-12", version="1")).model("mulki-vit-12", small_model, summary="a ViT")
+    Register(there, Provenance(distribution="mulki-vit-12", version="1")).model(
+        "mulki-vit-12", small_model, summary="a ViT"
+    )
     catalog().parts.update(there.parts)
     yield
     for key in there.parts:

@@ -231,7 +231,12 @@ def test_a_line_of_an_earlier_version_is_known_by_its_options():
 @pytest.mark.usefixtures("second_model")
 @pytest.mark.parametrize(
     ("study", "page"),
-    [("mini", "results.md"), ("photos", "photographs.md"), ("mini-vit", "second-model.md"), ("leads", "exploration.md")],
+    [
+        ("mini", "results.md"),
+        ("photos", "photographs.md"),
+        ("mini-vit", "second-model.md"),
+        ("leads", "exploration.md"),
+    ],
 )
 def test_the_tables_of_the_documentation_come_from_its_lines(tmp_path, monkeypatch, study, page):
     document = tmp_path / page
