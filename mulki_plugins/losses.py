@@ -103,7 +103,7 @@ def movement_along(student: Tensor, teacher: Tensor, directions: Tensor) -> Tens
     """How far features have moved along given directions; movement orthogonal to all of them is free.
 
     L = mean_n mean_b ((student_n − teacher_n)·direction_b)², a scalar ≥ 0. student, teacher: [N, d]; directions: unit norm
-    [B, d].
+    [B, d]. Ours, for the stage preserving.
     """
     return ((student - teacher) @ directions.T).square().mean()
 

@@ -206,7 +206,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path):
     counts = json.loads(mulki("status", "mini", "--out", tmp_path, "--json").stdout)["counts"]
     said = re.search(r"(\d+) of the plan's 211 runs are still to come", (ROOT / "docs" / "results.md").read_text())
     assert counts == {"done": 211 - int(said[1]), "missing": int(said[1])}, (
-        "a new option whose default changes nothing belongs to _LATER_OPTIONS"
+        "a new option whose default changes nothing belongs to _LATER_GROUPS"
     )
     study = read_study("mini")
     lines = read_lines(study.measured)

@@ -75,19 +75,19 @@ _LATER_OPTIONS = (
 )  # fmt: skip
 """Options that plugins got when runs had been measured without them. Their defaults change no number."""
 
-_LATEST_OPTIONS = (("adding", ("targets",)), ("connecting", ("initial_importance", "towers")))
-"""The same, of those that all joined at once after the others: a run was measured with all of both kinds, or without these."""
-
-_NEWEST_OPTIONS = (("preserving", ("orthogonal",)),)
-"""The same, of those that joined after both."""
+_LATER_GROUPS = (
+    (("preserving", ("orthogonal",)),),
+    (("adding", ("targets",)), ("connecting", ("initial_importance", "towers"))),
+)
+"""The same, of those that joined after the others, the newest group first. A run knows all options of a group, or none."""
 
 
 def known_fingerprints(recipe: Recipe) -> set[str]:
     """The fingerprint of a recipe, and those of earlier versions: before plugins got further options."""
     data = select_decisive(recipe)
     found = {_hash(data, 12)}
-    for table in (_NEWEST_OPTIONS, _LATEST_OPTIONS):
-        for options, added in _defaulted(data, table):
+    for group in _LATER_GROUPS:
+        for options, added in _defaulted(data, group):
             for each in added:
                 del options[each]
         found.add(_hash(data, 12))
