@@ -595,6 +595,11 @@ def test_a_recipe_is_no_study_and_a_study_no_recipe():
         "this is a recipe, not a study; type `mulki run recipes/mtil.yaml`"
         in mulki("recipes/mtil.yaml", status=2).stderr
     )
+    assert (
+        "studies/mini.yaml:1: $: this is a study, not a recipe; type `mulki study studies/mini.yaml`"
+        in CliRunner().invoke(main, ["run", "studies/mini.yaml"]).stderr
+    )
+    assert "this is a strategy, not a study; use it with --strategy" in mulki("strategies/lwf.yaml", status=2).stderr
     assert "'mini' is a study; type `mulki study mini`" in CliRunner().invoke(main, ["run", "mini"]).stderr
     assert "'mtil' is a recipe; type `mulki run mtil`" in mulki("mtil", status=2).stderr
 

@@ -31,13 +31,14 @@ def validate(recipe: str, as_json: bool, **options: Any) -> None:
     """Check RECIPE and report all mistakes at once.
 
     It checks the syntax, values, every name and option, and the order of the stack. RECIPE is a path or the name of
-    an installed recipe. A file in a folder called `strategies` or `studies` is checked as a strategy or a study. Each
-    mistake is reported with file, line and path; the exit status is then 2.
+    an installed recipe. A file in a folder called `strategies` or `studies`, or with the keys of one, is checked as a
+    strategy or a study. Each mistake is reported with file, line and path; the exit status is then 2.
     """
     try:
-        if _is_in_folder(recipe, "studies"):
+        kind = _kind_of(recipe)
+        if kind == "studies":
             summary = _check_study(recipe, options)
-        elif _is_in_folder(recipe, "strategies"):
+        elif kind == "strategies":
             summary = _check_strategy(recipe, options)
         else:
             summary = _check_recipe(recipe, options)
@@ -85,6 +86,22 @@ def check_class_names(recipe: Recipe) -> list[str]:
         return []
     tasks = read_texts(recipe.stream.options["tasks"])
     return check_sentences(tasks, pairs.read, across=recipe.evaluate.classes != "task")
+
+
+def _kind_of(name: str) -> str:
+    """What the file is checked as: what its folder says, else what its keys say, else a recipe."""
+    for folder in ("studies", "strategies"):
+        if _is_in_folder(name, folder):
+            return folder
+    if not os.path.isfile(name):
+        return "recipes"
+    from mulki_plugins.recipe.files import kind_of
+    from mulki_plugins.recipe.yaml import read_yaml
+
+    try:
+        return kind_of(read_yaml(Path(name), name).value) or "recipes"
+    except MulkiError:  # reported when it is read as a recipe
+        return "recipes"
 
 
 def _is_in_folder(name: str, folder: str) -> bool:

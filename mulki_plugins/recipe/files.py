@@ -16,7 +16,7 @@ from mulki_plugins.recipe.check import check_name, check_recipe
 from mulki_plugins.recipe.layers import overlay, write_out_plugins
 from mulki_plugins.recipe.parts import check_plugins
 from mulki_plugins.recipe.schema import StrategyFile
-from mulki_plugins.recipe.yaml import Tree, locate, read_yaml, sort_by_line
+from mulki_plugins.recipe.yaml import Origin, Tree, locate, read_yaml, sort_by_line
 from mulki_plugins.registry.catalog import Provenance
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.types import collect_mistakes, convert
@@ -29,6 +29,12 @@ DEFAULTABLE = ("train", "evaluate", "model")
 """The parts of a recipe for which a strategy may bring defaults."""
 _OF_MODEL = ("train", "adapters", "head")
 """The options of the model that are a strategy's to set."""
+_OWN_KEYS = {
+    "recipes": {"stream", "model", "strategy", "train"},
+    "strategies": {"plugins", "paper", "base"},
+    "studies": {"recipes", "parts", "orders", "choice", "cost"},
+}
+"""Keys that only one kind of file has."""
 
 
 @frozen
@@ -156,9 +162,30 @@ def registered_name(kind: str, path: Path) -> str | None:
     return None
 
 
+def kind_of(values: dict[str, Any]) -> str | None:
+    """The kind of file that has such keys: `recipes`, `strategies` or `studies`. None if they fit none or several."""
+    kinds = [kind for kind, keys in _OWN_KEYS.items() if keys & set(values)]
+    return kinds[0] if len(kinds) == 1 else None
+
+
+def refuse_other_kind(tree: Tree, file: YamlFile, kind: str) -> None:
+    """Raises Mistakes, with what to type instead, if the file's keys are those of another kind than expected."""
+    found = kind_of(tree.value)
+    if found is None or found == kind:
+        return
+    path = shlex.quote(file.shown)
+    advice = {
+        "recipes": f"type `mulki run {path}`",
+        "strategies": f"use it with --strategy, such as mtil --strategy {path}",
+        "studies": f"type `mulki study {path}`",
+    }[found]
+    what = f"this is a {SINGULAR[found]}, not a {SINGULAR[kind]}; {advice}"
+    raise Mistakes([locate(Origin(file.shown, 1), (), what)])
+
+
 def read_strategy(file: YamlFile) -> tuple[StrategyFile, Tree]:
     """The strategy in a file, and its values with their lines. Raises Mistakes; does not check the stack and the defaults."""
-    tree = read_yaml(file.path, file.shown)
+    tree = _read_strategy_tree(file)
     strategy, wrong = _convert_strategy(tree, file)
     if strategy is None or wrong:
         raise _locate_all(tree, wrong)
@@ -167,7 +194,7 @@ def read_strategy(file: YamlFile) -> tuple[StrategyFile, Tree]:
 
 def check_strategy(file: YamlFile) -> StrategyFile:
     """The strategy in a file, with its stack and its defaults checked too. Raises Mistakes."""
-    tree = read_yaml(file.path, file.shown)
+    tree = _read_strategy_tree(file)
     strategy, wrong = _convert_strategy(tree, file)
     plugins, defaults = tree.value.get("plugins"), tree.value.get("defaults")
     if isinstance(plugins, list):
@@ -177,6 +204,12 @@ def check_strategy(file: YamlFile) -> StrategyFile:
     if strategy is None or wrong:
         raise _locate_all(tree, wrong)
     return strategy
+
+
+def _read_strategy_tree(file: YamlFile) -> Tree:
+    tree = read_yaml(file.path, file.shown)
+    refuse_other_kind(tree, file, "strategies")
+    return tree
 
 
 def _locate_all(tree: Tree, wrong: list[OptionError]) -> Mistakes:

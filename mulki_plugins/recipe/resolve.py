@@ -19,6 +19,7 @@ from mulki_plugins.recipe.files import (
     find,
     list_registered,
     read_strategy,
+    refuse_other_kind,
     registered_name,
     suggest_file,
     warn_of_borrowed_name,
@@ -75,7 +76,7 @@ def resolve(name: str, changes: Changes | None = None) -> Resolution:
     changes = changes or Changes()
     file = find("recipes", name)
     draft = _Draft(read_yaml(file.path, file.shown), notices=[file.notice] if file.notice else [])
-    _refuse_strategy_file(draft.tree, file)
+    refuse_other_kind(draft.tree, file, "recipes")
     _check_name_is_free(draft, file)
     write_out_short_forms(draft.tree)
     strategy_settings = [setting for setting in changes.settings if chooses_strategy(setting)]
@@ -113,13 +114,6 @@ def resolve(name: str, changes: Changes | None = None) -> Resolution:
 def chooses_strategy(setting: str) -> bool:
     """Whether a `--set` names the strategy itself."""
     return bool(_SETS_STRATEGY.match(setting))
-
-
-def _refuse_strategy_file(tree: Tree, file: YamlFile) -> None:
-    keys = set(tree.value)
-    if "plugins" in keys and not keys & {"stream", "model", "strategy", "train"}:
-        what = f"this is a strategy, not a recipe; use it with --strategy, such as mtil --strategy {file.shown}"
-        raise Mistakes([locate(Origin(file.shown, 1), (), what)])
 
 
 def _check_name_is_free(draft: _Draft, file: YamlFile) -> None:

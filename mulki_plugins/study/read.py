@@ -10,7 +10,7 @@ from attrs import frozen
 
 from mulki_plugins.errors import Location, Mistakes, MulkiError, OptionError, did_you_mean
 from mulki_plugins.recipe.check import check_name
-from mulki_plugins.recipe.files import YamlFile, find
+from mulki_plugins.recipe.files import YamlFile, find, refuse_other_kind
 from mulki_plugins.recipe.layers import get
 from mulki_plugins.recipe.yaml import Tree, locate, read_yaml, sort_by_line
 from mulki_plugins.study.plan import CHOICE, COST, Job, choice_jobs, cost_jobs, plan_run, reported_jobs
@@ -38,8 +38,7 @@ def read_study(name: str) -> StudyFile:
     """The study of that path or name, with every run's recipe checked. Raises Mistakes."""
     file = find("studies", name)
     tree = read_yaml(file.path, file.shown)
-    if {"stream", "model"} <= set(tree.value):
-        raise Mistakes([f"{file.shown}: this is a recipe, not a study; type `mulki run {name}`"])
+    refuse_other_kind(tree, file, "studies")
     study: Study | None = None
     wrong: list[OptionError] = []
     try:
