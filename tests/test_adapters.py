@@ -312,3 +312,16 @@ def test_a_run_trains_the_adapters_alone(tmp_path, benchmark, stream):
         {n: w for n, w in weights(model).items() if n not in changed},
         {n: w for n, w in before.items() if n not in changed},
     )
+
+
+def test_a_notice_says_that_the_whole_model_learns_beside_its_adapters():
+    def notices(*settings, strategy="finetune"):
+        changed = resolve("mtil", Changes(strategy=strategy, settings=("model.adapters=[lora]", *settings)))
+        return [notice for notice in changed.notices if "$.model.train" in notice]
+
+    [notice] = notices()
+    assert "`--set model.train=adapters` trains the adapters alone" in notice
+    assert not notices("model.train=all")
+    assert not notices("model.train=adapters")
+    assert not notices(strategy="lora")
+    assert not notices(strategy="zero-shot")

@@ -105,7 +105,7 @@ def resolve(name: str, changes: Changes | None = None) -> Resolution:
     draft.wrong += sort_by_line(report(draft.tree, mistakes_in_values))
     if draft.wrong or recipe is None:
         raise Mistakes(dict.fromkeys(draft.wrong))
-    draft.notices += _list_short_warmups(recipe)
+    draft.notices += [*_list_short_warmups(recipe), *_list_unfrozen_weights(recipe, draft.tree)]
     if notice := warn_of_borrowed_name(recipe.strategy.name, [entry.name for entry in recipe.strategy.plugins]):
         draft.notices.append(notice)
     return Resolution(recipe=recipe, tree=Tree(as_data(recipe), dict(draft.tree.origins)), notices=draft.notices)
@@ -282,3 +282,19 @@ def _list_short_warmups(recipe: Recipe) -> list[str]:
     budgets |= {f"$.train.per_task.{name}": budget.iterations for name, budget in train.per_task.items()}
     notices = {where: train.schedule.shortened(steps) for where, steps in budgets.items() if steps}
     return [f"{where}: {notice}" for where, notice in notices.items() if notice]
+
+
+def _list_unfrozen_weights(recipe: Recipe, tree: Tree) -> list[str]:
+    """A notice if the model's own weights learn beside its adapters only because `model.train` was not written."""
+    model, path = recipe.model.options, ("model", "train")
+    if (
+        not model.get("adapters")
+        or model.get("train") != "all"
+        or path in tree.origins
+        or recipe.strategy.base == "none"
+    ):
+        return []
+    message = (
+        "all weights of the model learn beside its adapters; `--set model.train=adapters` trains the adapters alone"
+    )
+    return [locate(tree.origin(path), path, message)]
