@@ -9,7 +9,7 @@ import pytest
 import torch
 from attrs import evolve
 from click.testing import CliRunner
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 
 from mulki_plugins.bench import measure as measuring
 from mulki_plugins.bench import passes as passes_module
@@ -25,9 +25,11 @@ from mulki_plugins.bench.table import as_text, duration
 from mulki_plugins.bench.thin import Thinned, affordable_batch, sample_sizes, shortened, some
 from mulki_plugins.cli import main
 from mulki_plugins.errors import MulkiError
+from mulki_plugins.ranks.batches import OwnBatches
 from mulki_plugins.recipe.budget import evaluations, trainings
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.recipe.schema import Choice
+from mulki_plugins.stages.statistics import evaluation_batches
 from mulki_plugins.streams.task import ArrayImages
 from tests.conftest import SIZE, small_world
 
@@ -127,12 +129,15 @@ def read_all(loader, clock, seconds):
     return read
 
 
-def test_a_long_pass_is_cut_short_and_reckoned():
+@pytest.mark.parametrize("sampled", [lambda batches: None, lambda batches: batches, OwnBatches])
+def test_a_long_pass_is_cut_short_and_reckoned(sampled):
     clock = Clock()
     passes = Passes(Stopwatch(clock=clock), clock)
     data = TensorDataset(torch.zeros(95, 1))
+    batches = sampled(BatchSampler(SequentialSampler(data), 10, drop_last=False))
+    loader = DataLoader(data, batch_size=10) if batches is None else DataLoader(data, batch_sampler=batches)
     with passes.watching():
-        assert read_all(DataLoader(data, batch_size=10), clock, 2.0) == 20
+        assert read_all(loader, clock, 2.0) == 20
     [found] = passes.take()
     assert (found.images, found.read, found.seconds, found.rate) == (95, 20, 4.0, 0.2)
     assert found.whole == pytest.approx(4.0 + 75 * 0.2)
@@ -164,6 +169,23 @@ def test_a_pass_in_random_order_that_says_how_many_images_it_reads_is_cut_short(
     with passes.watching():
         assert read_all(DataLoader(data, 10, sampler=RandomSampler(data, num_samples=60)), clock, 2.0) == 20
     assert [(each.images, each.read) for each in passes.take()] == [(60, 20)]
+
+
+class Images(TensorDataset):
+    """Has the view of Avalanche's data sets for an evaluation."""
+
+    def eval(self):
+        return self
+
+
+def test_the_pass_of_a_stage_or_a_head_is_cut_short():
+    clock = Clock()
+    passes = Passes(Stopwatch(clock=clock), clock)
+    images = Images(torch.zeros(95, 1), torch.zeros(95, dtype=torch.long))
+    with passes.watching():
+        for _ in evaluation_batches(images, 10, shared=True):
+            clock.advance(2.0)
+    assert [(each.images, each.read) for each in passes.take()] == [(95, 20)]
 
 
 def test_a_slow_machine_reads_a_few_images_of_each_batch():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import jsonschema
 import pytest
 from click.testing import CliRunner
@@ -135,7 +136,7 @@ def test_every_command_works(page):
             "extend",
         )
         if words[0] in after_a_run or (words[0] == "data" and "mine.yaml" not in words):
-            words = [*words[: 2 if words[0] == "data" else 1], "--help"]
+            words = check_options(words)
         if words[0] == "run" or (words[0] == "study" and words[1] not in main.commands["study"].commands):
             words.append("--dry-run")
         done = CliRunner().invoke(main, words)
@@ -149,6 +150,18 @@ def test_every_command_works(page):
             *options_of(main),
             *(o for name in names[:1] for o in options_of(main.commands[name])),
         }
+
+
+def check_options(words):
+    """The words that print the help of a command, once its options and their values have been parsed."""
+    command, depth = main.commands[words[0]], 1
+    while hasattr(command, "commands") and words[depth : depth + 1] and words[depth] in command.commands:
+        command, depth = command.commands[words[depth]], depth + 1
+    values, _, _ = command.make_parser(click.Context(command)).parse_args(list(words[depth:]))
+    for parameter in command.params:
+        if parameter.name in values and isinstance(parameter.type, click.Choice | click.IntRange):
+            parameter.type_cast_value(click.Context(command), values[parameter.name])
+    return [*words[:depth], "--help"]
 
 
 def options_of(command):

@@ -36,6 +36,7 @@ def test_the_words_of_a_vocabulary(entries, inner):
 def test_a_tokenizer_without_a_vocabulary_needs_words(classifier, benchmark):
     assert vocabulary_words(len) == []
     classifier.tokenizer = lambda texts: small_tokenizer(texts)
+    naive(classifier, [Teachers(), Preserving(logits=0, features=1.0)]).train(benchmark.train_stream[0])
     with pytest.raises(MulkiError, match="shows no vocabulary"):
         naive(classifier, [Teachers(), Preserving()]).train(benchmark.train_stream[0])
 
@@ -210,7 +211,6 @@ def test_a_distorted_image_has_its_colours_in_another_order():
     half = torch.zeros(1, 3, 8, 8)
     half[..., 4:] = 1
     moved = mixtures.distorted(half.expand(20, 3, 8, 8)).abs()
-    assert moved.min() >= 0
     assert moved.max() <= 1 + 1e-5
     assert len({tuple(image.flatten().round(decimals=3).tolist()) for image in moved}) > 15
 

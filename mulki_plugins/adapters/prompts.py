@@ -137,7 +137,7 @@ class ContextPrompts(RoutedAdapter):
         return (task + 1) * self.levels - 1  # ω = 1
 
     def learn_route(self, clip: nn.Module, task: int, features: Iterable[Tensor]) -> None:
-        gaussians_of(clip).of(task).fit(features, self.claimed or 1.0)
+        gaussians_of(clip).of(task).fit(features, 1.0 if self.claimed is None else self.claimed)
 
     def route(self, clip: nn.Module, features: Tensor) -> Tensor:
         density, task = gaussians_of(clip).most_likely(features, claiming=self.claimed is not None)

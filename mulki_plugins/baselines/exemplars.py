@@ -15,7 +15,7 @@ from mulki_plugins.losses import herded
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.ranks.batches import in_order
 from mulki_plugins.stages.protocols import Dataset, Strategy
-from mulki_plugins.stages.statistics import evaluation_batches
+from mulki_plugins.stages.statistics import evaluating, evaluation_batches
 
 Indices = list[list[int]]
 """[task label, index in the training set of that task's experience] of each image, in order."""
@@ -90,13 +90,11 @@ class HerdedExemplars(ExemplarsBuffer):
 @torch.no_grad()
 def _encode(model: ClipClassifier, dataset: Dataset) -> tuple[Tensor, Tensor, Tensor]:
     """Features [N, d], classes [N] and task labels [N] of a training set."""
-    training = model.training
-    model.eval()
-    batches = [
-        (model.encode_image(x.to(model.scale.device)).float().cpu(), y, tasks)
-        for x, y, tasks in evaluation_batches(dataset, shared=True)
-    ]
-    model.train(training)
+    with evaluating(model):
+        batches = [
+            (model.encode_image(x.to(model.scale.device)).float().cpu(), y, tasks)
+            for x, y, tasks in evaluation_batches(dataset, shared=True)
+        ]
     every = in_order(batches)
     features, classes, tasks = (torch.cat(each) for each in zip(*every, strict=True))
     return features, classes, tasks

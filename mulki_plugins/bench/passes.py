@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 from attrs import define, field, frozen
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler
 
 from mulki_plugins.bench.stopwatch import Stopwatch, replaced
+from mulki_plugins.ranks.batches import OwnBatches
 
 ENOUGH = 3.0
 """Seconds after which a pass is cut short."""
@@ -74,16 +75,17 @@ class Passes:
     def _read(self, loader: DataLoader[Any], batches: Iterator[Any]) -> Iterator[Any]:
         """The batches of a loader, fewer if they take too long."""
         timed = self.watch.watch_items(batches, "loading")
-        endless = isinstance(loader.sampler, RandomSampler) and loader.sampler._num_samples is None
-        if self.evaluating or endless or loader.batch_size is None:
+        sampler, whole = _order_of(loader)
+        endless = isinstance(sampler, RandomSampler) and sampler._num_samples is None
+        if self.evaluating or endless or whole is None:
             yield from timed
             return
-        images = len(loader.sampler) if isinstance(loader.sampler, Sized) else 0
-        size = min(loader.batch_size, self.rows or loader.batch_size)
+        images = len(sampler) if isinstance(sampler, Sized) else 0
+        size = min(whole, self.rows or whole)
         began, first, first_seconds = self.clock(), 0, 0.0
         read, seconds = 0, 0.0
         for batch in timed:
-            yield batch if size == loader.batch_size else [each[:size] for each in batch]
+            yield batch if size == whole else [each[:size] for each in batch]
             read, seconds = min(read + size, images), self.clock() - began
             if not first:
                 first, first_seconds = read, seconds
@@ -92,3 +94,13 @@ class Passes:
         if read:
             rate = (seconds - first_seconds) / (read - first) if read > first else seconds / read
             self.found.append(Pass(images=images, read=read, seconds=seconds, rate=rate))
+
+
+def _order_of(loader: DataLoader[Any]) -> tuple[Sampler[Any] | Iterable[Any], int | None]:
+    """The sampler of a loader's images and the size of its batches; None if these have no fixed size."""
+    batches = loader.batch_sampler
+    if loader.batch_size is None and isinstance(batches, OwnBatches):
+        batches = batches.batches
+    if isinstance(batches, BatchSampler):
+        return batches.sampler, batches.batch_size
+    return loader.sampler, None

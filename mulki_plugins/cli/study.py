@@ -52,7 +52,7 @@ def run(conductor: Conductor, only: tuple[str, ...], **options: Any) -> None:
     from mulki_plugins.study.conduct import choose_jobs
     from mulki_plugins.study.tables import results_text
 
-    if _run(conductor, choose_jobs(conductor.reported(), only), **options):
+    if _run(conductor, choose_jobs(conductor.reported(), only), **options) and not options["dry_run"]:
         found = conductor.look(conductor.reported())
         _echo_text(results_text(found, conductor.file.study, conductor.costs()))
 
@@ -232,7 +232,10 @@ def _all_jobs(conductor: Conductor) -> list[Job]:
 def _run(
     conductor: Conductor, jobs: Sequence[Job], *, dry_run: bool, no_wait: bool, options: tuple[str, ...], **more: Any
 ) -> bool:
-    """Run what is missing of these; returns whether everything is done. Exits with 1 if a run failed or was cancelled."""
+    """Run what is missing of these, or print it. Returns whether everything is done.
+
+    Exits with 1 if a run failed or was cancelled.
+    """
     from mulki_plugins.study.conduct import summary, with_options
     from mulki_plugins.study.slurm import minutes
 
@@ -242,8 +245,7 @@ def _run(
     how = with_options(conductor.file.study.run, options=pairs, **more)
     minutes(how.slurm.time)
     if dry_run:
-        _print_commands(conductor, jobs)
-        return False
+        return _print_commands(conductor, jobs)
     found = conductor.run(jobs, how, wait=not no_wait)
     unfinished = [state for state in found if state.status in ("failed", "stopped", "missing")]
     echo_note(summary(found))
@@ -258,7 +260,8 @@ def _echo_text(text: str) -> None:
     click.echo("\n".join(map(printable, text.splitlines())))
 
 
-def _print_commands(conductor: Conductor, jobs: Sequence[Job]) -> None:
+def _print_commands(conductor: Conductor, jobs: Sequence[Job]) -> bool:
+    """Print the commands of the runs that are missing. Returns whether none is."""
     from mulki_plugins.study.conduct import summary
     from mulki_plugins.study.launch import arguments
 
@@ -267,6 +270,7 @@ def _print_commands(conductor: Conductor, jobs: Sequence[Job]) -> None:
     for state in found:
         if state.status != "done":
             click.echo(printable(f"mulki run {shlex.join(arguments(state.run))}"))
+    return all(state.status == "done" for state in found)
 
 
 def _status_data(conductor: Conductor, found: Sequence[State], left: float | None) -> dict[str, Any]:

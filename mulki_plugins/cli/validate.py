@@ -112,11 +112,12 @@ def _is_in_folder(name: str, folder: str) -> bool:
 def _check_study(name: str, options: dict[str, Any]) -> str:
     if any(options.values()):
         raise MulkiError(f"{name}: a study is checked without options", "--set, --with and the like change a recipe")
-    from mulki_plugins.study.plan import choice_jobs, reported_jobs
+    from mulki_plugins.study.plan import choice_jobs, reported_jobs_of_any_choice
     from mulki_plugins.study.read import read_study
 
     study = read_study(name).study
-    runs, candidates = sum(1 for _ in reported_jobs(study)), sum(1 for _ in choice_jobs(study))
+    runs = sum(1 for _ in reported_jobs_of_any_choice(study))
+    candidates = sum(1 for _ in choice_jobs(study))
     return f"study {study.name}, {runs} runs" + (f", {candidates} to choose settings" if candidates else "")
 
 

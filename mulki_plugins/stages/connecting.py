@@ -21,16 +21,16 @@ class Connecting(SupervisedPlugin):
     """Stage 4: averages the weights within a task and interpolates with the weights before it.
 
     θ ← (1 − inter)·θ̄ + inter·θ_start at a task's end, θ̄ being the mean of the weights after every `every` steps of the task
-    and θ_start the weights before it. A task shorter than `every` steps has its last weights as θ̄. Only weights that learn
-    are touched: buffers, such as BatchNorm's, stay as training left them. With `initial`, the weights θ_0 from before the
-    first task join in: θ ← (1 − initial)·[(1 − inter)·θ̄ + inter·θ_start] + initial·θ_0.
+    and θ_start the weights before it. In a task shorter than `every` steps the last weights are the only snapshot. Only
+    weights that learn are touched: buffers, such as BatchNorm's, stay as training left them. With `initial`, the weights
+    θ_0 from before the first task join in: θ ← (1 − initial)·[(1 − inter)·θ̄ + inter·θ_start] + initial·θ_0.
     Weight averaging: Izmailov et al., 2018, arXiv 1803.05407; interpolation: Wortsman et al., 2022, arXiv 2109.01903.
 
     Args:
-        every: Steps between two snapshots of the running mean; null for the last weights alone.
+        every: Steps between two snapshots of the running mean; null for one at the task's end.
         inter: Share of the weights from before the task.
         initial: Share of the weights from before the first task in the result.
-        start: Include the weights at the task's start in the mean.
+        start: Make the weights at the task's start a snapshot too.
         importance: Interpolate each weight by how much it matters to the tasks before and to this one, see `Importance`.
         initial_importance: Let θ_0 join in by how much each weight matters to the pre-trained model and to the tasks so far,
             instead of with the same share everywhere; only with `importance` and `initial`.

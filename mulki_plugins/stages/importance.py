@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.stages.protocols import Dataset, unwrapped
-from mulki_plugins.stages.statistics import evaluation_batches
+from mulki_plugins.stages.statistics import evaluating, evaluation_batches
 
 
 @define(eq=False)
@@ -146,17 +146,15 @@ def sensitivity(
     After Aljundi et al., 2018 (MAS, arXiv 1711.09601), who take the gradient of the features' squared norm.
     """
     generator = torch.Generator().manual_seed(0)
-    training, mean = model.training, RunningMean()
-    model.eval()
-    for x, _, labels in evaluation_batches(dataset, batch_size, generator=generator, most=batches * batch_size):
-        with torch.enable_grad():
+    mean = RunningMean()
+    with evaluating(model), torch.enable_grad():
+        for x, _, labels in evaluation_batches(dataset, batch_size, generator=generator, most=batches * batch_size):
             z = model.encode_image(x.to(model.scale.device))
             texts = [model.encode_text(int(task), all_templates=False) for task in torch.unique(labels)]
             moved = torch.stack([_along_random(features, generator) for features in (z, *texts)]).sum()
             gradients = torch.autograd.grad(moved, list(weights.values()), allow_unused=True)
-        pairs = zip(weights.items(), gradients, strict=True)
-        mean.add({name: torch.zeros_like(w) if g is None else g.square() for (name, w), g in pairs})
-    model.train(training)
+            pairs = zip(weights.items(), gradients, strict=True)
+            mean.add({name: torch.zeros_like(w) if g is None else g.square() for (name, w), g in pairs})
     return mean.mean
 
 

@@ -62,6 +62,7 @@ class Preserving(Stage):
         self.count, self.pool, self.longest = count, pool, longest
         self.words = words
         self.classes = classes
+        self._needs_sentences = bool(logits or texts or orthogonal)
         self.images = images
         self.alpha = alpha
         self._tokens = torch.empty(0, 0, dtype=torch.long)
@@ -73,7 +74,7 @@ class Preserving(Stage):
         """The sentences drawn in this step, [count], among those of the task."""
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
-        if not self.weight:
+        if not self.weight or not self._needs_sentences:
             return
         model, teachers = classifier_of(strategy, self), Teachers.of(strategy, self)
         tasks = [model.prompts[task] for task in sorted(teachers.seen)]
@@ -89,7 +90,7 @@ class Preserving(Stage):
         self._known = torch.cat(parts)
 
     def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
-        if self.weight:
+        if self.weight and self._needs_sentences:
             drawn = torch.randperm(len(self._tokens))[: self.count]
             self._drawn = drawn.to(strategy.device, non_blocking=True)
 
@@ -102,7 +103,7 @@ class Preserving(Stage):
         model, teachers = classifier_of(strategy, self), Teachers.of(strategy, self)
         features = features_of(strategy, self)
         loss = features.image.new_zeros(())
-        if self.logits or self.texts or self.orthogonal:
+        if self._needs_sentences:
             with autocast_of(strategy):
                 v = sentence_features(model, self._tokens[self._drawn], self._length)
             known = self._known[self._drawn].to(v)

@@ -165,7 +165,9 @@ class ReadableImages:
                 self._left_out[(index + step) % len(self)] = True
                 last = error
         else:
-            raise self._error(index, last, f"{step + 1} consecutive images could not be read; the last error: ")
+            raise self._error(
+                (index + step) % len(self), last, f"{step + 1} consecutive images could not be read; the last error: "
+            )
         read = (index + step) % len(self)
         if label != self._labels[read]:
             what = f"{self.name}: {self._kind} image {read} comes with class {label}, but its target is {self._labels[read]}"
@@ -188,7 +190,7 @@ class ReadableImages:
 
     def _error(self, index: int, error: BaseException, prefix: str = "") -> UnreadableImage:
         if isinstance(error, MulkiError):
-            return UnreadableImage(prefix + error.message)
+            return UnreadableImage(prefix + error.message, error.hint)
         package = type(self.images).__module__.partition(".")[0]
         where = "" if package == "mulki_plugins" else place_of(error, package)
         reason = f"{type(error).__name__}: {error}".replace("\n", " ") + (f" ({where})" if where else "")

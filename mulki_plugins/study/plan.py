@@ -84,15 +84,20 @@ def reported_jobs(study: Study, chosen: Chosen | None = None) -> Iterator[Job]:
     )
     if not study.parts:
         blocks = [(STUDY, Block(), ())]
-    prefix = _names_recipes(study)
     for part, block, place in blocks:
-        for job in _expand(study, part, block, place, prefix):
+        for job in _expand(study, part, block, place):
             if study.choice and study.choice.apply and job.changes.strategy in study.choice.settings:
                 settings = (chosen or {}).get((job.recipe, str(job.changes.strategy)))
                 if settings is None:
                     continue
                 job = evolve(job, changes=evolve(job.changes, settings=(*settings, *job.changes.settings)))
             yield job
+
+
+def reported_jobs_of_any_choice(study: Study) -> Iterator[Job]:
+    """The runs of the study's parts, also those whose settings are still to be chosen; these have none."""
+    methods = study.choice.settings if study.choice else {}
+    return reported_jobs(study, {(recipe, strategy): () for recipe in study.recipes for strategy in methods})
 
 
 def choice_jobs(study: Study) -> Iterator[Job]:
@@ -107,8 +112,7 @@ def choice_jobs(study: Study) -> Iterator[Job]:
                 changed = Variant(settings=[*settings, f"stream.evaluate_on={rule.images}"])
                 places = {f"--set {s}": (*place, i, k) for k, s in enumerate(settings)}
                 places |= {f"--set stream.evaluate_on={rule.images}": ("choice", "images"), "--strategy": place}
-                label = f"{strategy}: {', '.join(settings)}"
-                label = _names_recipes(study)(recipe) + label
+                label = f"{_label_prefix(study, recipe)}{strategy}: {', '.join(settings)}"
                 job = _job(study, CHOICE, order, label, rule.seed, recipe, strategy, changed, places)
                 yield evolve(job, candidate=tuple(settings))
 
@@ -127,7 +131,7 @@ def cost_jobs(study: Study) -> Iterator[Job]:
             yield evolve(job, changes=changes, places={**job.places, **places})
 
 
-def _expand(study: Study, part: str, block: Block, place: Location, prefix: _Prefix) -> Iterator[Job]:
+def _expand(study: Study, part: str, block: Block, place: Location) -> Iterator[Job]:
     """All combinations of a block, seeds outermost: whoever stops early has whole comparisons."""
     recipes = study.recipes if block.recipes is None else block.recipes
     strategies: Sequence[str | None] = (study.strategies if block.strategies is None else block.strategies) or (None,)
@@ -148,7 +152,9 @@ def _expand(study: Study, part: str, block: Block, place: Location, prefix: _Pre
             if name:
                 label = name if len(strategies) == 1 else f"{label}: {name}"
             changed = evolve(variant, settings=[*block.settings, *variant.settings])
-            job = _job(study, part, order, prefix(recipe) + label, seed, recipe, strategy, changed, places)
+            job = _job(
+                study, part, order, _label_prefix(study, recipe) + label, seed, recipe, strategy, changed, places
+            )
             yield evolve(job, in_tables=block.in_tables)
 
 
@@ -173,20 +179,11 @@ def _job(
     return Job(part=part, order=order, label=label, seed=seed, recipe=recipe, changes=changes, places=places)
 
 
-class _Prefix:
-    """The recipe's name before a label, in a study of several recipes."""
-
-    def __init__(self, several: bool) -> None:
-        self.several = several
-
-    def __call__(self, recipe: str) -> str:
-        return f"{Path(recipe).stem}: " if self.several else ""
-
-
-def _names_recipes(study: Study) -> _Prefix:
+def _label_prefix(study: Study, recipe: str) -> str:
+    """The recipe's name before a label, in a study of several recipes; else empty."""
     blocks = [block for part in study.parts.values() for block in part.runs]
     names = {*study.recipes, *(name for block in blocks for name in block.recipes or ())}
-    return _Prefix(len(names) > 1)
+    return f"{Path(recipe).stem}: " if len(names) > 1 else ""
 
 
 @functools.cache

@@ -13,7 +13,15 @@ from mulki_plugins.recipe.check import check_name
 from mulki_plugins.recipe.files import YamlFile, find, refuse_other_kind
 from mulki_plugins.recipe.layers import get
 from mulki_plugins.recipe.yaml import Tree, locate, read_yaml, sort_by_line
-from mulki_plugins.study.plan import CHOICE, COST, Job, choice_jobs, cost_jobs, plan_run, reported_jobs
+from mulki_plugins.study.plan import (
+    CHOICE,
+    COST,
+    Job,
+    choice_jobs,
+    cost_jobs,
+    plan_run,
+    reported_jobs_of_any_choice,
+)
 from mulki_plugins.study.schema import Study
 from mulki_plugins.types import collect_mistakes, convert
 
@@ -58,24 +66,18 @@ def read_study(name: str) -> StudyFile:
 
 def _all_jobs(study: Study) -> Iterator[Job]:
     """Every run that the file can lead to, whatever settings are chosen."""
-    chosen = {(recipe, strategy): () for recipe in study.recipes for strategy in (study.choice or _NOTHING).settings}
     try:
-        yield from reported_jobs(study, chosen)
+        yield from reported_jobs_of_any_choice(study)
     except MulkiError:  # a recipe that cannot be read: reported with the first run of it below
-        for recipe in study.recipes:
-            yield next(_jobs_of_recipe(study, recipe))
+        yield from map(_run_of, study.recipes)
     yield from choice_jobs(study)
     yield from cost_jobs(study)
 
 
-class _NOTHING:
-    settings: tuple[str, ...] = ()
-
-
-def _jobs_of_recipe(study: Study, recipe: str) -> Iterator[Job]:
+def _run_of(recipe: str) -> Job:
     from mulki_plugins.recipe.resolve import Changes
 
-    yield Job(part="", order="", label="", seed=0, recipe=recipe, changes=Changes())
+    return Job(part="", order="", label="", seed=0, recipe=recipe, changes=Changes())
 
 
 def _mistakes_of(job: Job, tree: Tree) -> list[str]:

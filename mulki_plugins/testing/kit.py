@@ -224,7 +224,7 @@ def _run(check: Check, bench: Any) -> None:
         raise
     except (Exception, SystemExit) as error:
         problem = f"the check ended in an error: {cause_of(error)}"
-        fix = "the traceback below shows where; if it holds none of your code, report it to MulKI"
+        fix = "mend the line that it names; if that is none of yours, report it to MulKI"
         raise Fault(problem, fix) from error
 
 

@@ -43,10 +43,10 @@ class Subject:
         return f"{name} ({self.part.name})" if self.part else name
 
     def declared(self, fact: str) -> Any:
-        """A fact of its registration, or of its class; else the default."""
-        value = getattr(self.part, fact) if self.part else None
-        default: Any = () if fact in ("requires", "conflicts", "tasks") else False
-        return value or getattr(self.factory, fact, default)
+        """A fact of its registration, which knows those of its class; without one, of its class, else the default."""
+        if self.part is not None:
+            return getattr(self.part, fact)
+        return getattr(self.factory, fact, () if fact in ("requires", "conflicts", "tasks") else False)
 
     def create(self) -> Any:
         """A new one. Fault if that fails."""
