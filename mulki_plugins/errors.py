@@ -35,7 +35,7 @@ class MulkiError(Exception):
 
 
 class Stopped(MulkiError):
-    """A signal stopped the run; `status` is the exit status of the program."""
+    """A signal stopped a run or a study; `status` is the exit status of the program."""
 
     def __init__(self, message: str, hint: str, number: int) -> None:
         super().__init__(message, hint)

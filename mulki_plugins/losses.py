@@ -250,16 +250,6 @@ def novelty_weights(features: Tensor, prototypes: Tensor, slope: float, threshol
     return torch.sigmoid(slope * (1 - (features @ prototypes.T).max(1).values - threshold))
 
 
-def class_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """The mean feature and the number of samples of each class.
-
-    features: [B, d]; labels: [B] in 0..classes−1. Returns [C, d], 0 for a class without samples, and counts [C].
-    """
-    members = members_of(labels, classes)
-    counts = members.sum(0)
-    return members.to(features.dtype).T @ features / counts.clamp(min=1)[:, None], counts
-
-
 def class_sums(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     """The sum of the features of each class: [B, d], [B] in 0..classes−1 -> [C, d].
 

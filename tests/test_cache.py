@@ -19,7 +19,7 @@ from torchvision.transforms import CenterCrop, Compose, Normalize, RandomCrop, R
 
 from mulki_plugins.errors import MulkiError, UnreadableImage
 from mulki_plugins.streams import cache_folder, pixel_file
-from mulki_plugins.streams.benchmark import LEFT_OUT, as_benchmark
+from mulki_plugins.streams.benchmark import UNREADABLE_LABEL, as_benchmark
 from mulki_plugins.streams.cache import PixelCache
 from mulki_plugins.streams.images import FileImages, open_picture
 from mulki_plugins.streams.mtil.contents import PixelImages
@@ -309,7 +309,7 @@ def test_a_file_that_has_gone_is_not_answered_from_the_cache(photos, tmp_path):
 def test_skipped_images_stay_known(photos, tmp_path, decoded):
     (photos / "2.jpg").write_bytes(b"no image")
     expected = plain(photos, unreadable="skip")
-    assert expected[1].tolist() == [0, 1, LEFT_OUT, 1, 0, 1]
+    assert expected[1].tolist() == [0, 1, UNREADABLE_LABEL, 1, 0, 1]
     for opened in (True, False):
         decoded.clear()
         now = cached(photos, tmp_path, unreadable="skip")

@@ -209,11 +209,10 @@ def test_feature_distillation_by_loops():
     assert losses.feature_distillation(student, student, torch.ones(4)).item() == pytest.approx(0.0, abs=1e-12)
 
 
-def test_class_means_with_a_missing_class():
-    features = torch.tensor([[1.0, 0.0], [3.0, 2.0], [5.0, 5.0]])
-    means, counts = losses.class_means(features, torch.tensor([0, 0, 2]), 4)
-    assert means.tolist() == [[2.0, 1.0], [0.0, 0.0], [5.0, 5.0], [0.0, 0.0]]
-    assert counts.tolist() == [2, 0, 1, 0]
+def test_class_sums_with_a_missing_class():
+    features, labels = torch.tensor([[1.0, 0.0], [3.0, 2.0], [5.0, 5.0]]), torch.tensor([0, 0, 2])
+    assert losses.class_sums(features, labels, 4).tolist() == [[4.0, 2.0], [0.0, 0.0], [5.0, 5.0], [0.0, 0.0]]
+    assert losses.members_of(labels, 4).sum(0).tolist() == [2, 0, 1, 0]
 
 
 def test_gradients():

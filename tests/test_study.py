@@ -388,7 +388,7 @@ def test_a_changed_setting_moves_the_earlier_run_aside(small_study, in_forks):
     assert len({row["fingerprint"] for row in rows()}) == 2
 
 
-# Interrupted, adopted, cancelled
+# Stopped, adopted, cancelled
 
 
 def test_runs_of_a_study_that_was_killed_are_picked_up(small_study, in_forks):

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mulki_plugins.losses import (
-    class_means,
+    class_sums,
     feature_distillation,
+    members_of,
     prototype_alignment,
     relation_distillation,
     relation_logits,
@@ -127,7 +128,8 @@ def by_hand_steps(built: Any, recipe: Any) -> Iterator[None]:
         z, t = unit(student.encode_image(x)), unit(student.encode_text(tokens[1]))
         loss = smoothed_cross_entropy(s * z @ t.T, y, recipe.train.label_smoothing)
 
-        means, counts = class_means(z, y, classes[1])  # eliciting
+        counts = members_of(y, classes[1]).sum(0)  # eliciting
+        means = class_sums(z, y, classes[1]) / counts.clamp(min=1)[:, None]
         moved = F.normalize(momentum * followed + (1 - momentum) * means, dim=1).where((counts > 0)[:, None], followed)
         followed = moved.detach()
         loss = loss + options["eliciting"]["weight"] * prototype_alignment(moved, t, s)

@@ -11,11 +11,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mulki_plugins.models.precision import MIXED, matrix_products
+from mulki_plugins.recipe.schema import Precision
 from mulki_plugins.training.flops import FlopCount
 
 _LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
 _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SIZES = {"cuda": (4096, 8192), "cpu": (512, 1024, 2048)}
 
 
@@ -28,13 +29,10 @@ def waiter(device: torch.device) -> Callable[[], None]:
     return lambda: None
 
 
-def peak_product(device: torch.device, precision: str, seconds: float = 1.0) -> float:
+def peak_product(device: torch.device, precision: Precision, seconds: float = 1.0) -> float:
     """The most operations per second that a product of two square matrices reaches here, in a recipe's precision."""
-    wait, dtype, best = waiter(device), _DTYPES.get(precision, torch.float32), 0.0
-    before = torch.get_float32_matmul_precision()
-    try:
-        if precision == "tf32":
-            torch.set_float32_matmul_precision("high")
+    wait, dtype, best = waiter(device), MIXED.get(precision, torch.float32), 0.0
+    with matrix_products(precision):
         sizes = _SIZES.get(device.type, _SIZES["cpu"])
         for n in sizes:
             a, b = (torch.ones(n, n, device=device, dtype=dtype) for _ in range(2))
@@ -46,8 +44,6 @@ def peak_product(device: torch.device, precision: str, seconds: float = 1.0) -> 
                     torch.mm(a, b)
                 wait()
                 best = max(best, 3 * 2 * n**3 / (time.perf_counter() - began))
-    finally:
-        torch.set_float32_matmul_precision(before)
     return best
 
 

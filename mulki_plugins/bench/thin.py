@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from attrs import define, evolve, frozen
+from attrs import define, evolve
 
 from mulki_plugins.models.classifier import ClipClassifier
+from mulki_plugins.models.precision import autocast
 from mulki_plugins.recipe.schema import Recipe, TaskBudget
 from mulki_plugins.streams.images import FileImages
-from mulki_plugins.streams.task import LabelledImages, Task, TaskStream
+from mulki_plugins.streams.task import LabelledImages, SomeImages, Task, TaskStream
 from mulki_plugins.training.build import choose_workers
-from mulki_plugins.training.precision import autocast
 
 SECONDS = 10.0
 """How long an evaluation of the thinned stream may take, roughly."""
@@ -28,25 +27,6 @@ STEP = 8.0
 """How long a step of training may take, roughly; on a slow machine smaller batches are measured."""
 PASSES = 5
 """A step costs about as much as this many passes of its images: the student's, two for gradients, one for each teacher."""
-
-
-@frozen(eq=False)
-class SomeImages:
-    """The images of another collection at some indices."""
-
-    images: LabelledImages
-    indices: list[int]
-
-    @property
-    def targets(self) -> list[int]:
-        targets = self.images.targets
-        return [int(targets[index]) for index in self.indices]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.images[self.indices[index]]
 
 
 @define

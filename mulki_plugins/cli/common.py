@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MOST_ERRORS = 100
 """Errors printed at most."""
+SOME_UNREADABLE = 3
+"""The exit status if some images could not be read."""
 
 
 def report_errors(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mulki_plugins.characters import legible
-from mulki_plugins.cli.common import echo_json, echo_note, report_errors
+from mulki_plugins.cli.common import SOME_UNREADABLE, echo_json, echo_note, report_errors
 from mulki_plugins.errors import MulkiError
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from mulki_plugins.deploy.score import Score
     from mulki_plugins.deploy.source import Source
 
-LEFT_OUT = 3
-"""The exit status if some images could not be read."""
 _NAMED = 10
 
 
@@ -84,7 +82,7 @@ def evaluate(
     if len(left_out) > _NAMED:
         echo_note(f"warning: left out: {len(left_out) - _NAMED} more images that cannot be read")
     if left_out:
-        raise SystemExit(LEFT_OUT)
+        raise SystemExit(SOME_UNREADABLE)
 
 
 def _evaluate(

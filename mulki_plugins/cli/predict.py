@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING
 import click
 
 from mulki_plugins.characters import legible
-from mulki_plugins.cli.common import echo_note, report_errors
+from mulki_plugins.cli.common import SOME_UNREADABLE, echo_note, report_errors
 from mulki_plugins.errors import MulkiError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mulki_plugins.deploy.predict import Answer
-
-LEFT_OUT = 3
-"""The exit status if some images could not be read."""
 
 
 @click.command()
@@ -101,7 +98,7 @@ def predict(
         raise MulkiError("none of the images can be read")
     if unreadable:
         echo_note(f"warning: {unreadable} of {len(inputs)} images were passed over")
-        raise SystemExit(LEFT_OUT)
+        raise SystemExit(SOME_UNREADABLE)
 
 
 def _print_json(answer: Answer, top: int) -> None:

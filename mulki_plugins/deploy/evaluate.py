@@ -20,7 +20,7 @@ from mulki_plugins.report.classes import TaskTexts
 from mulki_plugins.streams.folders.classes import class_folders, holds_images, images_below, readable_names
 from mulki_plugins.streams.images import FileImages, open_picture
 from mulki_plugins.streams.names import class_key
-from mulki_plugins.streams.task import LabelledImages, Task, TaskStream
+from mulki_plugins.streams.task import LabelledImages, SomeImages, Task, TaskStream
 
 
 @frozen(eq=False)
@@ -95,25 +95,7 @@ def _match_task(plan: Plan, candidates: Candidates, task: Task) -> None:
     plan.unknown.extend(_unknown(f"{task.name}: {name}", name, candidates) for name in missing)
     keep = [i for i, label in enumerate(task.test.targets) if answers[label]]
     if keep:
-        plan.questions.append(Question(task.name, _Some(task.test, keep), candidates, answers))
-
-
-@frozen(eq=False)
-class _Some:
-    """Some of the images."""
-
-    images: LabelledImages
-    indices: list[int]
-
-    @property
-    def targets(self) -> Sequence[int]:
-        return [self.images.targets[i] for i in self.indices]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> tuple[object, int]:
-        return self.images[self.indices[index]]
+        plan.questions.append(Question(task.name, SomeImages(task.test, keep), candidates, answers))
 
 
 def plan_folder(source: Source, model: DeployedClip, root: str, scope: str) -> Plan:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
 import torch
-import torch.nn.functional as F
 from attrs import frozen
 from PIL import Image
 from torch import Tensor, nn
@@ -26,18 +24,20 @@ from mulki_plugins.deploy.source import CONFIG, Source
 from mulki_plugins.errors import MulkiError, describe_error
 from mulki_plugins.models.check import TINY
 from mulki_plugins.models.head import HEAD, Head, Scope, logits_of, width_for
-from mulki_plugins.models.load import LoadedClip, load_clip
+from mulki_plugins.models.load import LoadedClip, load_clip, quiet_open_clip
 from mulki_plugins.models.pooled import encode_with_pooled
+from mulki_plugins.models.precision import autocast
 from mulki_plugins.models.routes import Routes
 from mulki_plugins.models.tensors import left_out_of, load_state, read_state
 from mulki_plugins.models.text import Prompts, sentences
 from mulki_plugins.models.tiny import mulki_tiny
+from mulki_plugins.models.unit import unit
 from mulki_plugins.models.weights import WEIGHTS, weight_file
+from mulki_plugins.recipe.schema import Precision
 from mulki_plugins.registry.discovery import catalog
 
 MERGES = "merges.txt.gz"
 """The vocabulary of a tokenizer that is not open_clip's own, in an exported folder."""
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _TOKENIZER_OPTIONS = ("bpe_path", "clean", "strip_sep_token", "language", "reduction_mask", "additional_special_tokens")
 """Options of a tokenizer that an exported folder may set: none of them runs code."""
 
@@ -52,7 +52,7 @@ class DeployedClip:
     transform: Callable[[Image.Image], Tensor]
     """An image in RGB -> [3, H, W]."""
     device: torch.device
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     head: Head | None = None
     """What turns features into logits; None for the cosines with the sentences."""
     routes: Routes | None = None
@@ -82,7 +82,7 @@ class DeployedClip:
         return self.routes.select(routes, lambda: self._answer(z, candidates, candidates.of_route(self)))
 
     def _encode(self, batch: Tensor) -> Tensor:
-        return _unit(self.clip.encode_image(batch))
+        return unit(self.clip.encode_image(batch))
 
     def _encode_for_head(self, batch: Tensor) -> Tensor:
         if self.head is None or not self.head.reads_pooled:
@@ -96,8 +96,8 @@ class DeployedClip:
         Radford et al., 2021, arXiv 2103.00020, section 3.1.4.
         """
         with self._autocast():
-            t = _unit(self.clip.encode_text(self.tokenise(class_names, templates).to(self.device)))
-            return _unit(t.reshape(len(templates), len(class_names), -1).mean(0)) if len(templates) > 1 else t
+            t = unit(self.clip.encode_text(self.tokenise(class_names, templates).to(self.device)))
+            return unit(t.reshape(len(templates), len(class_names), -1).mean(0)) if len(templates) > 1 else t
 
     def tokenise(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
         """Token ids of all sentences, template after template: [templates · C, length]."""
@@ -116,12 +116,7 @@ class DeployedClip:
         return logits_of(self.head, z, Scope(t.to(z), self.scale, candidates.places))
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        dtype = _DTYPES.get(self.precision)
-        return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
-
-
-def _unit(features: Tensor) -> Tensor:
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+        return autocast(self.precision, self.device)
 
 
 def choose_device(name: str) -> torch.device:
@@ -288,17 +283,6 @@ def _refuse_foreign_options(folder: Path) -> None:
         ) from error
     if unknown:
         raise MulkiError(f"{folder / CONFIG}: tokenizer_kwargs has {unknown[0]!r}, which `mulki export` never writes")
-
-
-@contextmanager
-def quiet_open_clip() -> Any:
-    """Silence what open_clip logs while it loads a model."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def class_keys(model: DeployedClip, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:

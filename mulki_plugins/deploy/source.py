@@ -11,7 +11,7 @@ from attrs import frozen
 from mulki_plugins.characters import printable
 from mulki_plugins.errors import MulkiError, describe_error
 from mulki_plugins.models.weights import FINAL, WEIGHTS
-from mulki_plugins.recipe.schema import Recipe, as_recipe
+from mulki_plugins.recipe.schema import Precision, Recipe, as_recipe
 from mulki_plugins.recipe.yaml import read_yaml
 from mulki_plugins.report.classes import FILE as CLASSES
 from mulki_plugins.report.classes import TaskTexts, read_classes
@@ -52,7 +52,7 @@ class Source:
     notices: tuple[str, ...] = ()
 
     @property
-    def precision(self) -> str:
+    def precision(self) -> Precision:
         return self.recipe.train.precision if self.recipe else "fp32"
 
     @property

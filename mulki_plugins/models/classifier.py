@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -21,6 +20,7 @@ from mulki_plugins.models.routes import Route, Routes
 from mulki_plugins.models.text import HasPrompts, Union, as_prompts, union_of
 from mulki_plugins.models.text_tower import encode_sentences
 from mulki_plugins.models.tokens import Tokens
+from mulki_plugins.models.unit import unit
 
 MASKED = -1e4
 """Logit of classes outside the sample's task: finite in every dtype, zero after softmax."""
@@ -206,7 +206,7 @@ class ClipClassifier(Headed, MultiTaskModule):
     def encode_directly(self, x: Tensor) -> Tensor:
         """Unit-norm image features [B, d] by the current route; without one, an adapter with routes is switched off."""
         with self._parametrized_once():
-            return _unit(self.clip.encode_image(x))
+            return unit(self.clip.encode_image(x))
 
     @contextmanager
     def using(self, templates: Templates | None) -> Iterator[None]:
@@ -275,7 +275,7 @@ class ClipClassifier(Headed, MultiTaskModule):
         with self.routes.taking(self.routes.of_texts(task)):
             t = self._encode(tokens, [task], all_templates)
         classes = len(self.prompts[task].class_names)
-        return _unit(t.reshape(-1, classes, t.shape[1]).mean(0)) if len(t) > classes else t
+        return unit(t.reshape(-1, classes, t.shape[1]).mean(0)) if len(t) > classes else t
 
     def _parametrized_once(self) -> AbstractContextManager[None]:
         """Compute each parametrized weight once per forward: torch's attention asks for its weight several times."""
@@ -288,7 +288,7 @@ class ClipClassifier(Headed, MultiTaskModule):
         So the length does not depend on which of the sentences a step draws.
         """
         with self._parametrized_once():
-            return _unit(encode_sentences(self.clip, tokens, self._tokens.length(self.clip, tasks, all_templates)))
+            return unit(encode_sentences(self.clip, tokens, self._tokens.length(self.clip, tasks, all_templates)))
 
     def logits(self, z: Tensor, t: Tensor) -> Tensor:
         """Scaled cosines s·z·tᵀ: [B, d], [C, d] -> [B, C], at least in single precision."""
@@ -330,10 +330,6 @@ class ClipClassifier(Headed, MultiTaskModule):
             "features": None, "image_features": None, "features_from": None, "batch_labels": None, "_cache": {}, "_requests": {},
         }  # fmt: skip
         return self.__dict__ | dropped
-
-
-def _unit(features: Tensor) -> Tensor:
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
 
 def _tower(name: str) -> str:

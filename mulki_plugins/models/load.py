@@ -214,7 +214,7 @@ def _build(name: str, settings: TrainedWith, pretrained: str | None = None) -> n
     prepare = {key: getattr(settings, key) for key in ("mean", "std", "interpolation", "resize_mode")}
     other = {} if settings.quickgelu else {"quick_gelu": False}
     try:
-        with _quiet_open_clip():
+        with quiet_open_clip():
             clip: nn.Module = open_clip.create_model(
                 name, pretrained=pretrained, weights_only=True, pretrained_text=False, force_preprocess_cfg=prepare,
                 force_quick_gelu=bool(settings.quickgelu), **other,
@@ -236,7 +236,7 @@ def _build(name: str, settings: TrainedWith, pretrained: str | None = None) -> n
 
 
 @contextlib.contextmanager
-def _quiet_open_clip() -> Iterator[None]:
+def quiet_open_clip() -> Iterator[None]:
     """Silence open_clip's warnings about the activation and about missing weights: both are handled here."""
 
     def silent(record: logging.LogRecord) -> bool:

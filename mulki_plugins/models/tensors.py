@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mulki_plugins.errors import MissingData, MulkiError
-from mulki_plugins.models.weights import LEFT_OUT, WeightFile
+from mulki_plugins.models.weights import OMITTED, WeightFile
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "weights")
 """Keys under which training scripts store a state dict beside other things."""
@@ -53,7 +53,7 @@ def read_state(file: WeightFile) -> dict[str, Tensor]:
 def left_out_of(path: Path) -> int:
     """How many weights a file of safetensors leaves out, since they are as pre-trained."""
     with safe_open(path, framework="pt") as file:
-        return int((file.metadata() or {}).get(LEFT_OUT, 0))
+        return int((file.metadata() or {}).get(OMITTED, 0))
 
 
 def _refuse_part(path: Path) -> None:

@@ -31,7 +31,7 @@ FINAL = "model.safetensors"
 """A finished run's weights, beside its checkpoints. Adapters are merged into them."""
 KEY = "mulki"
 """Our entry in a safetensors file's metadata."""
-LEFT_OUT = "mulki_left_out"
+OMITTED = "mulki_left_out"
 """The entry in the metadata of a checkpoint's weights that says how many are missing, since they are as pre-trained."""
 CLIP_MEAN: Numbers = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Numbers = (0.26862954, 0.26130258, 0.27577711)

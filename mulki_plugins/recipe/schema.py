@@ -26,6 +26,9 @@ class Entry:
     options: dict[str, Any] = field(factory=dict)
 
 
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+
+
 @frozen(kw_only=True)
 class Optimizer:
     """A registered optimizer and its options, created anew for each task."""
@@ -117,7 +120,7 @@ class Train:
     schedule: Schedule = field(factory=Schedule)
     label_smoothing: BelowOne = 0.0
     gradient_clip: Positive | None = None
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """tf32: single precision with faster matrix products, on GPUs that have them; bf16, fp16: mixed precision."""
     compile: bool = False
     """Compile the towers of the model and the teachers' image towers with torch.compile, for the training."""

@@ -6,7 +6,7 @@ import copy
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from attrs import define, evolve, field, frozen
 
@@ -14,9 +14,6 @@ from mulki_plugins.errors import MulkiError, OptionError, did_you_mean
 from mulki_plugins.libraries import import_libraries
 from mulki_plugins.registry.guard import guarded_call
 from mulki_plugins.registry.static import Signature, Target, read_signature
-
-if TYPE_CHECKING:
-    pass
 
 Kind = Literal["plugin", "adapter", "head", "optimizer", "stream", "model", "metric", "logger", "command"]
 Files = Literal["recipes", "strategies", "studies"]

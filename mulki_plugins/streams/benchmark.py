@@ -38,7 +38,7 @@ from mulki_plugins.streams.task import LabelledImages, TaskStream
 Transform = Callable[[Any], Any]
 Unreadable = Literal["stop", "skip"]
 
-LEFT_OUT = -1
+UNREADABLE_LABEL = -1
 """Label of a test image that could not be read."""
 
 MAX_CONSECUTIVE = 100
@@ -113,7 +113,7 @@ class ReadableImages:
     """A task's images. One that cannot be read raises UnreadableImage, or is skipped (`unreadable="skip"`).
 
     In training, the next readable image replaces a skipped one, so that batches keep their size. In evaluation its label is
-    LEFT_OUT, and it counts neither as right nor as wrong.
+    UNREADABLE_LABEL, and it counts neither as right nor as wrong.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class ReadableImages:
         if label != self._labels[read]:
             what = f"{self.name}: {self._kind} image {read} comes with class {label}, but its target is {self._labels[read]}"
             raise MulkiError(what, "the stream must keep images and targets in the same order")
-        return image, label if self.training or step == 0 else LEFT_OUT
+        return image, label if self.training or step == 0 else UNREADABLE_LABEL
 
     def adapt(self, transforms: dict[str, Transform]) -> dict[str, Transform]:
         """Transforms `train` and `eval` of images as those of Pictures, and `pixels`; unchanged if nothing is cached."""

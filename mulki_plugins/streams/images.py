@@ -16,6 +16,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mulki_plugins.cores import usable_cores
 from mulki_plugins.errors import UnreadableImage
 from mulki_plugins.streams.entries import register_openers
 from mulki_plugins.streams.task import LabelledImages
@@ -154,8 +155,7 @@ def find_damaged(parts: Iterable[LabelledImages], *, decode: bool) -> Iterator[s
     if not decode:
         yield from filter(None, starmap(_inspect_ends, files))
     elif listed := list(files):
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        with ProcessPoolExecutor(usable_cores(), get_context("spawn")) as pool:
             yield from filter(None, pool.map(_try_to_open, *zip(*listed, strict=True), chunksize=64))
 
 

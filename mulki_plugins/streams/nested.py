@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mulki_plugins.errors import Location, Mistakes, MulkiError, OptionError, did_you_mean, format_value
 from mulki_plugins.recipe.parts import check_part
 from mulki_plugins.recipe.tasks import check_selection, known_tasks
+from mulki_plugins.recipe.yaml import format_path
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.guard import guarded_call
 
@@ -55,7 +56,7 @@ def build_nested(value: Any, path: Location, *, refused: Collection[str] = ()) -
 
     stream, mistakes = read_nested(value, path, refused=refused)
     if mistakes:
-        raise Mistakes([f"stream.{_dotted(mistake.path)}: {mistake.message}" for mistake in mistakes])
+        raise Mistakes([f"stream.{format_path(mistake.path)[2:]}: {mistake.message}" for mistake in mistakes])
     part = catalog().find("stream", stream.pop("name"))
     options = copy.deepcopy(stream)
     make, what = part.load(), f"the {part} cannot be made"
@@ -63,10 +64,6 @@ def build_nested(value: Any, path: Location, *, refused: Collection[str] = ()) -
     if not isinstance(built, TaskStream):
         raise MulkiError(f"the {part} cannot be used: returned a {type(built).__name__}, expected a TaskStream")
     return built
-
-
-def _dotted(path: Location) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
 def check_split(options: Mapping[str, Any]) -> list[OptionError]:

@@ -62,6 +62,25 @@ class ArrayImages:
         return ArrayImages(self.images[indices], self.labels[indices])
 
 
+@frozen(eq=False)
+class SomeImages:
+    """The images of another collection at some indices."""
+
+    images: LabelledImages
+    indices: list[int]
+
+    @property
+    def targets(self) -> list[int]:
+        targets = self.images.targets
+        return [int(targets[index]) for index in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.images[self.indices[index]]
+
+
 def hash_pixels(*arrays: NDArray[Any]) -> str:
     """A hash of arrays with their shapes."""
     import numpy as np

@@ -15,7 +15,8 @@ from typing import Any
 
 from attrs import evolve, fields, frozen
 
-from mulki_plugins.errors import MulkiError
+from mulki_plugins.cores import usable_cores
+from mulki_plugins.errors import MulkiError, Stopped
 from mulki_plugins.files import write_text
 from mulki_plugins.study import execute, slurm
 from mulki_plugins.study.choose import winners
@@ -121,7 +122,7 @@ class Conductor:
         return self.look(jobs)
 
     def _work_off(self, left: list[PlannedRun], running: list[PlannedRun], how: Execution) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = usable_cores()
         if how.on == "gpus":
             rooms = execute.gpu_rooms(execute.visible_gpus(), how.gpus_per_run, how.threads, cores)
         else:
@@ -149,7 +150,7 @@ class Conductor:
                         told.ended(state.run)
         except KeyboardInterrupt:
             hint = "`mulki study status` shows them, `mulki study cancel` cancels them"
-            raise execute.Interrupted("stopped; the jobs stay in Slurm's queue", hint, 2) from None
+            raise Stopped("stopped; the jobs stay in Slurm's queue", hint, 2) from None
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from attrs import frozen
 
+from mulki_plugins.report.compare import mean_and_deviation
 from mulki_plugins.report.result import Result
 from mulki_plugins.study.plan import PlannedRun
 
@@ -126,8 +126,8 @@ def spread(values: Sequence[float], form: str) -> str:
     """Mean ± standard deviation (n − 1) of several values; a dash without any."""
     if not values:
         return "–"
-    more = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):{form}}{more}"
+    mean, deviation = mean_and_deviation(values)
+    return f"{mean:{form}}" + ("" if deviation is None else f" ± {deviation:{form}}")
 
 
 def trained_text(trained: int | None, weights: int | None) -> str:

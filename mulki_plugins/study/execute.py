@@ -14,21 +14,13 @@ from types import FrameType
 
 from attrs import define, field
 
-from mulki_plugins.errors import MulkiError
+from mulki_plugins.errors import MulkiError, Stopped
 from mulki_plugins.study.launch import Room, Running, command, launch, stop_group
 from mulki_plugins.study.plan import PlannedRun
 from mulki_plugins.study.state import files_of, held
 
 POLL = 0.2
 """Seconds between two looks at the processes."""
-
-
-class Interrupted(MulkiError):
-    """A signal ended the study; `status` is the exit status of the program."""
-
-    def __init__(self, message: str, hint: str, number: int) -> None:
-        super().__init__(message, hint)
-        self.status = 128 + number
 
 
 def local_rooms(processes: int | None, threads: int | None, cores: int, has_gpu: bool) -> list[Room]:
@@ -80,7 +72,7 @@ class Workers:
     _running: list[Running] = field(init=False, factory=list)
 
     def work_off(self, waiting: Sequence[PlannedRun], running: Sequence[PlannedRun] = ()) -> None:
-        """Run everything. Interrupted if a signal came: the processes have then stopped, with a checkpoint each."""
+        """Run everything. Stopped if a signal came: the processes have then stopped, with a checkpoint each."""
         left, earlier = list(waiting), list(running)
         with self._listening():
             while (left and not self._signal) or self._running or (earlier and not self._signal):
@@ -96,7 +88,7 @@ class Workers:
         if self._signal:
             name = signal.Signals(self._signal).name
             hint = "the same command goes on with what is missing"
-            raise Interrupted(f"stopped by {name}; its runs have stopped too", hint, self._signal)
+            raise Stopped(f"stopped by {name}; its runs have stopped too", hint, self._signal)
 
     def _free_room(self, earlier: Sequence[PlannedRun]) -> Room | None:
         """A room that no process is in; those of earlier processes are known by their GPUs."""

@@ -42,8 +42,6 @@ class State:
     status: Status
     reason: str = ""
     line: Line | None = None
-    seconds: float = 0.0
-    """How long it has been running."""
 
 
 @frozen(kw_only=True)

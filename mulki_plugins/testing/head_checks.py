@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.models.head import Head, Scope
+from mulki_plugins.models.precision import autocast
 from mulki_plugins.recipe.schema import Evaluate, Optimizer, Train
 from mulki_plugins.registry.guard import cause_of
 from mulki_plugins.streams.benchmark import as_benchmark
@@ -24,7 +25,6 @@ from mulki_plugins.testing.process import GENERATORS, audited, descriptor_captur
 from mulki_plugins.testing.small import small_model, small_stream, uneven_stream
 from mulki_plugins.testing.subject import Fault, Subject, author_modules
 from mulki_plugins.testing.trial import LOADER, same_weights
-from mulki_plugins.training.precision import autocast
 from mulki_plugins.training.rng import seed_everything
 from mulki_plugins.training.snapshot import storable
 from mulki_plugins.training.strategy import ContinualTemplate

@@ -22,7 +22,7 @@ from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.guard import cause_of, try_call
 from mulki_plugins.report.predictions import SURE, UNREAD, Answers, accuracy_of
 from mulki_plugins.report.result import Result
-from mulki_plugins.streams.benchmark import LEFT_OUT
+from mulki_plugins.streams.benchmark import UNREADABLE_LABEL
 from mulki_plugins.training.logbook import Warn
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class AccuracyRecorder:
         logits = strategy.mb_output.detach()
         chosen = logits.argmax(1)
         sure = logits.float().log_softmax(1).gather(1, chosen[:, None])[:, 0].exp()
-        self._chosen.append(torch.where(strategy.mb_y == LEFT_OUT, UNREAD, chosen))
+        self._chosen.append(torch.where(strategy.mb_y == UNREADABLE_LABEL, UNREAD, chosen))
         self._sure.append((sure * SURE).round().to(torch.uint8))
 
     def after_eval_exp(self, strategy: ContinualTemplate) -> MetricValue:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from avalanche.core import BasePlugin
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mulki_plugins.cores import usable_cores
 from mulki_plugins.errors import MulkiError, describe_error, did_you_mean
 from mulki_plugins.models.adapter import Adapter
 from mulki_plugins.models.classifier import ClipClassifier
@@ -166,8 +166,7 @@ def choose_workers(setting: int | Literal["auto"], stream: TaskStream, image_siz
     parts += [task.test for task in stream.held_out]
     if not any(hasattr(part, "path") for part in parts) and sum(map(len, parts)) * 3 * image_size**2 <= IN_MEMORY:
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores - 1, MOST_WORKERS)
+    return min(usable_cores() - 1, MOST_WORKERS)
 
 
 def make_stream(choice: Choice, *, reference: bool = False) -> TaskStream:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from mulki_plugins.errors import MulkiError, describe_error
 from mulki_plugins.files import share, sync, write_text
-from mulki_plugins.models.weights import LEFT_OUT, WEIGHTS
+from mulki_plugins.models.weights import OMITTED, WEIGHTS
 from mulki_plugins.training.checksums import Checksummed, checksum_of, digest
 from mulki_plugins.training.pretrained import LeftOut
 from mulki_plugins.training.snapshot import put_back
@@ -145,7 +145,7 @@ def write_checkpoint(
     with new_folder(run / FOLDER, name) as part:
         files = {STATE: write_state(part / STATE, state)}
         if weights or left_out:
-            mark = {LEFT_OUT: str(len(left_out.names))} if left_out else {}
+            mark = {OMITTED: str(len(left_out.names))} if left_out else {}
             files[WEIGHTS] = _write_weights(part / WEIGHTS, weights, {**(metadata or {}), **mark})
         write_manifest(part, moment, base, files, progress, left_out, refers)
     return read_checkpoint(run / FOLDER / name)

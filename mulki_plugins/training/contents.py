@@ -19,12 +19,12 @@ from torch import Tensor
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.training.checkpoint import Checkpoint
+from mulki_plugins.training.groups import CLIP
 from mulki_plugins.training.pretrained import completed, resolved
 from mulki_plugins.training.rng import random_state, set_random_state
 from mulki_plugins.training.snapshot import storable
 from mulki_plugins.training.strategy import ContinualTemplate
 
-CLIP = "clip."
 """Prefix of the model's weights; without it their names are open_clip's own."""
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.training.checkpoint import Checkpoint, Damaged
-from mulki_plugins.training.contents import CLIP
 from mulki_plugins.training.finite import overrides
+from mulki_plugins.training.groups import CLIP
 from mulki_plugins.training.kept_weights import kept_weights
 from mulki_plugins.training.pretrained import completed
 

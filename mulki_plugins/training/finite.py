@@ -61,7 +61,7 @@ def explain_step(step: Step, strategy: StepTemplate, name_of: Callable[[object],
         return None
     names = []
     if step.batch is strategy.mbatch:  # else its gradients are gone
-        learning = _learning(strategy).items()
+        learning = strategy.checks.learning().items()
         names = [n for n, p in learning if p.grad is not None and not bool(p.grad.isfinite().all())]
     with collectives.by_itself():
         who = who or _whose_gradient(step, strategy, name_of)
@@ -88,10 +88,6 @@ def error_at(strategy: StepTemplate, step: int, message: str, hint: str) -> Mulk
     return MulkiError(f"task {getattr(strategy.experience, 'task_name', '')}, step {step}: {message}", hint)
 
 
-def _learning(strategy: StepTemplate) -> dict[str, torch.nn.Parameter]:
-    return {name: p for name, p in strategy.all_weights().items() if p.requires_grad}
-
-
 def _why_the_loss(step: Step, strategy: StepTemplate) -> str:
     """The plugin that made the loss so, or what was not finite before it was computed; empty if neither is known."""
     if who := _first_not_finite(step.losses):
@@ -107,7 +103,7 @@ def _why_the_loss(step: Step, strategy: StepTemplate) -> str:
 
 def _whose_gradient(step: Step, strategy: StepTemplate, name_of: Callable[[object], str]) -> str:
     """The plugin whose term has a gradient that is not finite, found by computing the step again, plugin by plugin."""
-    weights = list(_learning(strategy).values())
+    weights = list(strategy.checks.learning().values())
     strategy.mbatch = step.batch
     try:
         with torch.enable_grad():

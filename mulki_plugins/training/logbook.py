@@ -28,7 +28,7 @@ from mulki_plugins.training.over_ranks import over_ranks
 Reduction = Literal["last", "sum", "mean"]
 Warn = Callable[[str, BaseException | None], None]
 
-_LEFT_OUT = ""
+_SKIPPED_STEP = ""
 """The tag under which a step notes that it was left out; the loggers do not get it."""
 
 
@@ -95,7 +95,7 @@ class Journal:
 
     def note_left_out(self, at: int, left_out: Tensor) -> None:
         """left_out: 1 on the device if the current step was not finite, else 0."""
-        self.log.add(_LEFT_OUT, at, left_out, "last")
+        self.log.add(_SKIPPED_STEP, at, left_out, "last")
 
     def end_step(self, *, read: bool) -> None:
         """The current step is over. The evaluator gets all values if `ahead` steps wait, or if `read` says so."""
@@ -127,8 +127,8 @@ class Journal:
 
     def _read(self, *, common: bool = True) -> list[MetricValue]:
         values = over_ranks(self.log.read()) if common else self.log.read()
-        failure = self._first_failure([at for tag, at, value in values if tag == _LEFT_OUT and bool(value)])
-        metrics = [MetricValue(self, tag, value, at) for tag, at, value in values if tag != _LEFT_OUT]
+        failure = self._first_failure([at for tag, at, value in values if tag == _SKIPPED_STEP and bool(value)])
+        metrics = [MetricValue(self, tag, value, at) for tag, at, value in values if tag != _SKIPPED_STEP]
         if failure is None:
             return metrics
         at, error = failure

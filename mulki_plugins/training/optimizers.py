@@ -13,7 +13,6 @@ from mulki_plugins.types import BelowOne, Count, Positive, Weight
 
 Groups = Iterable[dict[str, Any]]
 """Parameter groups as torch takes them, each with `params`, `lr` and `weight_decay`."""
-Betas = tuple[float, float]
 
 
 def adamw(

@@ -25,10 +25,6 @@ class StopRequest:
         self.number: int | None = None
         """The signal that this process has received."""
 
-    @property
-    def name(self) -> str:
-        return signal.Signals(self.number).name if self.number else ""
-
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Handle the signals; after the first one, SIGINT has the system's own handler, which ends the process at once.

@@ -26,6 +26,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor
 
 from mulki_plugins.losses import smoothed_cross_entropy
+from mulki_plugins.models.precision import autocast, matrix_products
 from mulki_plugins.ranks import collectives
 from mulki_plugins.ranks.draws import set_rows
 from mulki_plugins.recipe.schema import Evaluate, Train
@@ -37,7 +38,6 @@ from mulki_plugins.training.groups import LABEL, Grouping, all_weights, make_opt
 from mulki_plugins.training.logbook import Journal, Reduction
 from mulki_plugins.training.micro_batches import Labels, MicroBatch, MicroBatches
 from mulki_plugins.training.over_ranks import SHARE
-from mulki_plugins.training.precision import autocast, matrix_products
 from mulki_plugins.training.schedule import factor, for_task
 from mulki_plugins.training.step_checks import StepChecks
 

@@ -107,7 +107,7 @@ class StepChecks:
         """MulkiError if the loss of this step depends on no weight that requires a gradient."""
         if self.strategy.loss.requires_grad:
             return
-        learning = self._learning()
+        learning = self.learning()
         if not learning:
             raise self._error(
                 "nothing learns: no weight of the model requires a gradient",
@@ -176,8 +176,8 @@ class StepChecks:
                 else "add or unfreeze weights in before_training_exp at the latest, or give them to the optimizer",
             )
         if self.first:
-            self._before = {n: p.detach().clone() for n, p in self._learning().items()}
-            idle = [n for n, p in self._learning().items() if p.grad is None]
+            self._before = {n: p.detach().clone() for n, p in self.learning().items()}
+            idle = [n for n, p in self.learning().items() if p.grad is None]
             if idle and len(idle) < len(self._before):
                 self._warn_once(f"{len(idle)} trainable weights get no gradient: {listed(idle)}")
 
@@ -212,7 +212,7 @@ class StepChecks:
             self._weights = self.strategy.all_weights()
         return self._weights
 
-    def _learning(self) -> dict[str, nn.Parameter]:
+    def learning(self) -> dict[str, nn.Parameter]:
         """The weights that learn, by name."""
         return {name: p for name, p in self.strategy.all_weights().items() if p.requires_grad}
 

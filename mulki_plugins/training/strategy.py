@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from avalanche.training.supervised import Cumulative, JointTraining
 
+from mulki_plugins.models.precision import matrix_products
 from mulki_plugins.ranks.draws import draw_dropout_for_samples
 from mulki_plugins.recipe.schema import Base
 from mulki_plugins.stages.protocols import learning_weights
@@ -27,7 +28,6 @@ from mulki_plugins.training.groups import (
     make_optimizer,
     move_plugin_weights,
 )
-from mulki_plugins.training.precision import matrix_products
 from mulki_plugins.training.step import StepTemplate, calls
 
 _LOGGED_AT = ("before_training_exp", "after_training_iteration", "after_training_exp")

@@ -24,7 +24,7 @@ from mulki_plugins.streams.folders.classes import (
     others_below,
     readable_names,
 )
-from mulki_plugins.streams.folders.tasks import TEST, TRAIN, check_tasks, unused_files
+from mulki_plugins.streams.folders.tasks import TEST, TRAIN, check_tasks, quote_names, unused_files
 from mulki_plugins.streams.names import group_same_names
 
 MOST_NAMES = 2000
@@ -184,25 +184,20 @@ def _leave_out(folder: str, task: _TaskDraft) -> None:
                 unfit.append(name)
         if key == "images" and unfit:
             what = "only one image, but train and test need one each; left out of the classes"
-            task.notices.append(f"{folder}: {_quote(unfit)}: {what} (leave_out)")
+            task.notices.append(f"{folder}: {quote_names(unfit)}: {what} (leave_out)")
     if len(roots) == 2:
         train, test = (class_folders(root, empty) for root in roots.values())
         matches = match_folders(train, test)
         if lone := sorted(({*train} - matches.keys()) | ({*test} - {*matches.values()})):
             unfit += lone
             what = "not in both train and test; left out of the classes"
-            task.notices.append(f"{folder}: {_quote(lone)}: {what} (leave_out)")
+            task.notices.append(f"{folder}: {quote_names(lone)}: {what} (leave_out)")
     if empty:
-        names = _quote(sorted({*empty}))
+        names = quote_names(sorted({*empty}))
         task.notices.append(f"{folder}: no image lies in {names}; left out of the classes (leave_out)")
     unwanted = sorted({*empty, *unfit})
     if unwanted and all(class_folders(root, unwanted) for root in roots.values()):
         task.options["leave_out"] = unwanted
-
-
-def _quote(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return ", ".join(map(repr, names[:8])) + more
 
 
 def _holds_any(path: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mulki_plugins.errors import Mistakes
+from mulki_plugins.recipe.yaml import format_path
 from mulki_plugins.streams.folders.classes import class_folders, images_below, match_folders
 from mulki_plugins.streams.folders.tasks import FolderTask, check_tasks, classes_of, texts_of, unused_files
 from mulki_plugins.streams.images import FileImages, open_picture
@@ -35,15 +36,11 @@ def folders(*, tasks: list[Any]) -> TaskStream:
         tasks: A list of {name, train, test} or {name, images}, with class_names, templates and leave_out.
     """
     if mistakes := check_tasks(tasks):
-        raise Mistakes([f"folders: {_format_path(mistake.path)}: {mistake.message}" for mistake in mistakes])
+        raise Mistakes([f"folders: {format_path(mistake.path)[2:]}: {mistake.message}" for mistake in mistakes])
     notices = tuple(f"note: {line}" for line in unused_files(tasks))
     return TaskStream(
         name="folders", tasks=tuple(_build_task(convert(task, FolderTask)) for task in tasks), notices=notices
     )
-
-
-def _format_path(path: Sequence[str | int]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
 def _build_task(declared: FolderTask) -> Task:

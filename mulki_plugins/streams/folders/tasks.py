@@ -211,15 +211,19 @@ def _list_classes(path: str, least: int, leave_out: Collection[str] = ()) -> lis
             what = "`leave_out` leaves no folder in it"
         raise MulkiError(f"{path}: {what}; expected one folder per class, with its images")
     if splits := _list_splits(path, classes):
-        raise MulkiError(f"{path}: its folders {_quote(splits)} are splits, not classes; give `train` and `test` in it")
+        raise MulkiError(
+            f"{path}: its folders {quote_names(splits)} are splits, not classes; give `train` and `test` in it"
+        )
     count = {name: len(list(islice(images_below(os.path.join(path, name)), least))) for name in classes}
     empty = [name for name in classes if count[name] == 0]
     single = [name for name in classes if 0 < count[name] < least]
     problems = []
     if empty:
-        problems.append(f"no image (.jpg, .png and the like) lies in {_quote(empty)}{_describe_files(path, empty)}")
+        problems.append(
+            f"no image (.jpg, .png and the like) lies in {quote_names(empty)}{_describe_files(path, empty)}"
+        )
     if single:
-        problems.append(f"only one image lies in {_quote(single)}, but train and test need one each")
+        problems.append(f"only one image lies in {quote_names(single)}, but train and test need one each")
     if problems:
         it = "it" if len(empty + single) == 1 else "them"
         hint = f"fill {it}, or leave {it} out of the classes with {_leaving_out([*leave_out, *empty, *single])}"
@@ -257,7 +261,9 @@ def _compare_parts(task: FolderTask, train: Sequence[str], test: Sequence[str]) 
             missing = [name for name in others if name not in back]
             hint = did_you_mean(lone[0], missing) if missing else ""
             hint = f" ({hint})" if hint.startswith("did") else ""
-            which = f"folder {_quote(lone)}{hint} is" if len(lone) == 1 else f"folders {_quote(lone)}{hint} are"
+            which = (
+                f"folder {quote_names(lone)}{hint} is" if len(lone) == 1 else f"folders {quote_names(lone)}{hint} are"
+            )
             message = f"{task.folders[key]}: the class {which} not in `{other}`, {task.folders[other]}"
             advice = f"add or rename, or leave out with {_leaving_out([*(task.leave_out or ()), *lone])}"
             yield OptionError(f"{message}; {advice}", (key,))
@@ -274,7 +280,9 @@ def name_classes(
     path: tuple[str | int, ...] = ("class_names",) if given is not None else (where,)
     if isinstance(given, list):
         if len(given) != len(folders):
-            what = f"expected {len(folders)} names, in the order of the folders {_quote(folders)}, got {len(given)}"
+            what = (
+                f"expected {len(folders)} names, in the order of the folders {quote_names(folders)}, got {len(given)}"
+            )
             return names, [OptionError(what, path)]
         names = list(given)
     for folder, name in given.items() if isinstance(given, dict) else ():
@@ -295,7 +303,7 @@ def name_classes(
             mistakes.append(OptionError(f"the name of the class folder {folder!r} {what}", path))
     for name, same in group_same_names(folders, names):
         if name.strip():
-            message = f"the class folders {_quote(same)} get the same name, {name!r}"
+            message = f"the class folders {quote_names(same)} get the same name, {name!r}"
             mistakes.append(OptionError(f"{message}; {_advise(same)}", path))
     return names, mistakes
 
@@ -312,7 +320,7 @@ def unused_files(tasks: Iterable[Any]) -> list[str]:
 
 def _unused(root: str, leave_out: Collection[str]) -> Iterator[str]:
     if hidden := [name for name in all_folders(root) if is_system(name)]:
-        yield f"{root}: ignored, since hidden or made by the system: {_quote(hidden)}"
+        yield f"{root}: ignored, since hidden or made by the system: {quote_names(hidden)}"
     if beside := [name for name in files_in(root) if is_picture(name)]:
         yield f"{root}: ignored, since in no class folder: {_count(beside, 'image')} (such as {beside[0]})"
     folders = class_folders(root, leave_out)
@@ -324,6 +332,6 @@ def _count(files: Sequence[str], what: str) -> str:
     return f"{len(files):,} {what}{'' if len(files) == 1 else 's'}"
 
 
-def _quote(names: Sequence[str]) -> str:
+def quote_names(names: Sequence[str]) -> str:
     first = ", ".join(repr(name) for name in names[:8])
     return printable(f"{first} and {len(names) - 8} more" if len(names) > 8 else first)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+from mulki_plugins.recipe.schema import Precision
 
-_MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}
+MIXED: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""The precisions whose forward passes are in mixed precision."""
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """The context of a forward: mixed precision for bf16 and fp16, else that of the weights."""
-    return torch.autocast(device.type, dtype=_MIXED.get(precision), enabled=precision in _MIXED)
+    return torch.autocast(device.type, dtype=MIXED.get(precision), enabled=precision in MIXED)
 
 
 @contextmanager
