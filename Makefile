@@ -29,13 +29,13 @@ lint: $(VENV)/ready-dev
 
 # The tests with the newest release of every dependency, in an environment of its own.
 test-latest: $(LATEST)/bin/python
-	$(LATEST)/bin/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager -e '.[mini,mtil,dev]'
+	$(LATEST)/bin/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager -e '.[mini,dev]'
 	$(LATEST)/bin/python -m pytest
 
 # Renews requirements.lock for every supported Python and platform.
 update: $(VENV)/bin/python
 	$(BIN)/python $(PIP_INSTALL) --upgrade uv
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --extra mini --extra mtil --extra dev \
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --extra mini --extra dev \
 	  --no-emit-index-url --no-header --no-annotate --output-file requirements.lock pyproject.toml
 
 %/bin/python:
@@ -51,7 +51,7 @@ $(VENV)/ready: pyproject.toml requirements.lock $(VENV)/torch
 	@touch $@
 
 $(VENV)/ready-dev: pyproject.toml requirements.lock $(VENV)/torch
-	$(BIN)/python $(PIP_INSTALL) --constraint requirements.lock -e '.[mini,mtil,dev]'
+	$(BIN)/python $(PIP_INSTALL) --constraint requirements.lock -e '.[mini,dev]'
 	@touch $@ $(VENV)/ready
 
 clean:

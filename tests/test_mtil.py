@@ -5,7 +5,6 @@ import io
 import json
 import pickle
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -469,12 +468,6 @@ def test_a_pickle_that_would_run_code_is_refused(own, tmp_path):
     with pytest.raises(Mistakes, match="which no copy of CIFAR-100 does"):
         mtil(root=str(own), tasks=["CIFAR100"])
     assert not (tmp_path / "ran").exists()
-
-
-def test_scipy_is_asked_for_where_it_is_missing(root, monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(Mistakes, match=r"needs the package 'scipy'; pip install 'mulki\[mtil\]'"):
-        mtil(root=str(root), tasks=["Flowers"])
 
 
 def test_a_damaged_image_is_named_also_by_a_worker(own):

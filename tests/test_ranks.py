@@ -517,7 +517,7 @@ def test_a_batch_that_the_ranks_cannot_share_says_what_divides(recipe):
     resolved = resolve(str(recipe), Changes())
     assert list(problems(resolved.recipe, 3)) == []
     [line] = problems(resolved.recipe, 4)
-    assert "6 images are no equal shares for 4 ranks; set it to 4 or 8, or use one of 2, 3, 6 ranks" in line
+    assert "4 ranks cannot share 6 images equally; set it to 4 or 8, or use one of 2, 3, 6 ranks" in line
 
 
 def test_a_part_that_works_in_one_process_only_is_refused_with_its_reason(recipe):

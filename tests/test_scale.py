@@ -98,4 +98,4 @@ def test_the_plan_takes_the_numbers_of_a_benchmark(scale, tmp_path):
     )
     machine = scale.from_bench(tmp_path / "bench.json")
     assert machine.encoding == 50.0
-    assert scale.step_seconds(scale.VIT_B_16, evolve(machine, gpus=1)) == 0.5
+    assert scale.step_seconds(scale.VIT_B_16, evolve(machine, gpus=1)) == pytest.approx(0.5)

@@ -606,7 +606,7 @@ def test_a_recipe_is_no_study_and_a_study_no_recipe():
 
 def test_only_words_of_its_runs(small_study):
     wrong = mulki(written(small_study), "--only", "mulkee", status=2)
-    assert "no run is of mulkee" in wrong.stderr
+    assert "no run matches mulkee" in wrong.stderr
     assert "finetune" in wrong.stderr
 
 

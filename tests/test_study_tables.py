@@ -283,6 +283,11 @@ def test_costs_are_measured_one_after_another_and_collected(small_study, in_fork
     assert rows["lwf"]["step"] == "–", "it was not measured"
     page = Path("page.md").read_text()
     assert cost_table(read_rows(file, CostLine), "finetune") in page
+    small_study["cost"]["settings"].append("train.accumulate=2")
+    changed = written(small_study)
+    assert "step" not in table_of(mulki("collect", changed).stdout)["lora"], "measured with other settings"
+    small_study["cost"]["settings"].pop()
+    assert table_of(mulki("collect", written(small_study)).stdout)["finetune"]["step"] == "1.00 ± 0.00"
     file.unlink()
     assert "step" not in table_of(mulki("collect", name).stdout)["lora"]
 
@@ -301,9 +306,12 @@ def test_a_run_that_fails_leaves_the_costs_of_the_others(small_study, in_forks, 
 
 
 def test_costs_beside_an_earlier_table_are_shown(small_study):  # noqa: F811
+    small_study |= {"measured": "before.csv", "cost": {"strategies": ["finetune", "mulki"], "rounds": 1}}
     write_lines(Path("before.csv"), [])
-    write_rows(Path("before-cost.csv"), CostLine, [cost("finetune", 0), cost("mulki", 0, 20.0)])
-    small_study |= {"measured": "before.csv", "cost": {"strategies": ["finetune", "mulki"]}}
+    name = written(small_study)
+    finetune, mulki_ = (plan_run(job, Path()).fingerprint for job in cost_jobs(read_study(str(name)).study))
+    lines = [cost("finetune", 0, fingerprint=finetune), cost("mulki", 0, 20.0, fingerprint=mulki_)]
+    write_rows(Path("before-cost.csv"), CostLine, lines)
     Path("page.md").write_text("<!-- cost: begin -->\n<!-- cost: end -->\n")
-    mulki("collect", written(small_study), "--into", "page.md")
+    mulki("collect", name, "--into", "page.md")
     assert "| mulki | 20.0 | 2.00 | 500 | 1.00 |" in Path("page.md").read_text()

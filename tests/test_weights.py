@@ -318,7 +318,7 @@ def test_a_folder_that_is_no_runs_is_refused(small, state):
     assert "name the file: hub/open_clip_model.safetensors" in refusal("small", pretrained="hub")
     (small / "runs" / "seed-1").mkdir(parents=True)
     (small / "runs" / "seed-1" / "result.json").write_text("{}")
-    assert "several runs lie in it; name one, such as runs/seed-1" in refusal("small", pretrained="runs")
+    assert "the folder holds several runs; name one, such as runs/seed-1" in refusal("small", pretrained="runs")
     assert "this run's folder holds no weights" in refusal("small", pretrained="runs/seed-1")
 
 

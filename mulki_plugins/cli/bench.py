@@ -44,8 +44,8 @@ def bench(recipe: str, steps: int, synthetic: bool, as_json: bool, **options: An
 
     Trains a few steps of the first two tasks with the run's own code, evaluates a sample of the test images, writes a
     checkpoint, and prints how long each part takes: medians after a warm-up. Nothing is written into `runs`. Weights
-    that would be downloaded are replaced by random ones, which take the same time, and data of the stream mtil that are
-    not there by drawn images.
+    that would be downloaded are replaced by random ones, which take the same time, and missing data of the stream mtil
+    by drawn images.
     """
     resolved = resolve_recipe(recipe, read_changes(options)).recipe
     measured, prediction = measure_recipe(resolved, steps, synthetic=synthetic)

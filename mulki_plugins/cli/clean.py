@@ -80,7 +80,7 @@ def _choose(folders: Sequence[Path], force: bool) -> list[Result]:
         if result.status == "complete" or (force and result.status != "running"):
             chosen.append(result)
         elif result.status == "running":
-            mistakes.append(f"{result.folder}: the run is going on; stop it first, or wait for its end")
+            mistakes.append(f"{result.folder}: the run is still going; stop it or wait until it ends")
         elif Path(result.folder).resolve() in named:
             mistakes.append(
                 f"{result.folder}: the run is not finished ({result.status}), and its checkpoints are needed to resume it; "

@@ -154,7 +154,7 @@ def _in_folder(folder: Path) -> Path:
             f"{folder}: this run's folder holds no weights", "train.checkpoint.keep says how many are kept"
         )
     if runs := [path for path in _subfolders(folder) if (path / "result.json").is_file()]:
-        raise MissingData(f"{folder}: several runs lie in it", f"name one, such as {runs[0]}")
+        raise MissingData(f"{folder}: the folder holds several runs", f"name one, such as {runs[0]}")
     suffixes = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
     files = sorted(path for path in folder.iterdir() if path.suffix in suffixes and path.is_file())
     hint = f"name the file: {files[0]}" if files else "name a file of weights, or the folder of a run"

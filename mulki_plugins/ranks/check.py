@@ -28,7 +28,7 @@ def problems(recipe: Recipe, ranks: int) -> Iterator[str]:
         fitting = " or ".join(str(each) for each in (below, above) if each)
         divisors = ", ".join(str(n) for n in range(2, size + 1) if size % n == 0)
         yield (
-            f"$.train.batch_size: {size} images are no equal shares for {ranks} ranks; "
+            f"$.train.batch_size: {ranks} ranks cannot share {size} images equally; "
             f"set it to {fitting}, or use one of {divisors} ranks"
         )
     for where, kind, name in _parts(recipe):

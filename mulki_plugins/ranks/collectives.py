@@ -73,9 +73,9 @@ def is_first() -> bool:
 
 
 def share() -> float:
-    """w, in 0..1: this rank's share of the step's batch. A sum over some of the samples, divided by their number on all ranks
+    """w, in 0..1: this rank's share of the step's batch.
 
-    and by w, is the rank's part of their mean.
+    A sum over some of the samples, divided by their number on all ranks and by w, is the rank's part of their mean.
     """
     return 1.0 if world() == 1 or _ranks is None else _ranks.share
 

@@ -72,7 +72,9 @@ def check_held_out(data: dict[str, Any]) -> Iterator[OptionError]:
         yield OptionError(f"the task {format_value(name)} is held out twice", (*path, i))
     for i, name in names:
         if known and name not in known:
-            hint = f"{did_you_mean(name, known)}; a held-out task is one of the stream's, where it is then not trained"
+            hint = (
+                f"{did_you_mean(name, known)}; a held-out task must be one of the stream's; it is tested, never trained"
+            )
             yield OptionError(f"the stream has no task {format_value(name)} ({hint})", (*path, i))
     if known and set(known) <= {name for _, name in names}:
         yield OptionError("every task of the stream is held out, so none is left to learn", path)

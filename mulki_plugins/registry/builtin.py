@@ -157,7 +157,6 @@ def _register_streams_and_models(register: Register) -> None:
             "Aircraft", "Caltech101", "CIFAR100", "DTD", "EuroSAT", "Flowers", "Food", "MNIST", "OxfordPet", "StanfordCars",
             "SUN397",
         ],
-        extra="mtil",
         check="mulki_plugins.streams.mtil.declaration:check_options",
     )  # fmt: skip
     register.stream(

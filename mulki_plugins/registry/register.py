@@ -122,9 +122,9 @@ class Register:
     ) -> None:  # fmt: skip
         """A class or function from parameter groups and options to a `torch.optim.Optimizer`.
 
-        Its first argument are the groups; `lr`, and if it has them `weight_decay` and `fused` (a GPU's one kernel for all
-        weights), come from the recipe and the device; `name_of`, if it has it, is a function from a weight to its name. The
-        other keyword arguments are its options. A new one is made for each task.
+        The first argument is the list of parameter groups; `lr`, and if it has them `weight_decay` and `fused` (a GPU's one
+        kernel for all weights), come from the recipe and the device; `name_of`, if it has it, is a function from a weight to
+        its name. The other keyword arguments are its options. A new one is made for each task.
         defaults, kinds: values and types for the options of a class that was not written for MulKI.
         """
         self._add(

@@ -31,7 +31,7 @@ def choose_folder(
     """The folder of a run from the command line: the one that holds runs of its settings, else one without other settings.
 
     variant: the command line's changes, as part of a folder's name. name: replaces the strategy in the folder's path.
-    resuming: prefer the folder of the unchanged recipe, so that `resume` can report what compare_settings.
+    resuming: prefer the folder of the unchanged recipe, so that `resume` can report what differs.
     """
     parent, seed_name = out / recipe.name, f"seed-{seed}"
     if name:

@@ -28,8 +28,8 @@ class StreamFault:
 
     check: Literal["made", "names", "labels", "separate"]
     """The kit's check that reports it."""
-    wrong: str
-    mend: str
+    problem: str
+    fix: str
     fatal: bool = True
     """Whether a run refuses the stream; otherwise it warns."""
 
@@ -40,9 +40,9 @@ def check_stream(stream: TaskStream, who: str, *, reference: bool = False) -> tu
     who: the stream and its package, for messages. reference: only its training images and sentences are used.
     """
     faults = list(stream_faults(stream, reference=reference))
-    if fatal := [f"{who}: {fault.wrong}; {fault.mend}" for fault in faults if fault.fatal]:
+    if fatal := [f"{who}: {fault.problem}; {fault.fix}" for fault in faults if fault.fatal]:
         raise Mistakes(fatal)
-    return tuple(f"{who}: {fault.wrong}; {fault.mend}" for fault in faults)
+    return tuple(f"{who}: {fault.problem}; {fault.fix}" for fault in faults)
 
 
 def stream_faults(stream: TaskStream, *, reference: bool = False) -> Iterator[StreamFault]:

@@ -56,7 +56,7 @@ def report_folders(tasks: list[dict[str, Any]], *, decode: bool = False) -> dict
     """The tasks of a stream `folders`: classes, images, damaged files, and notes on the data. MulkiError if one is invalid."""
     stream = folders(tasks=tasks)
     entries = [_report_task(task, declared, decode) for task, declared in zip(stream.tasks, tasks, strict=True)]
-    faults = [f"warning: {fault.wrong}; {fault.mend}" for fault in stream_faults(stream)]
+    faults = [f"warning: {fault.problem}; {fault.fix}" for fault in stream_faults(stream)]
     return {
         "decoded": decode, "ok": all(entry["state"] == "found" for entry in entries), "datasets": entries,
         "notes": [*stream.notices, *faults],

@@ -126,7 +126,7 @@ def hold_out(stream: TaskStream, names: Sequence[str]) -> TaskStream:
     for name in names:
         if name not in tasks:
             what = f"$.evaluate.held_out: the stream has no task {format_value(name)} ({did_you_mean(name, tasks)})"
-            raise MulkiError(what, "a held-out task is one of the stream's, where it is then not trained")
+            raise MulkiError(what, "a held-out task must be one of the stream's; it is tested, never trained")
     learned = tuple(task for task in stream.tasks if task.name not in names)
     if not learned:
         raise MulkiError("$.evaluate.held_out: every task of the stream is held out, so none is left to learn")

@@ -21,7 +21,7 @@ from mulki_plugins.files import write_text
 from mulki_plugins.study import execute, slurm
 from mulki_plugins.study.choose import winners
 from mulki_plugins.study.costs import CostLine, cost_line, costs_beside
-from mulki_plugins.study.plan import COST, Chosen, Job, PlannedRun, choice_jobs, plan_run, reported_jobs
+from mulki_plugins.study.plan import COST, Chosen, Job, PlannedRun, choice_jobs, cost_jobs, plan_run, reported_jobs
 from mulki_plugins.study.read import StudyFile
 from mulki_plugins.study.schema import Execution
 from mulki_plugins.study.state import LAUNCHED, State, held, result_of, states
@@ -40,7 +40,7 @@ class Conductor:
     table: Path
     say: Callable[[str], None]
 
-    # What there is
+    # State
 
     def lines(self) -> list[Line]:
         """The lines of earlier runs, then the study's own."""
@@ -76,11 +76,16 @@ class Conductor:
                 write_lines(self.table, [*read_lines(self.table), *missing])
 
     def costs(self) -> list[CostLine]:
-        """What strategies cost: as measured here, else as it says in the file beside the table of earlier runs."""
+        """What strategies cost: as measured here, else as it says in the file beside the table of earlier runs.
+
+        Without the lines that were measured with other settings than the study's present ones.
+        """
         earlier = self.file.measured
-        return read_rows(costs_beside(self.table), CostLine) or (
+        lines = read_rows(costs_beside(self.table), CostLine) or (
             read_rows(costs_beside(earlier), CostLine) if earlier is not None else []
         )
+        known = {job.label: plan_run(job, self.root).known for job in cost_jobs(self.file.study)}
+        return [line for line in lines if line.fingerprint in known.get(line.label, {line.fingerprint})]
 
     def collect_costs(self, jobs: Iterable[Job]) -> list[CostLine]:
         """The costs that these runs have measured, those that are done; they are in the file beside the table afterwards."""
@@ -227,7 +232,7 @@ def choose_jobs(jobs: Sequence[Job], only: Sequence[str]) -> list[Job]:
     ]
     if not chosen and jobs:
         words = sorted({word for job in jobs for word in (job.part, job.order, str(job.changes.strategy))} - {""})
-        raise MulkiError(f"--only: no run is of {' and '.join(only)}", f"words: {', '.join(words[:30])}")
+        raise MulkiError(f"--only: no run matches {' and '.join(only)}", f"words: {', '.join(words[:30])}")
     return chosen
 
 

@@ -56,7 +56,7 @@ def raise_first(library: Library, check: str, /) -> None:
     """Fault for the first problem that a run would refuse or warn of and that belongs to this check."""
     for fault in library.faults:
         if fault.check == check:
-            raise Fault(fault.wrong, fault.mend)
+            raise Fault(fault.problem, fault.fix)
 
 
 def made(library: Library) -> None:

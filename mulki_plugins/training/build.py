@@ -158,7 +158,7 @@ def _make_cache(choice: str) -> PixelCache | None:
 def choose_workers(setting: int | Literal["auto"], stream: TaskStream, image_size: int) -> int:
     """Processes that read images: for `auto` one for each core that the process may use but one, at most MOST_WORKERS.
 
-    None if all images are in memory and small: they are prepared faster than another process hands them over.
+    0 if all images are in memory and small: they are prepared faster than another process hands them over.
     """
     if setting != "auto":
         return setting

@@ -111,9 +111,7 @@ def _load(model: ClipClassifier, kept: Checkpoint | None, pretrained: Mapping[st
     model.make_room(weights)
     expected = model.state_dict()
     if {n: w.shape for n, w in weights.items()} != {n: w.shape for n, w in expected.items()}:
-        raise Unknown(
-            "a plugin has added or taken away weights since, so the model takes those that were kept no longer"
-        )
+        raise Unknown("a plugin has added or removed weights since, so the kept weights no longer fit the model")
     model.load_state_dict(weights)
     for adapter, own in zip(model.adapters, state.get("adapters", ()), strict=False):
         adapter.load_state_dict(own)

@@ -243,7 +243,7 @@ def held_out_rows(experiment: Experiment) -> list[tuple[str, str, list[str]]]:
 
 
 def heading_of(experiment: Experiment) -> str:
-    """The recipe and the protocol in which an experiment differs from others."""
+    """The recipe of an experiment, and its number of tasks."""
     return f"{experiment.recipe}: {len(experiment.tasks)} task{'' if len(experiment.tasks) == 1 else 's'}"
 
 

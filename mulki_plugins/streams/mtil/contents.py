@@ -14,7 +14,7 @@ from attrs import define, field, frozen
 from numpy.typing import NDArray
 from PIL import Image
 
-from mulki_plugins.errors import MissingData, MulkiError
+from mulki_plugins.errors import MulkiError
 from mulki_plugins.streams.entries import walk
 from mulki_plugins.streams.images import FileImages
 from mulki_plugins.streams.task import hash_pixels
@@ -135,11 +135,9 @@ def read_json(path: Path) -> Any:
 
 
 def read_mat(path: Path) -> dict[str, Any]:
-    """The variables of a MATLAB file. MissingData if scipy is not installed, as with torchvision."""
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise MissingData(f"{path}: reading it needs the package 'scipy'", "pip install 'mulki[mtil]'") from error
+    """The variables of a MATLAB file."""
+    from scipy.io import loadmat  # other data sets do without
+
     try:
         variables: dict[str, Any] = loadmat(path, squeeze_me=True)
     except Exception as error:  # scipy raises almost anything on a damaged file
