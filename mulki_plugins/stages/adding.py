@@ -60,8 +60,6 @@ class Adding(Stage):
         self.relations: dict[Relation, float] = {r: factor for r, factor in given.items() if factor > 0}
         if not self.relations and not features:
             raise ValueError("Adding: relations: expected at least one above 0, or features above 0")
-        if targets == "divided" and classes == "task":
-            raise ValueError("Adding: targets: divided needs the classes of earlier tasks; expected classes: seen")
         self._visual = any(r.endswith("_to_image") for r in self.relations)
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:

@@ -152,8 +152,9 @@ class ReadableImages:
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         for step in range(min(len(self), MAX_CONSECUTIVE)):
+            read = (index + step) % len(self)
             try:
-                image, label = (self.images if self.cached is None else self.cached)[(index + step) % len(self)]
+                image, label = (self.images if self.cached is None else self.cached)[read]
                 if hasattr(image, "load"):
                     image.load()  # Pillow decodes as late as it can
                 break
@@ -162,13 +163,10 @@ class ReadableImages:
                     raise
                 if self.unreadable == "stop":
                     raise self._error(index, error) from error
-                self._left_out[(index + step) % len(self)] = True
+                self._left_out[read] = True
                 last = error
         else:
-            raise self._error(
-                (index + step) % len(self), last, f"{step + 1} consecutive images could not be read; the last error: "
-            )
-        read = (index + step) % len(self)
+            raise self._error(read, last, f"{step + 1} consecutive images could not be read; the last error: ")
         if label != self._labels[read]:
             what = f"{self.name}: {self._kind} image {read} comes with class {label}, but its target is {self._labels[read]}"
             raise MulkiError(what, "the stream must keep images and targets in the same order")
