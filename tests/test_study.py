@@ -582,12 +582,52 @@ def test_all_mistakes_are_reported_with_their_lines(tmp_path, monkeypatch):
         ),
         ({"cost": {"strategies": ["lwf"]}}, "$.cost.base: expected one of the strategies that are measured"),
         ({"run": {"on": "moon"}}, "expected 'local' or 'gpus' or 'slurm', got 'moon'"),
+        ({"seeds": []}, "$.seeds: expected at least one seed"),
+        ({"parts": {"one": {"runs": [{"seeds": []}]}}}, "$.parts.one.runs[0].seeds: expected at least one seed"),
+        (
+            {"choice": {"seed": 5, "by": [], "settings": {"l2": [["strategy.l2.weight=1"]]}}},
+            "$.choice.by: expected at least one metric",
+        ),
+        ({"strategies": ["lwf"], "main": "lfw"}, "$.main: no run has the label 'lfw' (did you mean 'lwf'?)"),
+        (
+            {"parts": {"one": {"runs": [{"strategies": ["lwf"]}], "beside": {"part": "one", "label": "lfw"}}}},
+            "$.parts.one.beside.label: no run of 'one' has the label 'lfw' (did you mean 'lwf'?)",
+        ),
     ],
 )  # fmt: skip
 def test_a_mistake_says_where_and_what(tmp_path, monkeypatch, change, message):
     monkeypatch.chdir(tmp_path)
     Path("bad.yaml").write_text(yaml.safe_dump({"name": "bad", "recipes": ["mtil"]} | change))
     assert message in mulki("status", "bad.yaml", status=2).stderr
+
+
+def test_the_settings_of_a_run_prevail_over_those_of_all(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    variants = {f"{steps} steps": {"settings": [f"train.iterations={steps}"]} for steps in (2, 8)}
+    block = {"settings": ["train.batch_size=16"], "strategies": ["lwf", "finetune"], "variants": variants}
+    candidates = {"lwf": [["train.batch_size=4"], ["train.batch_size=8"]]}
+    own = {"name": "own", "recipes": ["mtil"], "settings": ["train.iterations=3", "train.batch_size=32"]}
+    own |= {"parts": {"one": {"runs": [block]}}, "choice": {"seed": 5, "settings": candidates, "apply": True}}
+    Path("own.yaml").write_text(yaml.safe_dump(own))
+    study = read_study("own.yaml").study
+    chosen = {("mtil", "lwf"): ("train.batch_size=8", "train.iterations=5", "strategy.lwf.image=2")}
+    trains = [plan_run(job, Path()).recipe.train for job in reported_jobs(study, chosen)]
+    assert [(train.iterations, train.batch_size) for train in trains] == [(2, 16), (2, 16), (8, 16), (8, 16)]
+    assert [plan_run(job, Path()).recipe.train.batch_size for job in choice_jobs(study)] == [4, 8]
+    plugins = [plan_run(job, Path()).recipe.strategy.plugins for job in reported_jobs(study, chosen)]
+    assert [each[-1].options["image"] for each in plugins if each] == [2, 2]
+
+
+def test_the_chosen_settings_reach_a_recipes_own_strategy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = {"name": "own", "recipes": ["mtil"]}
+    own |= {"choice": {"seed": 5, "settings": {"mulki-plus": [["train.iterations=7"]]}, "apply": True}}
+    Path("own.yaml").write_text(yaml.safe_dump(own))
+    study = read_study("own.yaml").study
+    [job] = reported_jobs(study, {("mtil", "mulki-plus"): ("train.iterations=7",)})
+    assert plan_run(job, Path()).recipe.train.iterations == 7
+    assert not list(reported_jobs(study)), "it waits for the choice"
+    assert "study own, 1 runs, 1 to choose settings" in CliRunner().invoke(main, ["validate", "own.yaml"]).stdout
 
 
 def test_a_recipe_is_no_study_and_a_study_no_recipe():

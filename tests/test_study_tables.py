@@ -12,17 +12,20 @@ from attrs import evolve
 from matplotlib.transforms import Bbox
 from scipy import stats
 
-from mulki_plugins.recipe.schema import Recipe
+from mulki_plugins.errors import MulkiError
+from mulki_plugins.recipe.resolve import Changes, resolve
+from mulki_plugins.recipe.schema import Recipe, TaskBudget
 from mulki_plugins.report.result import Result
 from mulki_plugins.study import launch
+from mulki_plugins.study.choose import winners
 from mulki_plugins.study.costs import CostLine, cost_line, costs_beside, summarize, trained_text
 from mulki_plugins.study.figure import draw
 from mulki_plugins.study.plan import cost_jobs, plan_run
 from mulki_plugins.study.read import read_study
-from mulki_plugins.study.schema import Beside, Block, Cost, Part, Study
+from mulki_plugins.study.schema import Beside, Block, Choice, Cost, Part, Study
 from mulki_plugins.study.state import State
 from mulki_plugins.study.table import Line, read_lines, read_rows, write_lines, write_rows
-from mulki_plugins.study.tables import cost_table, results_text
+from mulki_plugins.study.tables import _zero_shot, cost_table, results_text
 from tests.test_study import in_forks, mulki, small_study, written  # noqa: F401  # fixtures
 
 ROOT = Path(__file__).parent.parent
@@ -46,7 +49,9 @@ def text_of(lines, costs=(), part="study", **study):
 
 
 def state(each):
-    job = SimpleNamespace(part=each.part, order=each.order, label=each.label, seed=each.seed, in_tables=True)
+    job = SimpleNamespace(
+        part=each.part, order=each.order, label=each.label, seed=each.seed, in_tables=True, recipe="mtil"
+    )
     return State(run=SimpleNamespace(job=job), status="done", line=each)
 
 
@@ -182,18 +187,26 @@ def test_trained_weights_are_thousands_and_a_share():
 
 
 def test_the_steps_of_a_line(tmp_path):
-    job = SimpleNamespace(label="x", seed=1)
-    run = SimpleNamespace(job=job, fingerprint="f", folder=tmp_path)
+    plain = resolve("mtil", Changes(strategy="finetune")).recipe
+
+    def run(iterations=20, epochs=None, **per_task):
+        train = evolve(plain.train, iterations=iterations, epochs=epochs, per_task=per_task)
+        job, recipe = SimpleNamespace(label="x", seed=1), evolve(plain, train=train)
+        return SimpleNamespace(job=job, recipe=recipe, fingerprint="f", folder=tmp_path)
+
     result = Result(
         recipe="r", strategy="s", seed=1, tasks=["a", "b"], seconds={"train": [1.0, 3.0]}, parameters={"trained": 5, "all": 9},
-        budget={"iterations": 20, "batch_size": 4}, device={"peak_memory_mib": 12.5, "threads": 2, "name": "m", "type": "cpu"},
+        device={"peak_memory_mib": 12.5, "threads": 2, "name": "m", "type": "cpu"},
     )  # fmt: skip
-    assert (cost_line(run, result).step, cost_line(run, result).seconds) == (150.0, 3.0)
+    assert (cost_line(run(), result).step, cost_line(run(), result).seconds) == (150.0, 3.0)
+    assert cost_line(run(a=TaskBudget(iterations=60)), result).step == 150.0, "that of the last task counts"
+    assert cost_line(run(b=TaskBudget(iterations=60)), result).step == 50.0
+    assert cost_line(run(b=TaskBudget(epochs=1)), result).step is None
     joint = evolve(result, base="joint", seconds={"train": [8.0]})
-    assert cost_line(run, joint).step == 200.0, "it trains in the steps of both tasks at once"
-    assert cost_line(run, evolve(result, budget={"epochs": 2, "batch_size": 4})).step is None
-    assert cost_line(run, evolve(result, parameters={"trained": 0, "all": 9})).step is None
-    assert cost_line(run, evolve(result, seconds={}, base="none")).seconds == 0
+    assert cost_line(run(), joint).step == 200.0, "it trains in the steps of both tasks at once"
+    assert cost_line(run(None, 2), result).step is None
+    assert cost_line(run(), evolve(result, parameters={"trained": 0, "all": 9})).step is None
+    assert cost_line(run(), evolve(result, seconds={}, base="none")).seconds == 0
 
 
 def test_the_study_shows_costs_beside_its_numbers():
@@ -303,6 +316,30 @@ def test_a_run_that_fails_leaves_the_costs_of_the_others(small_study, in_forks, 
     failed = mulki("cost", written(small_study), status=1)
     assert "cost lwf seed 0: failed: " in failed.stderr
     assert [x.label for x in read_rows(Path("runs/studies/tried/study-cost.csv"), CostLine)] == ["finetune"]
+
+
+def test_zero_shot_is_told_of_each_recipe():
+    def state(recipe, zero_shot, later):
+        line = SimpleNamespace(part="study", order="", zero_shot=zero_shot, zero_shot_later=later)
+        return SimpleNamespace(line=line, run=SimpleNamespace(job=SimpleNamespace(recipe=recipe)))
+
+    found = [state("mtil", 50.0, 55.0), state("recipes/other.yaml", 70.0, None)]
+    assert _zero_shot(found[:1], "study") == "Zero-shot: 50.0 in the mean of all tasks; of all but the first 55.0."
+    assert _zero_shot(found, "study").split("\n\n") == [
+        "Zero-shot, mtil: 50.0 in the mean of all tasks; of all but the first 55.0.",
+        "Zero-shot, other: 70.0 in the mean of all tasks.",
+    ]
+
+
+def test_candidates_without_a_metric_of_the_rule_cannot_win():
+    line = SimpleNamespace(transfer=None, average=None, last=60.0)
+    job = SimpleNamespace(recipe="mtil", changes=SimpleNamespace(strategy="lwf"), candidate=("a=1",))
+    found = [SimpleNamespace(line=line, run=SimpleNamespace(job=job))]
+    rule = Choice(seed=5, settings={"lwf": [["a=1"]]})
+    with pytest.raises(MulkiError, match="the candidates of lwf have no transfer and no average") as caught:
+        winners(found, rule)
+    assert caught.value.hint == "name metrics that the stream has, such as `by: [last]`"
+    assert winners(found, evolve(rule, by=["last"])) == {("mtil", "lwf"): ("a=1",)}
 
 
 def test_costs_beside_an_earlier_table_are_shown(small_study):  # noqa: F811

@@ -48,6 +48,18 @@ def test_the_initial_teacher_speaks_of_what_is_new(classifier, benchmark, monkey
         stage.weigh([torch.zeros(1, 2)] * 2, torch.zeros(1, dtype=torch.long), "samples")
 
 
+def test_novelty_has_its_prototypes_without_another_stage_that_reads_them(classifier, benchmark):
+    teachers, logger = Teachers(), Quiet()
+    stage = Distinguishing(weights="novelty", slope=8.0, threshold=0.1)
+    strategy = naive(classifier, [teachers, Adding(relations={"image_to_text": 1.0}), stage], logger, lr=0.1)
+    for experience in list(benchmark.train_stream)[:2]:
+        strategy.train(experience)
+    assert 0 in teachers.previous.prototypes
+    shares = [value for name, value in logger.values if name == "train/share/initial"]
+    assert min(shares) > 0
+    assert max(shares) < 1
+
+
 @pytest.mark.parametrize("classes", ["seen", "task"])
 def test_divided_targets_by_loops(classifier, benchmark, classes):
     """On the second task: its three classes are the initial teacher's, the two of the first task the previous one's."""

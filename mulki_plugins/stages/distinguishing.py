@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mulki_plugins.losses import Score, mixture_weights, novelty_weights, selection, teacher_scores, teacher_weights
 from mulki_plugins.stages.stage import Stage, Strategy, tasks_of
-from mulki_plugins.stages.teachers import Rows, Teachers
+from mulki_plugins.stages.teachers import Rows, Teacher, Teachers
 from mulki_plugins.types import Positive, Weight, checked
 
 
@@ -65,7 +65,13 @@ class Distinguishing(Stage):
         self._shares = {}
         teachers = Teachers.of(strategy, self)
         teachers.weigh = self.weigh
+        for task in tasks_of(strategy.adapted_dataset):
+            for teacher in self.reads_prototypes(teachers):
+                teachers.prototypes(strategy, teacher, task)  # kept for later tasks, when this one is an earlier one
         self._prototypes = teachers.earlier_prototypes(tasks_of(strategy.adapted_dataset))
+
+    def reads_prototypes(self, teachers: Teachers) -> Sequence[Teacher]:
+        return [teachers.previous] if self.weights == "novelty" and teachers.previous is not None else []
 
     def weigh(self, logits: list[Tensor], targets: Tensor, rows: Rows, features: Sequence[Tensor] = ()) -> Tensor:
         """w [M, N] from each teacher's logits [N, C] and features [N, d]; the first teacher is the pre-trained model."""

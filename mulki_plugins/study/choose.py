@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from mulki_plugins.errors import MulkiError
 from mulki_plugins.study.schema import Choice
 from mulki_plugins.study.state import State
 from mulki_plugins.study.table import mean_of
@@ -28,7 +29,15 @@ def ranked(found: Sequence[State], rule: Choice) -> dict[Method, list[State]]:
 
 
 def winners(found: Sequence[State], rule: Choice) -> dict[Method, tuple[str, ...]]:
-    """The settings of each method's best candidate, once all of its candidates are done."""
+    """The settings of each method's best candidate, once all of its candidates are done.
+
+    MulkiError if one of them lacks a metric of the rule.
+    """
+    for state in found:
+        if state.line is not None and mean_of(state.line, rule.by) is None:
+            lacking = [name for name in rule.by if getattr(state.line, name) is None]
+            what = f"$.choice.by: the candidates of {state.run.job.changes.strategy} have no {' and no '.join(lacking)}"
+            raise MulkiError(what, "name metrics that the stream has, such as `by: [last]`")
     unfinished = {_method(state) for state in found if state.line is None}
     return {
         method: states[0].run.job.candidate

@@ -48,7 +48,7 @@ def cost_line(run: PlannedRun, result: Result) -> CostLine:
     device = result.device
     train = result.seconds.get("train") or []
     seconds = float(train[-1]) if train else 0.0
-    steps = _steps(result)
+    steps = _steps(run, result)
     return CostLine(
         label=run.job.label, round=run.job.seed, fingerprint=run.fingerprint, device=str(device.get("type", "")),
         machine=str(device.get("name", "")), threads=int(device.get("threads") or 0),
@@ -59,12 +59,15 @@ def cost_line(run: PlannedRun, result: Result) -> CostLine:
     )  # fmt: skip
 
 
-def _steps(result: Result) -> int:
+def _steps(run: PlannedRun, result: Result) -> int:
     """The steps of the last training; 0 if there are none, or as many as the images need."""
-    iterations = result.budget.get("iterations") or 0
+    train = run.recipe.train
     if not result.parameters.get("trained"):
         return 0
-    return int(iterations) * (len(result.tasks) if result.base == "joint" else 1)
+    if result.base == "joint":
+        return (train.iterations or 0) * len(result.tasks)
+    own = train.per_task.get(result.tasks[-1])
+    return (train.iterations if own is None or not (own.iterations or own.epochs) else own.iterations) or 0
 
 
 def _kept_on_disk(folder: Path) -> int:

@@ -85,13 +85,7 @@ def reported_jobs(study: Study, chosen: Chosen | None = None) -> Iterator[Job]:
     if not study.parts:
         blocks = [(STUDY, Block(), ())]
     for part, block, place in blocks:
-        for job in _expand(study, part, block, place):
-            if study.choice and study.choice.apply and job.changes.strategy in study.choice.settings:
-                settings = (chosen or {}).get((job.recipe, str(job.changes.strategy)))
-                if settings is None:
-                    continue
-                job = evolve(job, changes=evolve(job.changes, settings=(*settings, *job.changes.settings)))
-            yield job
+        yield from _expand(study, part, block, place, chosen or {})
 
 
 def reported_jobs_of_any_choice(study: Study) -> Iterator[Job]:
@@ -131,7 +125,7 @@ def cost_jobs(study: Study) -> Iterator[Job]:
             yield evolve(job, changes=changes, places={**job.places, **places})
 
 
-def _expand(study: Study, part: str, block: Block, place: Location) -> Iterator[Job]:
+def _expand(study: Study, part: str, block: Block, place: Location, chosen: Chosen) -> Iterator[Job]:
     """All combinations of a block, seeds outermost: whoever stops early has whole comparisons."""
     recipes = study.recipes if block.recipes is None else block.recipes
     strategies: Sequence[str | None] = (study.strategies if block.strategies is None else block.strategies) or (None,)
@@ -148,10 +142,15 @@ def _expand(study: Study, part: str, block: Block, place: Location) -> Iterator[
             places |= {f"--set {s}": (*at_variants, name, "settings", k) for k, s in enumerate(variant.settings)}
             places |= {f"--without {p}": (*at_variants, name, "without", k) for k, p in enumerate(variant.without)}
             places |= {f"--with {p}": (*at_variants, name, "add", k) for k, p in enumerate(variant.add)}
-            label = strategy or _own_strategy(recipe)
+            label = own = strategy or _own_strategy(recipe)
+            candidate: Sequence[str] | None = ()
+            if study.choice and study.choice.apply and own in study.choice.settings:
+                candidate = chosen.get((recipe, own))
+            if candidate is None:
+                continue
             if name:
                 label = name if len(strategies) == 1 else f"{label}: {name}"
-            changed = evolve(variant, settings=[*block.settings, *variant.settings])
+            changed = evolve(variant, settings=[*candidate, *block.settings, *variant.settings])
             job = _job(
                 study, part, order, _label_prefix(study, recipe) + label, seed, recipe, strategy, changed, places
             )
@@ -162,12 +161,15 @@ def _job(
     study: Study, part: str, order: str, label: str, seed: int, recipe: str, strategy: str | None, changed: Variant,
     places: Mapping[str, Location],
 ) -> Job:  # fmt: skip
-    settings, places = list(changed.settings), dict(places)
+    settings, places = (
+        list(study.settings),
+        dict(places),
+    )  # a later setting prevails: those of one run over those of all
     if order in study.orders:
         setting = f"stream.order={json.dumps(study.orders[order])}"
-        settings.insert(0, setting)
+        settings.append(setting)
         places[f"--set {setting}"] = ("orders", order)
-    settings += study.settings
+    settings += changed.settings
     places = {f"--set {s}": ("settings", k) for k, s in enumerate(study.settings)} | places
     if study.device != "auto":
         settings.append(f"device={study.device}")

@@ -113,6 +113,7 @@ def _check_values(study: Study) -> Iterator[OptionError]:
         yield OptionError(problem, ("name",))
     if not study.recipes:
         yield OptionError("expected at least one recipe", ("recipes",))
+    yield from _check_seeds(study)
     for part in study.parts:
         if part in _RESERVED:
             yield OptionError(f"a part cannot be called {part!r}; choose another name", ("parts", part))
@@ -126,6 +127,13 @@ def _check_values(study: Study) -> Iterator[OptionError]:
     yield from _check_choice(study)
     if study.cost is not None and study.cost.base not in study.cost.strategies:
         yield OptionError("expected one of the strategies that are measured", ("cost", "base"))
+
+
+def _check_seeds(study: Study) -> Iterator[OptionError]:
+    blocks = {("parts", name, "runs", i): b for name, part in study.parts.items() for i, b in enumerate(part.runs)}
+    for place, seeds in [((), study.seeds), *((place, block.seeds) for place, block in blocks.items())]:
+        if seeds == []:
+            yield OptionError("expected at least one seed", (*place, "seeds"))
 
 
 def _check_orders(study: Study) -> Iterator[OptionError]:
@@ -147,6 +155,8 @@ def _check_choice(study: Study) -> Iterator[OptionError]:
     rule = study.choice
     if rule is None:
         return
+    if not rule.by:
+        yield OptionError("expected at least one metric", ("choice", "by"))
     for strategy, candidates in rule.settings.items():
         place: Location = ("choice", "settings", strategy)
         if not candidates:
@@ -161,8 +171,19 @@ def _check_choice(study: Study) -> Iterator[OptionError]:
 
 
 def _check_runs(study: Study) -> Iterator[OptionError]:
-    """Two runs that would be one line of the table, or share a folder."""
-    count = Counter((job.part, job.order, job.label, job.seed) for job in _all_jobs(study))
+    """Two runs that would be one line of the table, or share a folder; labels that no run has."""
+    jobs = list(_all_jobs(study))
+    labels = {(job.part, job.label) for job in jobs if job.part not in (CHOICE, COST)}
+    if study.main and study.main not in {label for _, label in labels}:
+        hint = did_you_mean(study.main, {label for _, label in labels})
+        yield OptionError(f"no run has the label {study.main!r} ({hint})", ("main",))
+    for name, part_ in study.parts.items():
+        beside = part_.beside
+        if beside is not None and (beside.part, beside.label) not in labels:
+            hint = did_you_mean(beside.label, {label for part, label in labels if part == beside.part})
+            at: Location = ("parts", name, "beside", "label")
+            yield OptionError(f"no run of {beside.part!r} has the label {beside.label!r} ({hint})", at)
+    count = Counter((job.part, job.order, job.label, job.seed) for job in jobs)
     for (part, order, label, seed), times in count.items():
         if times > 1:
             place: Location = ("parts", part) if part in study.parts else (part,) if part in (CHOICE, COST) else ()

@@ -59,7 +59,7 @@ def _part_tables(name: str, part: Part, found: Sequence[State], costs: Mapping[s
         labels = dict.fromkeys(state.run.job.label for state in own)
         beside = _beside(part, order, {line.seed for line in lines}, found)
         labels = dict.fromkeys([line.label for line in beside]) | labels
-        title = part.title.format(order=order) if part.title else " ".join(filter(None, (name, order)))
+        title = part.title.replace("{order}", order) if part.title else " ".join(filter(None, (name, order)))
         texts.append(f"### {title}\n\n{_table([*beside, *lines], list(labels), costs)}")
     return "\n\n".join(texts)
 
@@ -155,15 +155,22 @@ def _escaped(text: str) -> str:
 
 
 def _zero_shot(found: Sequence[State], part: str) -> str:
-    """The zero-shot accuracies, with which Transfer is to be compared."""
-    known = {state.line.order: state.line for state in found if state.line is not None and state.line.part == part}
-    if not known:
-        return ""
-    mean = next(iter(known.values())).zero_shot
-    each = ", ".join(
-        f"{line.zero_shot_later:.1f}" + (f" in order {order}" if order else "") for order, line in known.items()
+    """The zero-shot accuracies of each recipe, with which Transfer is to be compared."""
+    by_recipe: dict[str, dict[str, Line]] = defaultdict(dict)
+    for state in found:
+        if state.line is not None and state.line.part == part:
+            by_recipe[state.run.job.recipe][state.line.order] = state.line
+    return "\n\n".join(
+        _zero_shot_of(lines, f"Zero-shot, {Path(recipe).stem}" if len(by_recipe) > 1 else "Zero-shot")
+        for recipe, lines in by_recipe.items()
     )
-    return f"Zero-shot: {mean:.1f} in the mean of all tasks; of all but the first {each}."
+
+
+def _zero_shot_of(by_order: Mapping[str, Line], what: str) -> str:
+    mean = next(iter(by_order.values())).zero_shot
+    later = {order: line.zero_shot_later for order, line in by_order.items() if line.zero_shot_later is not None}
+    each = ", ".join(f"{value:.1f}" + (f" in order {order}" if order else "") for order, value in later.items())
+    return f"{what}: {mean:.1f} in the mean of all tasks" + (f"; of all but the first {each}." if each else ".")
 
 
 def _sentence(name: str, part: Part, found: Sequence[State]) -> str:
