@@ -14,8 +14,10 @@ from avalanche.training.supervised import AGEM, EWC, Cumulative, JointTraining, 
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from mulki_plugins.errors import Mistakes
 from mulki_plugins.losses import prototype_alignment, relation_distillation, relation_logits, teacher_scores
 from mulki_plugins.models import ClipClassifier
+from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, Recalling, Teachers
 from mulki_plugins.stages.importance import RunningMean, interpolation_shares, rescaled, sensitivity
 from mulki_plugins.stages.prototypes import visual_prototypes
@@ -682,3 +684,34 @@ def test_a_stages_loss_is_weighed_by_its_share_of_the_batch_and_logged_once(clas
     assert first[1] + second[1] == pytest.approx(1)
     assert logged[-1] == pytest.approx(2.0 * (first[1] * 10.0 ** first[0] + second[1] * 10.0 ** second[0]))
     assert logged[0] == pytest.approx(2.0), "one task: its share is 1"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "settings", "message"),
+    [
+        (
+            "mulki",
+            ["strategy.adding.relations={image_to_text: 0}"],
+            "adding.relations: expected at least one above 0, or",
+        ),
+        (
+            "mulki",
+            ["strategy.distinguishing.weights=mixture", "strategy.distinguishing.score=margin"],
+            "distinguishing.weights: a mixture needs scores of at least 0",
+        ),
+        ("mulki", ["strategy.connecting.initial_importance=true"], "initial_importance: expected importance true and"),
+        (
+            "mulki-plus",
+            ["strategy.preserving.logits=0"],
+            "preserving: expected at least one of logits, texts, orthogonal",
+        ),
+        (
+            "mulki-lora",
+            ["strategy.recalling.relations={text_to_image: 0}"],
+            "recalling.relations: expected at least one",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_one_another_show_before_a_run(strategy, settings, message):
+    with pytest.raises(Mistakes, match=message):
+        resolve("mtil", Changes(strategy=strategy, settings=tuple(settings)))

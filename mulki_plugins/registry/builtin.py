@@ -61,15 +61,16 @@ def _yaml_folder(kind: str) -> Path:
 
 
 def _register_stages(register: Register) -> None:
-    register.plugin("teachers", "mulki_plugins.stages.teachers:Teachers")
-    register.plugin("eliciting", "mulki_plugins.stages.eliciting:Eliciting")
-    register.plugin("adding", "mulki_plugins.stages.adding:Adding")
-    register.plugin("recalling", "mulki_plugins.stages.recalling:Recalling")
-    register.plugin("preserving", "mulki_plugins.stages.preserving:Preserving")
-    register.plugin("rephrasing", "mulki_plugins.stages.rephrasing:Rephrasing")
-    register.plugin("distinguishing", "mulki_plugins.stages.distinguishing:Distinguishing")
-    register.plugin("connecting", "mulki_plugins.stages.connecting:Connecting")
-    register.plugin("rehearsing", "mulki_plugins.stages.rehearsing:Rehearsing", after=["connecting"])
+    at, check = "mulki_plugins.stages", "mulki_plugins.stages.check"
+    register.plugin("teachers", f"{at}.teachers:Teachers")
+    register.plugin("eliciting", f"{at}.eliciting:Eliciting")
+    register.plugin("adding", f"{at}.adding:Adding", check=f"{check}:check_adding")
+    register.plugin("recalling", f"{at}.recalling:Recalling", check=f"{check}:check_recalling")
+    register.plugin("preserving", f"{at}.preserving:Preserving", check=f"{check}:check_preserving")
+    register.plugin("rephrasing", f"{at}.rephrasing:Rephrasing")
+    register.plugin("distinguishing", f"{at}.distinguishing:Distinguishing", check=f"{check}:check_distinguishing")
+    register.plugin("connecting", f"{at}.connecting:Connecting", check=f"{check}:check_connecting")
+    register.plugin("rehearsing", f"{at}.rehearsing:Rehearsing", after=["connecting"])
 
 
 def _register_baselines(register: Register) -> None:

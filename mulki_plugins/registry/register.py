@@ -48,6 +48,7 @@ class Register:
         conflicts: Sequence[str] | None = None, after: Sequence[str] | None = None, keeps_images: bool | None = None,
         needs_reference: bool | None = None, adds_parameters: bool | None = None, sequential: bool | None = None,
         per_sample: bool | None = None, no_resume: str | None = None, one_process: str | None = None,
+        check: Target | None = None,
     ) -> None:  # fmt: skip
         """An Avalanche `SupervisedPlugin` class, or a function that returns one.
 
@@ -64,12 +65,13 @@ class Register:
         per_sample: its loss is a mean over the batch's samples, or does not depend on them: `train.accumulate` may split it.
         no_resume: why a run with it cannot be resumed, if its `state_dict()` does not hold its whole state.
         one_process: why a run with it cannot be spread over several ranks, if it cannot, see docs/distributed.md.
+        check: a function from the options to a list of `OptionError`, as for a stream; its module must not import torch.
         """
         self._add(
             "plugin", name, target, summary, options, defaults=defaults, kinds=kinds, source=source,
             requires=requires, conflicts=conflicts, after=after, keeps_images=keeps_images, needs_reference=needs_reference,
             adds_parameters=adds_parameters, sequential=sequential, per_sample=per_sample, no_resume=no_resume,
-            one_process=one_process,
+            one_process=one_process, check=check,
         )  # fmt: skip
 
     def stream(

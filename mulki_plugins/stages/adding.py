@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mulki_plugins.losses import RELATIONS, Relation, feature_distillation, relation_distillation, relation_logits
+from mulki_plugins.stages.check import check_adding, refuse
 from mulki_plugins.stages.stage import Part, Stage, Strategy, tasks_of
 from mulki_plugins.stages.teachers import Rows, Teacher, Teachers, View
 from mulki_plugins.types import Positive, Weight, checked
@@ -58,8 +59,7 @@ class Adding(Stage):
         self.targets = targets
         given = dict.fromkeys(RELATIONS, 1.0) if relations is None else relations
         self.relations: dict[Relation, float] = {r: factor for r, factor in given.items() if factor > 0}
-        if not self.relations and not features:
-            raise ValueError("Adding: relations: expected at least one above 0, or features above 0")
+        refuse(self, check_adding({"relations": relations, "features": features}))
         self._visual = any(r.endswith("_to_image") for r in self.relations)
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:

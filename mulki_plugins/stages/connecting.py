@@ -9,6 +9,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
 from mulki_plugins.errors import MulkiError
+from mulki_plugins.stages.check import check_connecting, refuse
 from mulki_plugins.stages.importance import Importance, RunningMean
 from mulki_plugins.stages.protocols import Strategy
 from mulki_plugins.stages.weights import WeightsInUse
@@ -46,8 +47,8 @@ class Connecting(SupervisedPlugin):
         importance: bool = False, initial_importance: bool = False, towers: dict[Tower, Fraction] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        if initial_importance and not (importance and initial):
-            raise ValueError("Connecting: initial_importance: expected importance true and initial above 0")
+        joined = {"initial": initial, "importance": importance, "initial_importance": initial_importance}
+        refuse(self, check_connecting(joined))
         self.every = every
         self.inter = inter
         self.initial = initial

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mulki_plugins.losses import Score, mixture_weights, novelty_weights, selection, teacher_scores, teacher_weights
+from mulki_plugins.stages.check import check_distinguishing, refuse
 from mulki_plugins.stages.stage import Stage, Strategy, tasks_of
 from mulki_plugins.stages.teachers import Rows, Teacher, Teachers
 from mulki_plugins.types import Positive, Weight, checked
@@ -48,10 +49,7 @@ class Distinguishing(Stage):
         threshold: Weight = 0.2,
     ) -> None:  # fmt: skip
         super().__init__()
-        if weights == "mixture" and score == "margin":
-            raise ValueError(
-                "Distinguishing: weights: a mixture needs scores of at least 0, and a margin may be negative"
-            )
+        refuse(self, check_distinguishing({"weights": weights, "score": score}))
         self.weights = weights
         self.score = score
         self.temperature = temperature

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mulki_plugins.losses import distillation, feature_distillation, movement_along
 from mulki_plugins.models.text_tower import length_needed
+from mulki_plugins.stages.check import check_preserving, refuse
 from mulki_plugins.stages.mixtures import distorted, mixed
 from mulki_plugins.stages.stage import Stage, Strategy, autocast_of, classifier_of, features_of
 from mulki_plugins.stages.teachers import Teachers
@@ -55,8 +56,8 @@ class Preserving(Stage):
         images: Literal["batch", "mixed", "distorted"] = "batch", alpha: Positive = 1.0,
     ) -> None:  # fmt: skip
         super().__init__()
-        if not (logits or texts or orthogonal or features):
-            raise ValueError("Preserving: expected at least one of logits, texts, orthogonal and features above 0")
+        factors = {"logits": logits, "texts": texts, "orthogonal": orthogonal, "features": features}
+        refuse(self, check_preserving(factors))
         self.weight, self.temperature = weight, temperature
         self.logits, self.texts, self.orthogonal, self.features = logits, texts, orthogonal, features
         self.count, self.pool, self.longest = count, pool, longest

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mulki_plugins.losses import Relation, TextRelation
 from mulki_plugins.stages.adding import distil_relations
+from mulki_plugins.stages.check import check_recalling, refuse
 from mulki_plugins.stages.stage import Stage, Strategy, classifier_of, features_of, tasks_of
 from mulki_plugins.stages.teachers import Teacher, Teachers
 from mulki_plugins.types import Count, Positive, Weight, checked
@@ -47,8 +48,7 @@ class Recalling(Stage):
         self.temperature = temperature
         given: dict[TextRelation, float] = {"text_to_image": 1.0} if relations is None else relations
         self.relations: dict[Relation, float] = {r: factor for r, factor in given.items() if factor > 0}
-        if not self.relations:
-            raise ValueError("Recalling: relations: expected at least one above 0")
+        refuse(self, check_recalling({"relations": relations}))
         self.count = count
         self._current: list[int] = []
         """The tasks that are learned now."""
