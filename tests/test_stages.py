@@ -690,7 +690,7 @@ def test_a_stages_loss_is_weighed_by_its_share_of_the_batch_and_logged_once(clas
     ("strategy", "settings", "message"),
     [
         (
-            "mulki",
+            "mulki-plus",
             ["strategy.adding.relations={image_to_text: 0}"],
             "adding.relations: expected at least one above 0, or",
         ),
