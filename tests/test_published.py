@@ -331,12 +331,13 @@ STEPS = {
 }  # fmt: skip
 
 
-def write_steps(folder, **protocol):
-    """A run of two steps, whose accuracies among seen classes are 80 and 70."""
+def write_steps(folder, steps=10, **protocol):
+    """A run whose accuracy among seen classes is 80 after the first step, and one less after each further one."""
     folder.mkdir(parents=True)
     Result(
-        recipe="split-cifar100", strategy="mine", seed=0, status="complete", tasks=["CIFAR100-1", "CIFAR100-2"],
-        zero_shot=[75.0, 75.0], matrix=[[80.0, 75.0], [60.0, 80.0]], test_images=[10, 10], protocol={**STEPS, **protocol},
+        recipe="split-cifar100", strategy="mine", seed=0, status="complete", tasks=[f"CIFAR100-{i + 1}" for i in range(steps)],
+        zero_shot=[75.0] * steps, matrix=[[80.0 - k] * steps for k in range(steps)], test_images=[10] * steps,
+        protocol={**STEPS, **protocol},
     ).write(folder)  # fmt: skip
 
 
@@ -350,17 +351,17 @@ def test_class_incremental_runs_stand_beside_their_own_rows(tmp_path):
     tables = text.split("\nIncremental")
     lines = [line for table in tables[1:] for line in table.splitlines()]
     means = [line.split()[-1] for line in lines if line.startswith("split-cifar100 / mine")]
-    assert means == ["75.00", "70.00"]
+    assert means == ["75.50", "71.00"]
     assert any(line.split()[:2] == ["SimpleCIL", "(1)"] and "84.2" in line for line in lines)
     assert "split c3box, the runs' own" in text
     assert "MTIL" not in "\n".join(lines[:4]), "no row of another benchmark"
     data = json.loads(against(tmp_path / "b0", "--json"))["comparisons"][0]
     assert data["runs"][0]["comparable"] is True
-    assert data["runs"][0]["metrics"]["incremental"]["mean"] == 75.0
+    assert data["runs"][0]["metrics"]["incremental"]["mean"] == 75.5
     shown = {(r["method"], r["metric"]): r["mean"] for r in data["published"]}
     assert shown["CLIP zero-shot", "incremental"] == 81.81
     assert shown["BOFA", "incremental-last"] == 79.18
-    write_steps(tmp_path / "b50", base=50)
+    write_steps(tmp_path / "b50", steps=6, base=50)
     shown = {(r["method"], r["metric"]): r["mean"] for r in
              json.loads(against(tmp_path / "b50", "--json"))["comparisons"][0]["published"]}  # fmt: skip
     assert (shown["CLIP zero-shot", "incremental"], shown["RAPF", "incremental"]) == (76.49, 83.41)
@@ -369,6 +370,7 @@ def test_class_incremental_runs_stand_beside_their_own_rows(tmp_path):
 @pytest.mark.parametrize(
     ("protocol", "warning"),
     [
+        ({"steps": 5}, "5 of the 10 steps were learned: no mean is comparable"),
         ({"pretrained": "openai"}, "the pre-trained weights are openai; most published rows use laion400m_e32"),
         ({"model": "RN50"}, "the backbone is RN50"),
         ({"class_order": 1}, "the classes come in that of seed 1; the published tables use seed 1993"),

@@ -147,7 +147,7 @@ def _compare_steps(alike: list[Group]) -> Comparison | None:
     rows = rows_of(order, "seen", "full")
     if protocol.get("stream") != "split" or protocol.get("classes") != "seen" or not rows:
         return None
-    shared = list(_step_warnings(protocol, data))
+    shared = list(_step_warnings(protocol, data, len(alike[0].tasks), max(row.tasks for row in rows)))
     runs = [ComparedRun(group=group, warnings=[*shared, *_group_warnings(group, "seen", "")]) for group in alike]
     split = STEPS_SPLIT if data == STEPS_OF else str(protocol.get("split", NOT_STATED))
     return Comparison(
@@ -156,8 +156,10 @@ def _compare_steps(alike: list[Group]) -> Comparison | None:
     )  # fmt: skip
 
 
-def _step_warnings(protocol: dict[str, Any], data: str) -> Iterator[str]:
-    """Differences between the protocol of class-incremental runs and the published one."""
+def _step_warnings(protocol: dict[str, Any], data: str, learned: int, steps: int) -> Iterator[str]:
+    """Differences between the protocol of class-incremental runs and the published one: `learned` of its `steps` steps."""
+    if learned != steps:
+        yield f"{learned} of the {steps} steps were learned: no mean is comparable"
     model, weights, order = (protocol.get(key) for key in ("model", "pretrained", "class_order"))
     if model != STEPS_BACKBONE:
         yield f"the backbone is {printable(str(model))}; the published tables use {STEPS_BACKBONE}"
