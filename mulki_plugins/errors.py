@@ -58,7 +58,7 @@ class UnreadableImage(MulkiError):
     def __init__(
         self,
         message: str,
-        hint: str = "repair it and resume with --force, or skip it: --resume --set train.unreadable=skip",
+        hint: str = "repair it and resume with --force, or skip it: mulki run RECIPE --resume --set train.unreadable=skip",
     ) -> None:
         super().__init__(message, hint)
 

@@ -84,6 +84,10 @@ BROKEN = {
     "full smoothing": (GOOD + "  label_smoothing: 1.0\n", r":10: \$\.train\.label_smoothing: expected"),
     "unknown precision": (GOOD + "  precision: fp64\n", r":10: \$\.train\.precision: expected 'fp32' or 'tf32' or 'bf16' or 'fp16'"),
     "unknown stream": (changed("mtil-mini", "mtil-mni"), r":2: \$\.stream\.name: no stream .*did you mean 'mtil-mini'"),
+    "unknown key of a task": (
+        GOOD.replace("{name: mtil-mini, order: I}", "{name: folders, tasks: [{name: x, imags: y}]}"),
+        r":2: \$\.stream\.tasks\[0\]\.imags: unknown option \(did you mean 'images'\?\)",
+    ),
     "unknown stream option": (changed("order: I", "oder: I"), r":2: \$\.stream\.oder: unknown option .*'order'"),
     "unknown order": (changed("order: I}", "order: III}"), r":2: \$\.stream\.order: expected"),
     "unknown model": (changed("mulki-tiny", "mulki-tny"), r":3: \$\.model\.name: no model .*did you mean 'mulki-tiny'"),

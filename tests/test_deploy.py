@@ -1,5 +1,6 @@
 """The model after the run: export, predict and evaluate, on runs over folders that are written here."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -20,7 +21,10 @@ from safetensors.torch import load_file
 from mulki_plugins.cli import main
 from mulki_plugins.deploy import features, onnx_files
 from mulki_plugins.deploy.model import DeployedClip
+from mulki_plugins.errors import MulkiError
 from mulki_plugins.registry import builtin
+from mulki_plugins.report.folder import prepare_folder
+from mulki_plugins.streams.images import open_picture
 from tests.conftest import small_world
 from tests.environments import ROOT
 
@@ -205,6 +209,45 @@ def test_an_export_brings_its_head(world, runs, tmp_path):
     assert "head.json: damaged" in mulki("predict", folder, picture, status=2).stderr
     (folder / "head.json").write_text('{"name": "rial", "options": {}}')
     assert "rial" in mulki("predict", folder, picture, status=2).stderr
+    (folder / "head.json").unlink()
+    assert (
+        "head.json: no such file; without it the model lacks its head"
+        in mulki("predict", folder, picture, status=2).stderr
+    )
+
+
+def test_the_script_of_an_export_reads_images_as_predict_does(world, runs, tmp_path):
+    spec = importlib.util.spec_from_file_location("classify", exported(world, "task") / "classify.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    grey = np.random.default_rng(2).integers(0, 2**16, (20, 30), dtype=np.uint16)
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    Image.fromarray(grey.astype(np.int32)).save(tmp_path / "long.tiff")
+    Image.fromarray((grey // 257).astype(np.int32)).save(tmp_path / "bytes.tiff")
+    Image.fromarray(np.dstack([grey // 257] * 4).astype(np.uint8)).save(tmp_path / "clear.png")
+    for name in ("deep.png", "long.tiff", "bytes.tiff", "clear.png"):
+        seen = np.asarray(script.open_image(tmp_path / name))
+        assert np.array_equal(seen, np.asarray(open_picture(str(tmp_path / name)))), name
+        assert seen.std() > 10, name
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(ValueError, match="floating-point"):
+        script.open_image(tmp_path / "float.tiff")
+
+
+def test_an_export_is_not_taken_for_a_run(world, runs, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(exported(world, "task"), folder)
+    before = sorted(folder.iterdir())
+    assert "it holds a recipe, but no run to resume; `mulki run" in mulki("resume", folder, status=2).stderr
+    task = ("--task", world / "data/0/train")
+    assert (
+        "exists and is not the folder of a run"
+        in mulki("extend", runs["task"], *task, "--out", folder, status=2).stderr
+    )
+    with pytest.raises(MulkiError, match="exists and is not the folder of a run"):
+        prepare_folder(folder)
+    assert sorted(folder.iterdir()) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"], "nothing was moved aside"
 
 
 def test_the_export_says_how_the_model_was_trained(world, runs):
@@ -278,6 +321,20 @@ def test_evaluate_on_the_user_s_folder(world, runs, tmp_path):
     table = mulki("evaluate", runs["task"], "--data", tmp_path / "own", "--classes", "birds").stdout
     assert "birds" in table
     assert "sites" not in table
+
+
+def test_numbered_folders_are_matched_in_every_scope(world, runs, tmp_path):
+    rng = np.random.default_rng(3)
+    for i, name in enumerate(("crane", "red", "green"), 1):
+        for k in range(3):
+            paint(tmp_path / f"{i}-{name}" / f"{k}.png", COLOURS[name], rng)
+    (tmp_path / "1-crane").rename(tmp_path / "1-red one")  # no class: the numbers are recognised among all folders
+    found = [
+        json.loads(mulki("evaluate", runs["task"], "--data", tmp_path, "--classes", scope, "--json").stdout)["all"]
+        for scope in ("birds", "task")
+    ]
+    assert found[0] == found[1]
+    assert found[0]["images"] == 6
 
 
 def test_evaluate_names_what_cannot_be(world, runs, tmp_path):

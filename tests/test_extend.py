@@ -328,6 +328,18 @@ def test_the_command_on_named_tasks(tmp_path):
     assert len(mulki("results", tmp_path / "runs").stdout.splitlines()) >= 4
 
 
+def test_a_run_may_be_named_by_a_dot(tmp_path, monkeypatch):
+    two = run(tmp_path, "runs/mine/finetune/seed-0", "finetune", 2)
+    monkeypatch.chdir(two)
+    mulki("extend", ".", "--tasks", "third")
+    assert result(tmp_path / "runs/mine/finetune+tasks=third/seed-0")["tasks"] == ["first", "second", "third"]
+    shutil.rmtree("checkpoints")
+    (two / "result.json").write_text(json.dumps(result(two) | {"status": "failed"}))
+    assert "moved an earlier run to" in mulki("resume", ".").stderr
+    assert (two.parent / "seed-0.before-1").is_dir()
+    assert result(two)["status"] == "complete"
+
+
 def test_mistakes_on_the_command_line(tmp_path):
     two = run(tmp_path, "runs/mine/finetune/seed-0", "finetune", 2)
     (tmp_path / "taken").mkdir()

@@ -62,9 +62,11 @@ def extend(
     """
     from mulki_plugins.recipe.resolve import resolve
     from mulki_plugins.report.compare import comparison_data
+    from mulki_plugins.report.folder import named
     from mulki_plugins.report.result import FILE, read_result
     from mulki_plugins.report.tables import comparison_text
 
+    folder = named(folder)
     if not (folder / RECIPE).is_file() or not (folder / FILE).is_file():
         raise MulkiError(
             f"{folder}: no run here", "give the folder of a finished run, such as runs/mtil/mulki-plus/seed-0"
@@ -73,7 +75,7 @@ def extend(
     declared = resolve(str(folder / RECIPE)).recipe.stream
     settings = _settings(parent, declared.name, declared.options, folders, tasks, stream)
     resolved = _resolve(folder / RECIPE, settings)
-    target = out or beside(folder, _further(parent, resolved, folders, tasks))
+    target = named(out) if out else beside(folder, _further(parent, resolved, folders, tasks))
     _refuse_folder(target, folder)
     from mulki_plugins.training.extend import extend_experiment
 
@@ -92,7 +94,9 @@ def _refuse_folder(target: Path, run: Path) -> None:
         raise MulkiError(
             f"{target}: is the folder of the run itself, or above or below it", "choose another one with --out"
         )
-    if target.exists() and not (target / RECIPE).is_file() and (not target.is_dir() or any(target.iterdir())):
+    from mulki_plugins.report.folder import holds_run
+
+    if target.exists() and not holds_run(target):
         raise MulkiError(f"{target}: exists and is not the folder of a run", "choose another one with --out")
 
 

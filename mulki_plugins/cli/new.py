@@ -52,7 +52,7 @@ def new_recipe(folders: tuple[str, ...], from_folders: bool, out: str | None, na
     images are no classes; the recipe lists them.
 
     \b
-    mulki new recipe data/birds data/mushrooms --out mine.yaml
+    mulki new recipe data/birds data/mushrooms --name mine
     mulki run mine.yaml
     """
     from mulki_plugins.streams.folders.draft import draft

@@ -41,10 +41,11 @@ def resume(folder: Path, force: bool, as_json: bool, verbosity: int) -> None:
     """
     from mulki_plugins.recipe.resolve import Changes
     from mulki_plugins.report.compare import comparison_data
+    from mulki_plugins.report.folder import named
     from mulki_plugins.report.tables import comparison_text
 
     fall_silent()
-    folder = _find_run(_with_other_settings(folder))
+    folder = named(_find_run(_with_other_settings(folder)))  # the folder `.` may be moved aside, and `.` with it
     path = folder / RECIPE
     recipe = resolve_recipe(str(path), Changes())
     if len(recipe.recipe.seeds) != 1:
@@ -66,11 +67,14 @@ def resume(folder: Path, force: bool, as_json: bool, verbosity: int) -> None:
 
 def _find_run(path: Path) -> Path:
     """The folder of the run: the path itself, the run that the path is a file of, or the only (unfinished) run below it."""
-    from mulki_plugins.report.folder import is_aside
+    from mulki_plugins.report.folder import holds_run, is_aside
     from mulki_plugins.report.result import FILE
 
     for folder in (path, *path.parents[:2]):  # the path may be a file of a run, or one of its checkpoints
         if (folder / RECIPE).is_file() and (folder == path or (folder / FILE).is_file()):
+            if not holds_run(folder):
+                hint = f"`mulki run {shlex.quote(str(folder / RECIPE))}` starts one"
+                raise MulkiError(f"{folder}: it holds a recipe, but no run to resume", hint)
             return folder
     if not path.is_dir():
         raise MulkiError(f"{path}: no such folder", "relative paths start in the current folder")

@@ -111,7 +111,8 @@ def plan_folder(source: Source, model: DeployedClip, root: str, scope: str) -> P
     whole = unite(source, {i: features[i] for i in indices})
     matched: dict[str, dict[str, list[int]]] = defaultdict(dict)
     plan = Plan([])
-    for folder, name in zip(folders, readable_names(folders), strict=True):
+    readable = dict(zip(folders, readable_names(folders), strict=True))
+    for folder, name in readable.items():
         places = whole.named(folder) or whole.named(name)
         tasks = list(dict.fromkeys(str(whole.tasks[place]) for place in places))
         if not places:
@@ -129,9 +130,7 @@ def plan_folder(source: Source, model: DeployedClip, root: str, scope: str) -> P
         if scope == "task":
             index = next(i for i, each in enumerate(source.tasks) if each.name == task)
             candidates = unite(source, {index: features[index]})
-            answers = [
-                candidates.named(folder) or candidates.named(readable_names([folder])[0]) for folder in places_of
-            ]
+            answers = [candidates.named(folder) or candidates.named(readable[folder]) for folder in places_of]
         if images := _images_of(root, list(places_of)):
             plan.questions.append(Question(task, images, candidates, answers))
     if not plan.questions:

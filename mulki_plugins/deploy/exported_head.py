@@ -55,6 +55,9 @@ def exported_head(source: Source, width: Callable[[Head], int]) -> Head | None:
     """The head of an exported folder; None if it has none. MulkiError if it is damaged, or the head is not installed."""
     path = source.folder / DESCRIPTION
     if not path.is_file():
+        chosen = source.recipe.model.options.get("head", {}) if source.recipe else {}
+        if chosen and "text" not in chosen:
+            raise MulkiError(f"{path}: no such file; without it the model lacks its head", "export it again")
         return None
     try:
         described = json.loads(path.read_text("utf-8"))
@@ -66,5 +69,5 @@ def exported_head(source: Source, width: Callable[[Head], int]) -> Head | None:
         raise MulkiError(
             f"{source.folder / STATE}: no such file; without it the model lacks its head", "export it again"
         )
-    load_kept(head, read_state(weight_file(str(source.folder / STATE))), range(len(source.tasks)), source, width)
+    load_kept(head, read_state(weight_file(str(source.folder / STATE))), source.learned, source, width)
     return head.eval()

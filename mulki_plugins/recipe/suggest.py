@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
@@ -18,6 +19,7 @@ from mulki_plugins.recipe.yaml import Origin, Tree, locate
 from mulki_plugins.registry.catalog import Kind, signature_of
 from mulki_plugins.registry.discovery import catalog
 
+_INDEX = re.compile(r"\[\d+\]")
 MAX_SUGGESTED = 50
 """For how many unknown keys a similar one is searched."""
 
@@ -54,7 +56,7 @@ def _suggest_key(tree: Tree, mistake: OptionError) -> str:
         [(key, inner)] = inner.items()
         path.append(key)
     written = [part for part in path if isinstance(part, str)]
-    likely = [key for key in suggest_keys(written, tree.value) if key != ".".join(written)][:3]
+    likely = [key for key in suggest_keys(written, tree.value) if _INDEX.sub("", key) != ".".join(written)][:3]
     if "did you mean" in mistake.message and len(path) == len(mistake.path):  # a sibling has almost the same name
         likely = [key for key in likely if _last(key) == written[-1]]
     return f"{UNKNOWN_OPTION} (did you mean {' or '.join(map(repr, likely))}?)" if likely else mistake.message

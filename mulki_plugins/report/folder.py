@@ -18,6 +18,8 @@ from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.recipe.settings import compare_settings, fingerprint, folder_label, list_settings
 
 _ASIDE = re.compile(r"\.before-\d+$")
+_BEFORE_THE_FIRST_RESULT = frozenset({"recipe.yaml", "log.txt", "weights", "predictions", "metrics.csv"})
+"""What a run or an extension may have written when it is killed before its first result.json."""
 
 
 def run_folder(out: Path, recipe: Recipe, seed: int) -> Path:
@@ -67,11 +69,25 @@ def _settings_below(parent: Path, seed_name: str) -> dict[str, Any] | None:
     return None
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, be it one that was ended before its first result."""
+    names = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else {""}
+    begun = names <= _BEFORE_THE_FIRST_RESULT and bool(names & {"recipe.yaml", "log.txt"})
+    return not names or begun or bool(names & {"result.json", "checkpoints"})
+
+
+def named(folder: Path) -> Path:
+    """The same folder with a name of its own, for `.` and `..`."""
+    return folder.resolve() if folder.name in ("", "..") else folder
+
+
 def prepare_folder(folder: Path) -> Path | None:
     """Make the folder, empty. Returns the new path of an earlier run that was in it. MulkiError on failure."""
     aside = None
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            if not holds_run(folder):
+                raise MulkiError(f"{folder}: exists and is not the folder of a run", "choose another one with --out")
             with locked(folder):  # an error if that run is still going on
                 pass
             number = 1

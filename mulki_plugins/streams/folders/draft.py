@@ -225,7 +225,7 @@ def _name_classes(folder: str, task: _TaskDraft) -> None:
         task.notices.append(f"{folder}: {', '.join(map(repr, odd))} {what}")
     task.options["class_names"] = names
     if len(classes) == 1:
-        task.notices.append(f"{folder}: there is only one class; the accuracy is always 100 %")
+        task.notices.append(f"{folder}: there is only one class; among the classes of its task every answer is right")
     if deeper := [name for name in classes if _only_deeper(os.path.join(root, name))]:
         what = f"the images of {', '.join(map(repr, deeper[:3]))} are in several folders further down"
         paths = " ".join(shlex.quote(os.path.join(folder, name)) for name in deeper[:3])
