@@ -177,7 +177,7 @@ def test_a_run_that_goes_on_is_refused_even_if_forced(run):
     with locked(run):
         done = clean(run, "--force")
     assert done.exit_code == 2
-    assert "going on" in done.stderr
+    assert "still going" in done.stderr
     assert (run / "checkpoints" / "task-02-second").is_dir()
 
 
