@@ -22,6 +22,7 @@ from mulki_plugins.cli import main
 from mulki_plugins.deploy import features, onnx_files
 from mulki_plugins.deploy.model import DeployedClip
 from mulki_plugins.errors import MulkiError
+from mulki_plugins.heads.rail import Rail
 from mulki_plugins.registry import builtin
 from mulki_plugins.report.folder import prepare_folder
 from mulki_plugins.streams.images import open_picture
@@ -511,6 +512,19 @@ def test_a_checkpoint_gives_the_model_of_its_moment(world, runs, tmp_path):
     image = world / "data/0/test/1/0.png"
     seen = json.loads(mulki("predict", tmp_path / "two", image, "--json", "--top", 99).stdout)
     assert {each["class"] for each in seen["predictions"]} == {"crane", "red", "green", "blue"}
+
+
+def test_the_head_of_a_checkpoint_has_grown_for_the_tasks_begun_alone(world, runs, tmp_path, monkeypatch):
+    moment = runs["head"] / "checkpoints" / "task-02-sites"
+    mulki("export", moment, "--to", tmp_path / "two")
+    assert json.loads((tmp_path / "two" / "head.json").read_text())["begun"] == [0, 1]
+    grown, before_task = [], Rail.before_task
+    monkeypatch.setattr(Rail, "before_task", lambda self, task, n: (grown.append(task), before_task(self, task, n)))
+    image = world / "data/0/test/1/0.png"
+    answers = [json.loads(mulki("predict", each, image, "--json").stdout) for each in (moment, tmp_path / "two")]
+    assert grown == [0, 1, 0, 1]
+    scores = [[each["probability"] for each in answer["predictions"]] for answer in answers]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
 def test_a_run_that_was_stopped_gives_its_last_task(world, runs, tmp_path):

@@ -25,6 +25,7 @@ from mulki_plugins.deploy.exported_head import FILES as HEAD_FILES
 from mulki_plugins.deploy.exported_head import check_portable, write_head
 from mulki_plugins.deploy.features import FILE as FEATURES
 from mulki_plugins.deploy.features import TextFeatures, as_tensors, compute_features
+from mulki_plugins.deploy.head import begun_tasks
 from mulki_plugins.deploy.model import MERGES, DeployedClip, load_export, load_head, load_trained
 from mulki_plugins.deploy.onnx_files import IMAGE, TEXT, require_onnx, write_onnx
 from mulki_plugins.deploy.source import CONFIG, MODEL, RECIPE, Source, is_export
@@ -123,7 +124,7 @@ def _write(
     save_file(as_tensors(features), part / FEATURES)
     shutil.copyfile(source.folder / RECIPE, part / RECIPE)
     if model.head is not None:
-        write_head(part, model.head, source.recipe.model.options["head"])
+        write_head(part, model.head, source.recipe.model.options["head"], begun_tasks(source))
     write_text(part / SCRIPT, files("mulki_plugins.deploy").joinpath(f"{SCRIPT}.template").read_text("utf-8"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,10 @@ def check_portable(source: Source, head: Head, *, onnx: bool) -> None:
         raise MulkiError(what, "export it without --onnx")
 
 
-def write_head(folder: Path, head: Head, chosen: Mapping[str, Any]) -> None:
-    """Write what a head needs to answer. chosen: its name and options, as in the recipe."""
+def write_head(folder: Path, head: Head, chosen: Mapping[str, Any], begun: Sequence[int]) -> None:
+    """Write what a head needs to answer. chosen: its name and options, as in the recipe. begun: the tasks it has grown for."""
     [(name, options)] = chosen.items()
-    described = {"name": name, "options": dict(options), "reads_pooled": head.reads_pooled}
+    described = {"name": name, "options": dict(options), "reads_pooled": head.reads_pooled, "begun": list(begun)}
     write_text(folder / DESCRIPTION, json.dumps(described, indent=2) + "\n")
     kept = {key: value.cpu().contiguous() for key, value in head.state_dict().items() if key in head.portable_state}
     save_file(kept, folder / STATE)
@@ -62,6 +62,9 @@ def exported_head(source: Source, width: Callable[[Head], int]) -> Head | None:
     try:
         described = json.loads(path.read_text("utf-8"))
         name, options = str(described["name"]), dict(described["options"])
+        begun = [int(task) for task in described.get("begun", range(len(source.tasks)))]
+        if not set(begun) <= set(range(len(source.tasks))):
+            raise ValueError(f"begun: the model has {len(source.tasks)} tasks")
     except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise MulkiError(f"{path}: damaged: {describe_error(error)}", "export the model again") from error
     head = make_head(name, options)
@@ -69,5 +72,5 @@ def exported_head(source: Source, width: Callable[[Head], int]) -> Head | None:
         raise MulkiError(
             f"{source.folder / STATE}: no such file; without it the model lacks its head", "export it again"
         )
-    load_kept(head, read_state(weight_file(str(source.folder / STATE))), source.learned, source, width)
+    load_kept(head, read_state(weight_file(str(source.folder / STATE))), begun, source, width)
     return head.eval()

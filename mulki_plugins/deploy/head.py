@@ -29,15 +29,19 @@ def head_of(source: Source, state: Mapping[str, Any], width: Callable[[Head], in
     for name, options in chosen.items():
         assert source.weights is not None  # only a run without a head trains nothing at all
         head = make_head(name, options)
-        folder = source.weights.parent
-        if source.weights.name == FINAL:
-            kept, begun = _of_file(folder / FINAL_HEAD), list(range(len(source.tasks)))
-        else:
-            tasks, steps, _ = read_manifest(folder)
-            kept, begun = _of_checkpoint(state), list(range(tasks + bool(steps)))
-        load_kept(head, kept, begun, source, width)
+        at_end = source.weights.name == FINAL
+        kept = _of_file(source.weights.parent / FINAL_HEAD) if at_end else _of_checkpoint(state)
+        load_kept(head, kept, begun_tasks(source), source, width)
         return head.eval()
     return None
+
+
+def begun_tasks(source: Source) -> list[int]:
+    """The tasks that a run had begun when its weights were written, for which its head has grown."""
+    if source.weights is None or source.weights.name == FINAL:
+        return list(range(len(source.tasks)))
+    tasks, steps, _ = read_manifest(source.weights.parent)
+    return list(range(tasks + bool(steps)))
 
 
 def _of_file(path: Path) -> dict[str, Tensor]:
