@@ -159,7 +159,7 @@ def _data() -> Iterator[Check]:
     if problem := _write_problem(folder):
         yield _check("data", "warning", f"{folder}: {problem}", "set MULKI_CACHE to a writable folder")
     else:
-        yield _check("data", "ok", f"{folder}, {count} files of images")
+        yield _check("data", "ok", f"{folder}, {count} files of drawn images")
     if missing := [package for module, package in MINI.items() if find_spec(module) is None]:
         message = f"the stream mtil-mini needs {', '.join(missing)}"
         yield _check("data", "warning", message, "pip install 'mulki[mini]'")
