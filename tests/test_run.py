@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mulki_plugins.cli import main
 from mulki_plugins.metrics import average, last, transfer
+from mulki_plugins.report.folder import holds_run
 from mulki_plugins.stages import Eliciting
 from tests.conftest import same, small_world
 
@@ -338,3 +339,22 @@ def test_validate_as_json(tmp_path):
     done = mulki("validate", tmp_path / "bad.yaml", "--json", ok=False)
     assert done.exit_code == 2
     assert len(json.loads(done.stdout)["errors"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ((), True),
+        (("recipe.yaml", "log.txt", "classes.json", "events.out.tfevents.1", "a-plugins-file"), True),  # killed early
+        (("recipe.yaml", "weights", "predictions"), True),  # an extension that was killed early
+        (("result.json", "recipe.yaml", "anything"), True),
+        (("recipe.yaml", "classes.json", "open_clip_config.json"), False),  # an export
+        (("recipe.yaml", "photos"), False),
+        (("weights",), False),
+    ],
+)
+def test_what_is_the_folder_of_a_run(tmp_path, names, expected):
+    for name in names:
+        (tmp_path / name).touch()
+    assert holds_run(tmp_path) is expected
+    assert not holds_run(tmp_path / "nothing")

@@ -189,9 +189,10 @@ def test_trained_weights_are_thousands_and_a_share():
 def test_the_steps_of_a_line(tmp_path):
     plain = resolve("mtil", Changes(strategy="finetune")).recipe
 
-    def run(iterations=20, epochs=None, **per_task):
+    def run(iterations=20, epochs=None, base="naive", **per_task):
         train = evolve(plain.train, iterations=iterations, epochs=epochs, per_task=per_task)
-        job, recipe = SimpleNamespace(label="x", seed=1), evolve(plain, train=train)
+        job = SimpleNamespace(label="x", seed=1)
+        recipe = evolve(plain, train=train, strategy=evolve(plain.strategy, base=base))
         return SimpleNamespace(job=job, recipe=recipe, fingerprint="f", folder=tmp_path)
 
     result = Result(
@@ -203,10 +204,10 @@ def test_the_steps_of_a_line(tmp_path):
     assert cost_line(run(b=TaskBudget(iterations=60)), result).step == 50.0
     assert cost_line(run(b=TaskBudget(epochs=1)), result).step is None
     joint = evolve(result, base="joint", seconds={"train": [8.0]})
-    assert cost_line(run(), joint).step == 200.0, "it trains in the steps of both tasks at once"
+    assert cost_line(run(base="joint"), joint).step == 200.0, "it trains in the steps of both tasks at once"
     assert cost_line(run(None, 2), result).step is None
     assert cost_line(run(), evolve(result, parameters={"trained": 0, "all": 9})).step is None
-    assert cost_line(run(), evolve(result, seconds={}, base="none")).seconds == 0
+    assert cost_line(run(base="none"), evolve(result, seconds={}, base="none")).seconds == 0
 
 
 def test_the_study_shows_costs_beside_its_numbers():

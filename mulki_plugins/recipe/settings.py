@@ -79,7 +79,7 @@ _LATER_GROUPS = (
     (("preserving", ("orthogonal",)),),
     (("adding", ("targets",)), ("connecting", ("initial_importance", "towers"))),
 )
-"""The same, of those that joined after the others, the newest group first. A run knows all options of a group, or none."""
+"""Options that plugins got later still, the newest group first. A run knows all options of a group, or none of them."""
 
 
 def known_fingerprints(recipe: Recipe) -> set[str]:

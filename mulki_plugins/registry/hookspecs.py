@@ -57,11 +57,10 @@ def mulki_run_started(run: Run) -> None:
 
 @hookspec
 def mulki_run_finished(run: Run) -> None:
-    """React to the end of a run: `run.result` is the content of `result.json`; its `status` is `complete`,
-    `stopped` or `failed`.
+    """React to the end of a run; `run.result` is the content of `result.json`.
 
-    Called once per seed, also if the run failed or was interrupted. An error in the hook is reported with the package's name
-    and does not change the run.
+    Its `status` is `complete`, `stopped` or `failed`. Called once per seed, also if the run failed or was interrupted. An error
+    in the hook is reported with the package's name and does not change the run.
     """
 
 

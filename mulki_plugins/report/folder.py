@@ -18,8 +18,8 @@ from mulki_plugins.recipe.schema import Recipe
 from mulki_plugins.recipe.settings import compare_settings, fingerprint, folder_label, list_settings
 
 _ASIDE = re.compile(r"\.before-\d+$")
-_BEFORE_THE_FIRST_RESULT = frozenset({"recipe.yaml", "log.txt", "weights", "predictions", "metrics.csv"})
-"""What a run or an extension may have written when it is killed before its first result.json."""
+_FIRST = frozenset({"recipe.yaml", "log.txt", "classes.json", "weights", "predictions", "metrics.csv"})
+"""What a run or an extension writes first: all that is there if it is killed early."""
 
 
 def run_folder(out: Path, recipe: Recipe, seed: int) -> Path:
@@ -70,9 +70,9 @@ def _settings_below(parent: Path, seed_name: str) -> dict[str, Any] | None:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a folder is that of a run, be it one that was ended before its first result."""
+    """Whether a folder is empty or that of a run, even of one that was killed before its first result."""
     names = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else {""}
-    begun = names <= _BEFORE_THE_FIRST_RESULT and bool(names & {"recipe.yaml", "log.txt"})
+    begun = {"recipe.yaml", "log.txt"} <= names or (names <= _FIRST and bool(names & {"recipe.yaml", "log.txt"}))
     return not names or begun or bool(names & {"result.json", "checkpoints"})
 
 

@@ -9,16 +9,19 @@ from mulki_plugins.errors import OptionError
 
 
 def check_adding(options: Mapping[str, Any]) -> list[OptionError]:
+    """Without a relation and without features there is nothing to distil."""
     if _has_relations(options) or options["features"]:
         return []
     return [OptionError("expected at least one above 0, or features above 0", ("relations",))]
 
 
 def check_recalling(options: Mapping[str, Any]) -> list[OptionError]:
+    """Without a relation there is nothing to distil."""
     return [] if _has_relations(options) else [OptionError("expected at least one above 0", ("relations",))]
 
 
 def check_preserving(options: Mapping[str, Any]) -> list[OptionError]:
+    """Without a factor above 0 nothing is preserved."""
     factors = ("logits", "texts", "orthogonal", "features")
     if any(options[name] for name in factors):
         return []
@@ -26,12 +29,14 @@ def check_preserving(options: Mapping[str, Any]) -> list[OptionError]:
 
 
 def check_distinguishing(options: Mapping[str, Any]) -> list[OptionError]:
+    """A mixture divides by the sum of both scores, so they must not be negative."""
     if options["weights"] == "mixture" and options["score"] == "margin":
         return [OptionError("a mixture needs scores of at least 0, and a margin may be negative", ("weights",))]
     return []
 
 
 def check_connecting(options: Mapping[str, Any]) -> list[OptionError]:
+    """Importances of the initial weights need importances at all, and a share of these weights."""
     if options["initial_importance"] and not (options["importance"] and options["initial"]):
         return [OptionError("expected importance true and initial above 0", ("initial_importance",))]
     return []

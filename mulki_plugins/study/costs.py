@@ -9,6 +9,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from mulki_plugins.recipe.budget import trainings
 from mulki_plugins.report.compare import mean_and_deviation
 from mulki_plugins.report.result import Result
 from mulki_plugins.study.plan import PlannedRun
@@ -61,13 +62,8 @@ def cost_line(run: PlannedRun, result: Result) -> CostLine:
 
 def _steps(run: PlannedRun, result: Result) -> int:
     """The steps of the last training; 0 if there are none, or as many as the images need."""
-    train = run.recipe.train
-    if not result.parameters.get("trained"):
-        return 0
-    if result.base == "joint":
-        return (train.iterations or 0) * len(result.tasks)
-    own = train.per_task.get(result.tasks[-1])
-    return (train.iterations if own is None or not (own.iterations or own.epochs) else own.iterations) or 0
+    plan = trainings(run.recipe, dict.fromkeys(result.tasks, 0))
+    return plan[-1].steps if plan and result.parameters.get("trained") else 0
 
 
 def _kept_on_disk(folder: Path) -> int:

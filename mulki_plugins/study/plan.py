@@ -161,10 +161,8 @@ def _job(
     study: Study, part: str, order: str, label: str, seed: int, recipe: str, strategy: str | None, changed: Variant,
     places: Mapping[str, Location],
 ) -> Job:  # fmt: skip
-    settings, places = (
-        list(study.settings),
-        dict(places),
-    )  # a later setting prevails: those of one run over those of all
+    # a later setting prevails: those of one run over those of all
+    settings, places = list(study.settings), dict(places)
     if order in study.orders:
         setting = f"stream.order={json.dumps(study.orders[order])}"
         settings.append(setting)

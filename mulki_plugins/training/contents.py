@@ -25,8 +25,6 @@ from mulki_plugins.training.rng import random_state, set_random_state
 from mulki_plugins.training.snapshot import storable
 from mulki_plugins.training.strategy import ContinualTemplate
 
-"""Prefix of the model's weights; without it their names are open_clip's own."""
-
 
 @frozen(eq=False)
 class StackEntry:

@@ -19,6 +19,7 @@ from mulki_plugins.registry.guard import guarded_call
 from mulki_plugins.stages.protocols import unwrapped
 
 CLIP = "clip."
+"""Prefix of the model's weights; without it their names are open_clip's own."""
 Weights = dict[str, nn.Parameter]
 LABEL = "group"
 """The key of an optimizer's group that holds its pattern."""
