@@ -1,4 +1,4 @@
-"""Pre-train mulki-tiny, the bundled CLIP, from scratch: under an hour on two CPU cores, minutes on a GPU.
+"""Pre-train mulki-tiny, the bundled CLIP, from scratch: under an hour on two CPU cores.
 
     .venv/bin/pip install -e '.[mini]' resvg-py
     .venv/bin/python tools/pretrain_tiny.py --art /tmp/art --out mulki_plugins/models/tiny
@@ -7,6 +7,7 @@
 `--art` is where the packages of drawings and fonts lie, or are put by npm. The result is the model's configuration, its
 vocabulary and its weights, and the table of its zero-shot accuracy on mtil-mini, which shares no picture with the corpus.
 With another `--model` it is a package: after `pip install /tmp/vit`, `--set model.name=mulki-vit` runs a recipe with it.
+On a GPU most of the time goes into drawing new renditions, on the CPU: with `--fresh 16` on four cores a step took 75 ms.
 """
 
 from __future__ import annotations
