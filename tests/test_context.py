@@ -45,7 +45,7 @@ def test_classes_that_collapse_are_refused_with_task_names_and_limit(read):
     assert first.startswith("task birds: 3 classes read the same, since the model reads 16 tokens")
     assert "'Animalia Chordata Aves Passeriformes Corvidae Corvus corax'" in first
     assert "dove" not in first
-    assert "shorter class_names" in first
+    assert "shorter class names" in first
     assert second.startswith("task more birds: ")
 
 

@@ -424,6 +424,23 @@ def test_the_classes_to_choose_from(world, runs, tmp_path):
     assert "no task is named 'birdz'; did you mean 'birds'?" in done.stderr
 
 
+def test_names_and_templates_that_the_model_cuts_off(world, runs):
+    image, start = world / "data/0/test/1/0.png", "a very long name, word after word " * 20
+    words = ("predict", runs["task"], image, "--classes")
+    done = mulki(*words, f"@{_written(world / 'names.txt', f'{start} cat', f'{start} dog', 'crow')}", status=2)
+    assert "error: --classes: 2 classes read the same, since the model reads" in done.stderr
+    assert not done.stdout
+    done = mulki(*words, f"@{_written(world / 'names.txt', f'cat {start}', 'crow')}")
+    assert "warning: --classes: 1 of 2 sentences is longer than" in done.stderr
+    done = mulki(*words, "birds", "--template", f"{start} {{}}", status=2)
+    assert f"error: task birds: {len(TASKS['birds'])} classes read the same" in done.stderr
+
+
+def _written(path, *lines):
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
 def test_the_template_changes_the_answer_and_is_checked(world, runs):
     image = world / "data/0/test/1/0.png"
     words = ("predict", runs["task"], image, "--json", "--classes", "red,green,blue")

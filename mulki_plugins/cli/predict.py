@@ -62,7 +62,7 @@ def predict(
     Answers go to stdout in the order of the images, progress to stderr. Images that cannot be read are named on stderr and
     passed over; the exit status is then 3.
     """
-    from mulki_plugins.deploy.candidates import check_templates, choose_candidates, tasks_in
+    from mulki_plugins.deploy.candidates import check_templates, check_texts, choose_candidates, tasks_in
     from mulki_plugins.deploy.inputs import find_images
     from mulki_plugins.deploy.source import find_source
 
@@ -83,6 +83,8 @@ def predict(
     from mulki_plugins.deploy.predict import classify
 
     model = load_model(found, choose_device(device))
+    for warning in check_texts(found, model, classes, templates):
+        echo_note(warning)
     candidates = choose_candidates(found, model, classes, templates)
     show: Callable[[Answer, int], None] = _print_json if as_json else _print_text
     unreadable = 0

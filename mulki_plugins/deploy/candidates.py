@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from mulki_plugins.deploy.source import Source
 from mulki_plugins.errors import MulkiError, did_you_mean, format_value
-from mulki_plugins.models.text import HasPrompts, Prompts, union_of
+from mulki_plugins.models.text import HasPrompts, Prompts, check_sentences, reader_of, union_of
+from mulki_plugins.report.classes import TaskTexts
 from mulki_plugins.streams.names import class_key, is_template
 
 if TYPE_CHECKING:
@@ -101,6 +102,21 @@ def check_templates(templates: Sequence[str]) -> None:
         if not is_template(template):
             hint = "write {} in the class name's place, as in 'a photo of a {}.'"
             raise MulkiError(f"--template: {format_value(template)} has no {{}}, or other braces", hint)
+
+
+def check_texts(source: Source, model: DeployedClip, classes: str, templates: Sequence[str] = ()) -> list[str]:
+    """Warnings about names and templates of the command line that the model cuts off. Mistakes if it reads two classes
+    as the same text."""
+    indices = tasks_in(source, classes)
+    if indices is None:
+        names = tuple(_list_names(classes))
+        own = TaskTexts(name="", class_names=names, templates=tuple(templates) or (TEMPLATE,))
+        texts, called = [own], "--classes"
+    elif templates:
+        texts, called = [evolve(source.tasks[i], templates=tuple(templates)) for i in indices], "task {}"
+    else:
+        return []
+    return check_sentences(texts, reader_of(model.tokenizer), called=called)
 
 
 def choose_candidates(source: Source, model: DeployedClip, classes: str, templates: Sequence[str] = ()) -> Candidates:

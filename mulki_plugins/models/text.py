@@ -137,18 +137,22 @@ class Reading:
 
 
 def check_sentences(
-    tasks: Sequence[NamedPrompts], read: Callable[[Sequence[str]], Reading], *, across: bool = False
+    tasks: Sequence[NamedPrompts],
+    read: Callable[[Sequence[str]], Reading],
+    *,
+    across: bool = False,
+    called: str = "task {}",
 ) -> list[str]:
     """Warnings about sentences that are cut off. Mistakes if this leaves two classes indistinguishable.
 
     Within a task only the first template counts, the one used in training. across: compare classes across tasks too,
-    with all their templates.
+    with all their templates. called: what a message calls a task, with {} for its name.
     """
     wrong, warnings, length = [], [], 0
     everywhere: dict[Hashable, list[tuple[str, str, bool]]] = defaultdict(list)
     for task in tasks:
         texts = [text for group in sentences(task, all_templates=True) for text in group]
-        reading, classes = read(texts), len(task.class_names)
+        reading, classes, place = read(texts), len(task.class_names), called.replace("{}", task.name)
         length = reading.length
         groups: dict[Hashable, list[int]] = defaultdict(list)
         for c, name in enumerate(task.class_names):
@@ -159,11 +163,11 @@ def check_sentences(
             if not _differ(names):
                 continue
             if any(reading.full[c] for c in group):
-                wrong.append(_indistinguishable(f"task {task.name}", names, length))
+                wrong.append(_indistinguishable(place, names, length))
             else:
-                warnings.append(f"warning: task {task.name}: the model reads the same for the classes {_listed(names)}")
+                warnings.append(f"warning: {place}: the model reads the same for the classes {_listed(names)}")
         if cut := [text for text, is_cut in zip(texts, reading.cut, strict=True) if is_cut]:
-            warnings.append(_too_long(task.name, cut, len(texts), length))
+            warnings.append(_too_long(place, cut, len(texts), length))
     for same in everywhere.values() if across else ():
         names = [name for _, name, _ in same]
         in_tasks = list(dict.fromkeys(task for task, _, _ in same))
@@ -203,7 +207,7 @@ def _differ(names: Sequence[str]) -> bool:
 
 
 def _indistinguishable(where: str, names: Sequence[str], length: int) -> str:
-    advice = "write shorter class_names, or take a model that reads more"
+    advice = "write shorter class names, or take a model that reads more"
     if length < 77:
         advice += " (CLIP's own read 77)"
     return (
@@ -212,11 +216,11 @@ def _indistinguishable(where: str, names: Sequence[str], length: int) -> str:
     )
 
 
-def _too_long(task: str, texts: Sequence[str], count: int, length: int) -> str:
-    are = "sentence is" if len(texts) == 1 else "sentences are"
+def _too_long(where: str, texts: Sequence[str], count: int, length: int) -> str:
+    are = "is" if len(texts) == 1 else "are"
     return (
-        f"warning: task {task}: {len(texts)} of {count} {are} longer than the {length} tokens that the model reads, and cut:"
-        f" {_listed(texts, 3)}"
+        f"warning: {where}: {len(texts)} of {count} sentences {are} longer than the {length} tokens that the model reads, and"
+        f" cut: {_listed(texts, 3)}"
     )
 
 
