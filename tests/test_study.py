@@ -316,13 +316,48 @@ def test_the_chosen_settings_are_applied(small_study, in_forks):
     small_study["choice"]["apply"] = True
     small_study["parts"] = {"study": {"runs": [{"strategies": ["wise-ft", "finetune"], "orders": ["I"]}]}}
     name = written(small_study)
-    assert len(mulki(name, "--dry-run", "--only", "study").stdout.splitlines()) == 1, "wise-ft waits for its settings"
+    done = mulki(name, "--dry-run", "--only", "finetune")
+    assert len(done.stdout.splitlines()) == 1
+    assert "wait" not in done.stderr
+    done = mulki(name, "--dry-run", "--only", "wise-ft")
+    assert len(done.stdout.splitlines()) == 2, "the candidates come first"
+    assert "1 run waits for the choice of settings" in done.stderr
     table = mulki("choose", name).stdout
     best = next(row for row in table.splitlines() if row.startswith("| wise-ft:")).split("|")[1].split(": ")[1].strip()
     mulki(name)
     [recipe] = Path("runs/studies/tried/study").rglob("wise-ft/seed-0/recipe.yaml")
     [stack] = yaml.safe_load(recipe.read_text())["strategy"]["plugins"]
     assert stack["connecting"]["inter"] == float(best.rpartition("=")[2])
+
+
+def test_candidates_that_fail_end_no_run_of_another_method(small_study, in_forks):
+    small_study["choice"] |= {"apply": True, "settings": {"wise-ft": [["device=cuda:7"]]}}
+    small_study["parts"] = {"study": {"runs": [{"strategies": ["wise-ft", "finetune"], "orders": ["I"]}]}}
+    del small_study["device"]
+    name = written(small_study)
+    done = mulki(name, "--only", "wise-ft", status=1)
+    assert "FAILED: $.device: cuda:7" in done.stderr
+    assert "1 run waits for the choice of settings" in done.stderr
+    done = mulki(name, status=1)
+    assert "1 run waits for the choice of settings" in done.stderr
+    assert [row["label"] for row in rows()] == ["finetune"]
+    assert "2 runs: 1 done, 1 failed" in mulki("status", name).stdout
+
+
+def test_candidates_without_apply_are_in_the_status_once_they_have_begun(small_study, in_forks):
+    small_study["parts"] = {"study": {"runs": [{"strategies": ["finetune"], "orders": ["I"]}]}}
+    name = written(small_study)
+    assert "1 run: 1 missing" in mulki("status", name).stdout
+    mulki("choose", name)
+    assert "3 runs: 2 done, 1 missing" in mulki("status", name).stdout
+
+
+def test_options_of_another_place_are_refused(small_study):
+    name = written(small_study)
+    for words in (["--partition", "low"], ["--no-wait"], ["--gpus", 2], ["--slurm", "account=lab"]):
+        assert f"{words[0]}: the runs go --on local" in mulki(name, "--dry-run", *words, status=2).stderr
+    assert "--gpus-per-run is for --on gpus" in mulki(name, "--dry-run", "--gpus-per-run", 2, status=2).stderr
+    mulki(name, "--dry-run", "--on", "slurm", "--partition", "low")
 
 
 def test_a_run_that_fails_ends_no_other(small_study, in_forks):
@@ -575,6 +610,12 @@ def test_all_mistakes_are_reported_with_their_lines(tmp_path, monkeypatch):
             {"choice": {"seed": 5, "by": [], "settings": {"l2": [["strategy.l2.weight=1"]]}}},
             "$.choice.by: expected at least one metric",
         ),
+        (
+            {"choice": {"seed": 5, "settings": {"joint": [["train.iterations=1"]]}}},
+            "$.choice.by: joint learns one task here, and has no transfer and no average",
+        ),
+        ({"seeds": [0, -1], "settings": ["train.iteration=5"]}, "$.settings[0]: train.iteration=5: "),
+        ({"measured": 5, "settings": ["train.iteration=5"]}, "$.measured: "),
         ({"strategies": ["lwf"], "main": "lfw"}, "$.main: no run has the label 'lfw' (did you mean 'lwf'?)"),
         (
             {"parts": {"one": {"runs": [{"strategies": ["lwf"]}], "beside": {"part": "one", "label": "lfw"}}}},

@@ -17,8 +17,8 @@ from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.recipe.schema import Recipe, TaskBudget
 from mulki_plugins.report.result import Result
 from mulki_plugins.study import launch
-from mulki_plugins.study.choose import winners
-from mulki_plugins.study.costs import CostLine, cost_line, costs_beside, summarize, trained_text
+from mulki_plugins.study.choose import check_metrics, winners
+from mulki_plugins.study.costs import CostLine, cost_line, costs_beside, summarize, trained_text, with_earlier
 from mulki_plugins.study.figure import draw
 from mulki_plugins.study.plan import cost_jobs, plan_run
 from mulki_plugins.study.read import read_study
@@ -338,9 +338,24 @@ def test_candidates_without_a_metric_of_the_rule_cannot_win():
     found = [SimpleNamespace(line=line, run=SimpleNamespace(job=job))]
     rule = Choice(seed=5, settings={"lwf": [["a=1"]]})
     with pytest.raises(MulkiError, match="the candidates of lwf have no transfer and no average") as caught:
-        winners(found, rule)
+        check_metrics(found, rule)
+    assert winners(found, rule) == {}, "nor does it stop those of others"
     assert caught.value.hint == "name metrics that the stream has, such as `by: [last]`"
     assert winners(found, evolve(rule, by=["last"])) == {("mtil", "lwf"): ("a=1",)}
+
+
+def test_new_costs_replace_their_own_lines_alone():
+    def line(label, round, machine="one", seconds=1.0):
+        return CostLine(
+            label=label, round=round, fingerprint="f", device="cpu", machine=machine, threads=1, code="", seconds=seconds,
+            step=None, memory=1.0, trained=None, weights=None, kept=0,
+        )  # fmt: skip
+
+    earlier = [line("a", 0), line("b", 0), line("a", 1, "two"), line("b", 1, "two")]
+    again = line("a", 0, seconds=2.0)
+    assert with_earlier([again], earlier) == [*earlier[1:], again]
+    elsewhere = line("a", 1, seconds=2.0)
+    assert with_earlier([elsewhere], earlier) == [*earlier[:2], elsewhere], "a round is of one machine"
 
 
 def test_costs_beside_an_earlier_table_are_shown(small_study):  # noqa: F811

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from attrs import frozen
 
 from mulki_plugins.characters import printable
 from mulki_plugins.cli.common import echo_json, echo_note, report_errors
@@ -14,7 +15,7 @@ from mulki_plugins.cli.study_options import StudyCommands, into_option, only_opt
 from mulki_plugins.errors import MulkiError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from mulki_plugins.study.conduct import Conductor
     from mulki_plugins.study.costs import CostLine
@@ -42,19 +43,27 @@ def run(conductor: Conductor, only: tuple[str, ...], **options: Any) -> None:
     A run that fails does not stop the others; the exit status is then 1. Runs that were stopped continue from their
     checkpoints. With `choice.apply`, the settings are chosen first.
     """
-    rule = conductor.file.study.choice
-    if rule is not None and rule.apply and not only:
-        from mulki_plugins.study.plan import choice_jobs
-
-        if not _run(conductor, list(choice_jobs(conductor.file.study)), **options):
-            echo_note("the other runs wait for the choice of settings; call this again when its runs are done")
-            return
-    from mulki_plugins.study.conduct import choose_jobs
+    from mulki_plugins.study.choose import check_metrics
+    from mulki_plugins.study.conduct import choose_jobs, has_words
+    from mulki_plugins.study.plan import candidates_of, reported_jobs_of_any_choice
     from mulki_plugins.study.tables import results_text
 
-    if _run(conductor, choose_jobs(conductor.reported(), only), **options) and not options["dry_run"]:
+    study_ = conductor.file.study
+    planned = choose_jobs(list(reported_jobs_of_any_choice(study_)), only)
+    failed = False
+    if study_.choice is not None and study_.choice.apply and (candidates := candidates_of(study_, planned)):
+        failed = not _run(conductor, candidates, **options).well
+        check_metrics(conductor.look(candidates), study_.choice)
+    jobs = [job for job in conductor.reported() if has_words(job, only)]
+    if waiting := len(planned) - len(jobs):
+        what = "1 run waits" if waiting == 1 else f"{waiting} runs wait"
+        echo_note(f"{what} for the choice of settings; call this again when its runs are done")
+    ended = _run(conductor, jobs, **options) if jobs or not waiting else Ended(well=True, done=False)
+    if ended.done and not waiting and not options["dry_run"]:
         found = conductor.look(conductor.reported())
-        _echo_text(results_text(found, conductor.file.study, conductor.costs()))
+        _echo_text(results_text(found, study_, conductor.costs()))
+    if failed or not ended.well:
+        raise SystemExit(1)
 
 
 @study.command()
@@ -72,9 +81,11 @@ def choose(conductor: Conductor, only: tuple[str, ...], **options: Any) -> None:
     if rule is None:
         raise MulkiError(f"{conductor.file.file.shown}: the study has no `choice`", "docs/study.md describes it")
     jobs = choose_jobs(list(choice_jobs(conductor.file.study)), only)
-    _run(conductor, jobs, **options)
+    ended = _run(conductor, jobs, **options)
     if not options["dry_run"]:
         _echo_text(choice_table(conductor.look(jobs), rule))
+    if not ended.well:
+        raise SystemExit(1)
 
 
 @study.command()
@@ -206,8 +217,8 @@ def cost(
     jobs = [job for job in cost_jobs(study_) if job.seed < wanted]
     costs: list[CostLine] = []
     try:
-        _run(conductor, jobs, dry_run=dry_run, no_wait=False, options=(), on="local", processes=1, threads=threads)
-    finally:  # also if a run has failed
+        ended = _run(conductor, jobs, dry_run=dry_run, no_wait=False, options=(), on="local", processes=1, threads=threads)
+    finally:  # also if it is stopped
         if not dry_run:
             costs = conductor.collect_costs(cost_jobs(study_))
     if dry_run:
@@ -219,23 +230,33 @@ def cost(
         echo_json([asdict(line) for line in costs])
     else:
         _echo_text(text)
+    if not ended.well:
+        raise SystemExit(1)
+
+
+@frozen(kw_only=True)
+class Ended:
+    """How a call that runs something ended: without a run that failed, and with all of them done."""
+
+    well: bool
+    done: bool
 
 
 def _all_jobs(conductor: Conductor) -> list[Job]:
-    from mulki_plugins.study.plan import choice_jobs
+    """The study's runs; those of `choose` and `cost` as far as they have been started, or the study waits for them."""
+    from mulki_plugins.study.plan import choice_jobs, cost_jobs
 
-    rule = conductor.file.study.choice
-    first = list(choice_jobs(conductor.file.study)) if rule is not None and rule.apply else []
-    return [*first, *conductor.reported()]
+    study_ = conductor.file.study
+    candidates = list(choice_jobs(study_))
+    if study_.choice is not None and not study_.choice.apply:
+        candidates = conductor.begun(candidates)
+    return [*candidates, *conductor.reported(), *conductor.begun(cost_jobs(study_))]
 
 
 def _run(
     conductor: Conductor, jobs: Sequence[Job], *, dry_run: bool, no_wait: bool, options: tuple[str, ...], **more: Any
-) -> bool:
-    """Run what is missing of these, or print it. Returns whether everything is done.
-
-    Exits with 1 if a run failed or was cancelled.
-    """
+) -> Ended:
+    """Run what is missing of these, or print it. Prints a line for each run that failed or was cancelled."""
     from mulki_plugins.study.conduct import summary, with_options
     from mulki_plugins.study.slurm import minutes
 
@@ -243,17 +264,26 @@ def _run(
     if wrong := [option for option in options if "=" not in option]:
         raise MulkiError(f"--slurm {wrong[0]}: expected KEY=VALUE, such as account=lab")
     how = with_options(conductor.file.study.run, options=pairs, **more)
+    _check_where(how.on, {**more, "slurm": options or None, "no_wait": no_wait or None})
     minutes(how.slurm.time)
     if dry_run:
-        return _print_commands(conductor, jobs)
+        return Ended(well=True, done=_print_commands(conductor, jobs))
     found = conductor.run(jobs, how, wait=not no_wait)
     unfinished = [state for state in found if state.status in ("failed", "stopped", "missing")]
     echo_note(summary(found))
     for state in unfinished:
         click.echo(printable(f"error: {state.run.job.title}: {state.status}: {state.reason}"), err=True)
-    if unfinished:
-        raise SystemExit(1)
-    return all(state.status == "done" for state in found)
+    return Ended(well=not unfinished, done=all(state.status == "done" for state in found))
+
+
+def _check_where(on: str, options: Mapping[str, Any]) -> None:
+    """MulkiError for options that say nothing where the runs go."""
+    places = {"processes": "local", "gpus_per_run": "gpus"}
+    places |= dict.fromkeys(("partition", "time", "memory", "gpus", "nodes", "at_once", "slurm", "no_wait"), "slurm")
+    for name, place in places.items():
+        if options.get(name) is not None and place != on:
+            flag = f"--{name.replace('_', '-')}"
+            raise MulkiError(f"{flag}: the runs go --on {on}", f"{flag} is for --on {place}")
 
 
 def _echo_text(text: str) -> None:

@@ -81,6 +81,7 @@ def resolve(name: str, changes: Changes | None = None) -> Resolution:
     write_out_short_forms(draft.tree)
     strategy_settings = [setting for setting in changes.settings if chooses_strategy(setting)]
     settings = [setting for setting in changes.settings if setting not in strategy_settings]
+    written_out = get(draft.tree.value, _STACK) is not None
     try:
         _choose_strategy(draft.tree, changes.strategy, strategy_settings)
         _load_strategy(draft)
@@ -89,13 +90,15 @@ def resolve(name: str, changes: Changes | None = None) -> Resolution:
         draft.wrong += mistakes.lines()
         put(draft.tree, _STRATEGY, {"name": "unknown", "plugins": []}, draft.tree.origin(_STRATEGY))
         settings = [setting for setting in settings if not _SETS_IN_STRATEGY.match(setting)]
+    if written_out and (changes.strategy or strategy_settings):
+        draft.notices += _list_parts_of_another_strategy(draft)
     model = get(draft.tree.value, ("model", "name"))
     for setting in settings:
         try:
             set_value(draft.tree, setting)
         except Mistakes as mistakes:
             draft.wrong += mistakes.lines()
-    write_out_short_forms(draft.tree)
+        write_out_short_forms(draft.tree)  # the next setting may be an option of this part
     _drop_contradicted_order(draft)
     _drop_weights_of_another_model(draft, model)
     _keep_default_towers(draft)
@@ -229,6 +232,25 @@ def _explain_no_plugin(name: str) -> str:
         also = f", or --with {plugins[0]} for the plugin" if plugins else ""
         return f"{name!r} is a strategy; type --strategy {name}{also}"
     return ""
+
+
+def _list_parts_of_another_strategy(draft: _Draft) -> list[str]:
+    """A notice if another strategy takes the place of the one that the recipe writes out, as `mulki show` does, and the
+    recipe's model keeps what that one had set."""
+    kept = {}
+    for key, default in (("train", "all"), ("adapters", {}), ("head", {"text": {}})):
+        value, own = get(draft.tree.value, ("model", key)), get(draft.defaults.value, ("model", key))
+        if value is not None and value != (default if own is None else own):
+            kept[key] = value
+    if not kept:
+        return []
+    name = get(draft.tree.value, ("strategy", "name"))
+    shown = {key: ", ".join(value) if isinstance(value, dict) else str(value) for key, value in kept.items()}
+    values = " and ".join(f"`{key}: {value}`" for key, value in shown.items())
+    return [
+        f"the recipe's model keeps {values} with the strategy {name}; take out what belongs to the recipe's own strategy,"
+        " or start from a recipe that names its strategy"
+    ]
 
 
 def _drop_contradicted_order(draft: _Draft) -> None:

@@ -29,21 +29,22 @@ def ranked(found: Sequence[State], rule: Choice) -> dict[Method, list[State]]:
 
 
 def winners(found: Sequence[State], rule: Choice) -> dict[Method, tuple[str, ...]]:
-    """The settings of each method's best candidate, once all of its candidates are done.
-
-    MulkiError if one of them lacks a metric of the rule.
-    """
-    for state in found:
-        if state.line is not None and mean_of(state.line, rule.by) is None:
-            lacking = [name for name in rule.by if getattr(state.line, name) is None]
-            what = f"$.choice.by: the candidates of {state.run.job.changes.strategy} have no {' and no '.join(lacking)}"
-            raise MulkiError(what, "name metrics that the stream has, such as `by: [last]`")
-    unfinished = {_method(state) for state in found if state.line is None}
+    """The settings of each method's best candidate, once all of its candidates are done and have the rule's metrics."""
+    unfinished = {_method(state) for state in found if state.line is None or mean_of(state.line, rule.by) is None}
     return {
         method: states[0].run.job.candidate
         for method, states in ranked(found, rule).items()
         if method not in unfinished
     }
+
+
+def check_metrics(found: Sequence[State], rule: Choice) -> None:
+    """MulkiError if a candidate lacks a metric of the rule."""
+    for state in found:
+        if state.line is not None and mean_of(state.line, rule.by) is None:
+            lacking = [name for name in rule.by if getattr(state.line, name) is None]
+            what = f"$.choice.by: the candidates of {state.run.job.changes.strategy} have no {' and no '.join(lacking)}"
+            raise MulkiError(what, "name metrics that the stream has, such as `by: [last]`")
 
 
 def _method(state: State) -> Method:

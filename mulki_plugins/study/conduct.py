@@ -20,11 +20,11 @@ from mulki_plugins.errors import MulkiError, Stopped
 from mulki_plugins.files import write_text
 from mulki_plugins.study import execute, slurm
 from mulki_plugins.study.choose import winners
-from mulki_plugins.study.costs import CostLine, cost_line, costs_beside
+from mulki_plugins.study.costs import CostLine, cost_line, costs_beside, with_earlier
 from mulki_plugins.study.plan import COST, Chosen, Job, PlannedRun, choice_jobs, cost_jobs, plan_run, reported_jobs
 from mulki_plugins.study.read import StudyFile
 from mulki_plugins.study.schema import Execution
-from mulki_plugins.study.state import LAUNCHED, State, held, result_of, states
+from mulki_plugins.study.state import LAUNCHED, State, files_of, held, result_of, states
 from mulki_plugins.study.table import Line, read_lines, read_rows, write_lines, write_rows
 
 SLURM_POLL = 3.0
@@ -62,6 +62,10 @@ class Conductor:
         """The runs of the study's parts; without those that wait for the choice of their settings."""
         return list(reported_jobs(self.file.study, self.chosen()))
 
+    def begun(self, jobs: Iterable[Job]) -> list[Job]:
+        """Those of these runs that have been started or submitted here."""
+        return [job for job in jobs if files_of(self.root, plan_run(job, self.root)).record.exists()]
+
     def collect(self, jobs: Iterable[Job]) -> list[State]:
         """The state of these runs; those that are done are in the table afterwards."""
         found = self.look(jobs)
@@ -95,7 +99,8 @@ class Conductor:
                 lines.append(cost_line(state.run, result))
         if lines:
             with self._table_locked():
-                write_rows(costs_beside(self.table), CostLine, lines)
+                file = costs_beside(self.table)
+                write_rows(file, CostLine, with_earlier(lines, read_rows(file, CostLine)))
         return lines
 
     @contextmanager
@@ -221,17 +226,17 @@ def _read(path: Path) -> dict[str, object]:
     return data if isinstance(data, dict) else {}
 
 
+def has_words(job: Job, only: Sequence[str]) -> bool:
+    """Whether a run has all of these words in its part, order, strategy or label, or as seed-N."""
+    words = (job.part, job.order, job.changes.strategy, *job.label.split(), f"seed-{job.seed}")
+    return all(word in words for word in only)
+
+
 def choose_jobs(jobs: Sequence[Job], only: Sequence[str]) -> list[Job]:
-    """The runs that have all of these words in their part, order, strategy or label. MulkiError if none has."""
-    chosen = [
-        job
-        for job in jobs
-        if all(
-            word in (job.part, job.order, job.changes.strategy, *job.label.split(), f"seed-{job.seed}") for word in only
-        )
-    ]
+    """The runs that have all of these words. MulkiError if none has."""
+    chosen = [job for job in jobs if has_words(job, only)]
     if not chosen and jobs:
-        words = sorted({word for job in jobs for word in (job.part, job.order, str(job.changes.strategy))} - {""})
+        words = sorted({word for job in jobs for word in (job.part, job.order, job.changes.strategy or job.label)} - {""})
         raise MulkiError(f"--only: no run matches {' and '.join(only)}", f"words: {', '.join(words[:30])}")
     return chosen
 

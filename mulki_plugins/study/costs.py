@@ -60,6 +60,23 @@ def cost_line(run: PlannedRun, result: Result) -> CostLine:
     )  # fmt: skip
 
 
+def with_earlier(lines: Sequence[CostLine], earlier: Sequence[CostLine]) -> list[CostLine]:
+    """These lines and the earlier ones that they do not replace.
+
+    A round that another machine or number of threads has begun to measure anew is replaced as a whole, since the lines of
+    a round are compared.
+    """
+    places = {(line.label, line.round) for line in lines}
+    where = {line.round: (line.machine, line.threads) for line in lines}
+    kept = [
+        line
+        for line in earlier
+        if (line.label, line.round) not in places
+        and where.get(line.round, (line.machine, line.threads)) == (line.machine, line.threads)
+    ]
+    return [*kept, *lines]
+
+
 def _steps(run: PlannedRun, result: Result) -> int:
     """The steps of the last training; 0 if there are none, or as many as the images need."""
     plan = trainings(run.recipe, dict.fromkeys(result.tasks, 0))

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -120,6 +120,8 @@ class Workers:
         def stop(number: int, frame: FrameType | None) -> None:
             again, self._signal = bool(self._signal), number
             for process in self._running:
+                with suppress(OSError):  # without this, a run that has not begun yet counts as failed
+                    files_of(self.root, process.run).write(cancelled=True)
                 process.stop(signal.SIGKILL if again else signal.SIGTERM)
             if not again:
                 os.write(2, b"\nstopping the runs, each after its current step; Ctrl-C again kills them\n")

@@ -111,6 +111,12 @@ def choice_jobs(study: Study) -> Iterator[Job]:
                 yield evolve(job, candidate=tuple(settings))
 
 
+def candidates_of(study: Study, jobs: Iterable[Job]) -> list[Job]:
+    """The candidates of `choice` that decide about the settings of these runs."""
+    methods = {(job.recipe, job.changes.strategy or _own_strategy(job.recipe)) for job in jobs}
+    return [job for job in choice_jobs(study) if (job.recipe, job.changes.strategy) in methods]
+
+
 def cost_jobs(study: Study) -> Iterator[Job]:
     """Each strategy in turn, round after round. The settings of `cost` prevail over the study's."""
     if (cost := study.cost) is None:

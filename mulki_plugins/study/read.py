@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from attrs import frozen
 
@@ -12,6 +14,7 @@ from mulki_plugins.errors import Location, Mistakes, MulkiError, OptionError, di
 from mulki_plugins.recipe.check import check_name
 from mulki_plugins.recipe.files import YamlFile, find, refuse_other_kind
 from mulki_plugins.recipe.layers import get
+from mulki_plugins.recipe.tasks import known_tasks
 from mulki_plugins.recipe.yaml import Tree, locate, read_yaml, sort_by_line
 from mulki_plugins.study.plan import (
     CHOICE,
@@ -47,21 +50,37 @@ def read_study(name: str) -> StudyFile:
     file = find("studies", name)
     tree = read_yaml(file.path, file.shown)
     refuse_other_kind(tree, file, "studies")
-    study: Study | None = None
-    wrong: list[OptionError] = []
-    try:
-        study = convert(tree.value, Study)
-    except Exception as error:
-        wrong += collect_mistakes(error)
+    study, wrong = _convert(tree.value)
+    whole = not wrong
     if study is not None:
         wrong += _check_values(study)
-    if study is None or wrong:
-        raise Mistakes(sort_by_line(dict.fromkeys(locate(tree.origin(e.path), e.path, str(e)) for e in wrong)))
-    lines = [line for job in _all_jobs(study) for line in _mistakes_of(job, tree)]
-    lines = lines or [locate(tree.origin(e.path), e.path, str(e)) for e in _check_runs(study)]
-    if lines:
+    lines = [line for job in _all_jobs(study) for line in _mistakes_of(job, tree)] if study is not None else []
+    if study is not None and whole and not lines:
+        wrong += [*_check_runs(study), *_check_metrics(study)]
+    lines += [locate(tree.origin(e.path), e.path, str(e)) for e in wrong]
+    if lines or study is None:
         raise Mistakes(sort_by_line(dict.fromkeys(lines)))
     return StudyFile(study=study, file=file)
+
+
+def _convert(value: Any) -> tuple[Study | None, list[OptionError]]:
+    """The study, and what is wrong with its values; without these, if any, so that the rest can be checked too."""
+    try:
+        return convert(value, Study), []
+    except Exception as error:
+        wrong = list(collect_mistakes(error))
+    rest = copy.deepcopy(value)
+    for mistake in wrong:
+        path = mistake.path
+        while path and not isinstance(path[-1], str):
+            path = path[:-1]
+        holder = get(rest, path[:-1])
+        if path and isinstance(holder, dict):
+            holder.pop(path[-1], None)
+    try:
+        return convert(rest, Study), wrong
+    except Exception:
+        return None, wrong
 
 
 def _all_jobs(study: Study) -> Iterator[Job]:
@@ -168,6 +187,18 @@ def _check_choice(study: Study) -> Iterator[OptionError]:
     if rule.seed in seeds:
         message = f"the seed {rule.seed} is one of the reported runs; settings must be chosen with another one"
         yield OptionError(message, ("choice", "seed"))
+
+
+def _check_metrics(study: Study) -> Iterator[OptionError]:
+    """Metrics that a candidate will not have: one task has neither Transfer nor Average nor Forgetting."""
+    rule = study.choice
+    wanted = [name for name in rule.by if name in ("transfer", "average", "forgetting")] if rule is not None else []
+    for job in choice_jobs(study) if wanted else ():
+        recipe = plan_run(job, Path()).recipe
+        stream = {"name": recipe.stream.name, **recipe.stream.options}
+        if recipe.strategy.base == "joint" or len(known_tasks(stream)) == 1:
+            message = f"{job.changes.strategy} learns one task here, and has no {' and no '.join(wanted)}"
+            yield OptionError(f"{message}; name metrics that it has, such as `by: [last]`", ("choice", "by"))
 
 
 def _check_runs(study: Study) -> Iterator[OptionError]:
