@@ -19,7 +19,7 @@ from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.register import Register
 from mulki_plugins.streams import ArrayImages, Task, TaskStream
 from mulki_plugins.streams.folders.stream import folders
-from mulki_plugins.training import provenance
+from mulki_plugins.training import marks, provenance
 from mulki_plugins.training.checkpoint import MANIFEST, _signed, checkpoints
 from mulki_plugins.training.provenance import differences
 from mulki_plugins.training.resume import resume_experiment
@@ -110,18 +110,18 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("read", [0, provenance.READ], ids=["by times", "by contents"])
+@pytest.mark.parametrize("read", [0, marks.READ], ids=["by times", "by contents"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_files_are_noticed_and_the_task_is_named(photos, monkeypatch, change, read):
-    monkeypatch.setattr(provenance, "READ", read)
+    monkeypatch.setattr(marks, "READ", read)
     root, stream = photos
     for i, path in enumerate(sorted(root.rglob("*.bmp"))):
         os.utime(path, ns=(10**18 + i, 10**18 + i))
-    before = json.loads(json.dumps(provenance.marks_of(stream())))
-    assert provenance.image_changes(before, provenance.marks_of(stream())) == []
+    before = json.loads(json.dumps(marks.marks_of(stream())))
+    assert marks.image_changes(before, marks.marks_of(stream())) == []
     done, expected = CHANGES[change]
     done(root)
-    lines = provenance.image_changes(before, provenance.marks_of(stream()))
+    lines = marks.image_changes(before, marks.marks_of(stream()))
     for begin in expected:
         assert any(line.startswith(begin) for line in lines), lines
     assert {line[: len("task a")] for line in lines} == {begin[: len("task a")] for begin in expected}
@@ -129,16 +129,14 @@ def test_changed_files_are_noticed_and_the_task_is_named(photos, monkeypatch, ch
 
 def test_a_copy_of_a_small_data_set_is_no_change_and_of_a_large_one_says_so(photos, monkeypatch):
     root, stream = photos
-    small = provenance.marks_of(stream())
-    monkeypatch.setattr(provenance, "READ", 0)
-    large = provenance.marks_of(stream())
+    small = marks.marks_of(stream())
+    monkeypatch.setattr(marks, "READ", 0)
+    large = marks.marks_of(stream())
     for path in root.rglob("*.bmp"):
         os.utime(path, (1, 1))
-    assert all(
-        "a copy changes nothing" in line for line in provenance.image_changes(large, provenance.marks_of(stream()))
-    )
+    assert all("a copy changes nothing" in line for line in marks.image_changes(large, marks.marks_of(stream())))
     monkeypatch.undo()
-    assert provenance.image_changes(small, provenance.marks_of(stream())) == []
+    assert marks.image_changes(small, marks.marks_of(stream())) == []
 
 
 def test_exchanged_pixels_are_noticed():
@@ -155,9 +153,9 @@ def test_exchanged_pixels_are_noticed():
         )
         return TaskStream(name="s", tasks=(task,))  # fmt: skip
 
-    before = provenance.marks_of(stream(pixels))
-    assert provenance.image_changes(before, provenance.marks_of(stream(pixels.copy()))) == []
-    assert len(provenance.image_changes(before, provenance.marks_of(stream(pixels[::-1])))) == 2
+    before = marks.marks_of(stream(pixels))
+    assert marks.image_changes(before, marks.marks_of(stream(pixels.copy()))) == []
+    assert len(marks.image_changes(before, marks.marks_of(stream(pixels[::-1])))) == 2
 
 
 def test_what_an_older_checkpoint_did_not_note_is_no_change():
@@ -218,6 +216,32 @@ def test_a_complete_run_is_compared(complete, capsys, monkeypatch):
     monkeypatch.setattr(provenance, "marks_of", lambda stream: {t: {"train": {"contents": "x"}} for t in marks(stream)})
     with pytest.raises(MulkiError, match="task first: its training images have other contents"):
         resume_experiment(recipe, 0, folder)
+
+
+def test_reference_images_belong_to_the_data_of_a_run(tmp_path):
+    def noted(value):
+        images = ArrayImages(np.full((4, 8, 8, 3), value, np.uint8), [0, 0, 1, 1])
+        stream = TaskStream(
+            name="r", tasks=(Task(name="words", class_names=("a", "b"), templates=("{}",), train=images, test=images),)
+        )
+        return json.loads(json.dumps(marks.marks_of_reference(stream)))
+
+    assert marks.image_changes(noted(1), noted(1)) == []
+    assert marks.image_changes(noted(1), noted(2)) == [
+        "task words (reference): its training images have other contents"
+    ]
+    assert marks.marks_of_reference(None) == {}
+
+
+def test_parts_of_a_mixed_stream_tell_its_protocol():
+    def protocol(of):
+        stream = f"stream={{name: mixed, of: {of}}}"
+        return provenance._protocol(resolve("mtil", Changes(strategy="zero-shot", settings=(stream,))).recipe)
+
+    first, other = "{name: mtil-mini, tasks: [digits, shapes]", "{name: mtil-mini, tasks: [food]"
+    assert protocol(f"[{first}}}]") == protocol(f"[{first}, evaluate_on: test}}]")
+    assert protocol(f"[{first}, evaluate_on: validation}}]")["images"] == "validation"
+    assert protocol(f"[{first}, shots: 4}}, {other}}}]")["shots"] == [4, None]
 
 
 def test_of_other_code_and_versions_a_complete_run_only_says_so(complete, capsys, monkeypatch):

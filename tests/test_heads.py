@@ -265,6 +265,17 @@ def test_the_text_head_is_the_default_and_moves_no_digit(stream):
     assert fingerprint(resolved("model.head=text").recipe) == fingerprint(resolved().recipe)
 
 
+def test_training_is_by_the_sentences_whatever_the_regression_answers(stream):
+    model = classifier(stream, Rail(width=16))
+    z, y = model.encode_image(images()).detach(), torch.zeros(len(images()), dtype=torch.long)
+    model.head.after_task(1, Given(z, y, len(stream.tasks[1].class_names), 4))
+    with torch.no_grad():
+        t = model.encode_text(1, all_templates=True)
+        by_sentences = TextHead()(z, Scope(t, model.scale, {1: range(len(t))}))
+        assert torch.equal(model.train().answer(z, 1, t), by_sentences)
+        assert not torch.equal(model.eval().answer(z, 1, t), by_sentences)
+
+
 def rows(folder):
     return json.loads((folder / "result.json").read_text())["matrix"]
 

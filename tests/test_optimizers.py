@@ -20,7 +20,7 @@ from mulki_plugins.registry.catalog import Catalog, Provenance
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.register import Register
 from mulki_plugins.training.groups import Grouping, make_optimizer
-from mulki_plugins.training.optimizers import Muon
+from mulki_plugins.training.optimizers import Muon, sgd
 from mulki_plugins.training.resume import resume_experiment
 from mulki_plugins.training.run import run_experiment
 from tests.conftest import Killed, same, small_clip, small_tokenizer
@@ -109,6 +109,14 @@ def run_folder(path):
 
 
 # optimizers
+
+
+def test_nesterov_has_a_momentum():
+    weight = torch.nn.Parameter(torch.ones(2))
+    [group] = sgd([{"params": [weight]}], lr=0.1, nesterov=True).param_groups
+    assert (group["momentum"], group["nesterov"]) == (0.9, True)
+    [group] = sgd([{"params": [weight]}], lr=0.1).param_groups
+    assert (group["momentum"], group["nesterov"]) == (0, False)
 
 
 def test_optimizers_are_parts_like_others():

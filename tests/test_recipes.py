@@ -137,6 +137,40 @@ def test_set(setting, read, expected):
     assert read(resolve("mtil", Changes(settings=(setting,))).recipe) == expected
 
 
+def test_the_decay_of_importances_belongs_to_one_mode():
+    online = Changes(strategy="ewc", settings=("strategy.avalanche.ewc.mode=online",))
+    with pytest.raises(Mistakes, match=r"decay_factor: expected a number from 0 to 1, since mode is online"):
+        resolve("mtil", online)
+    decay = "strategy.avalanche.ewc.decay_factor=0.5"
+    resolve("mtil", Changes(strategy="ewc", settings=(*online.settings, decay)))
+    with pytest.raises(Mistakes, match=r"decay_factor: only mode online has a decay"):
+        resolve("mtil", Changes(strategy="ewc", settings=(decay,)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "read", "expected"),
+    [
+        (("train.optimizer=sgd", "train.optimizer.lr=0.1"), lambda r: r.train.optimizer.name, "sgd"),
+        (("train.schedule=linear", "train.schedule.warmup=2"), lambda r: r.train.schedule.name, "linear"),
+        (("model=ViT-B-32", "model.pretrained=openai"), lambda r: r.model.name, "ViT-B-32"),
+        (("strategy.plugins=[teachers]", "strategy.teachers.use=initial"), lambda r: len(r.strategy.plugins), 1),
+        (("stream=mtil-mini", "stream.order=II"), lambda r: r.stream.options["order"], "II"),
+        (("model.head=rail", "model.head.rail.width=64"), lambda r: r.model.options["head"]["rail"]["width"], 64),
+    ],
+)
+def test_an_option_of_a_part_that_an_earlier_setting_names(settings, read, expected):
+    assert read(resolve("mtil", Changes(settings=settings)).recipe) == expected
+
+
+def test_a_recipe_that_is_written_out_keeps_its_model_under_another_strategy(tmp_path):
+    (tmp_path / "mine.yaml").write_text(CliRunner().invoke(main, ["show", "mtil"]).stdout)
+    mine = str(tmp_path / "mine.yaml")
+    [notice] = resolve(mine, Changes(strategy="finetune")).notices
+    assert notice.startswith("the recipe's model keeps `train: text` and `head: rail` with the strategy finetune")
+    assert resolve(mine).notices == []
+    assert not any("keeps" in line for line in resolve("mtil", Changes(strategy="finetune")).notices)
+
+
 @pytest.mark.parametrize(
     ("setting", "why"),
     [

@@ -446,8 +446,9 @@ def test_far_features_have_no_strength(stream):
 def test_only_the_first_blocks_get_prompts_and_a_task_trains_its_own(stream):
     model = adapted(stream, ContextPrompts(length=3, towers="image"))
     assert sum(isinstance(m, Prompts) for m in model.modules()) == 1
-    for task in range(2):
-        model.before_task(task)
+    model.before_task(0)
+    model.after_task(0)
+    model.before_task(1)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert set(trained) == {f"clip.visual.transformer.resblocks.0.attn.prompts.tasks.1.{x}" for x in "KV"}
     assert sum(p.numel() for p in trained.values()) == 2 * 3 * 32
@@ -569,11 +570,14 @@ def test_an_extended_run_ends_as_if_its_task_had_always_been_there(tmp_path, nam
     assert extended.metrics == whole.metrics
 
 
-def test_joint_training_gives_each_task_a_route(tmp_path):
-    recipe = resolved("experts")
+@pytest.mark.parametrize(("adapter", "learned"), [("experts", "routers.{}."), ("prompts", "tasks.{}.V")])
+def test_joint_training_gives_each_task_a_route_that_has_learned(tmp_path, adapter, learned):
+    recipe = resolved(adapter)
     joint = evolve(recipe, recipe=evolve(recipe.recipe, strategy=evolve(recipe.recipe.strategy, base="joint")))
     result = run_experiment(joint, 0, tmp_path, folder=tmp_path / "run")
     final = load_file(tmp_path / "run" / "model.safetensors")
     for task in range(3):
         assert math.isfinite(float(final[f"visual.gaussians.{task}.threshold"]))
+        own = [value for name, value in final.items() if learned.format(task) in name]
+        assert any(value.abs().max() > 0 for value in own), "weights of each task that start at 0"
     assert accuracies(tmp_path / "run") == result.matrix[-1]

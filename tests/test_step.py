@@ -294,6 +294,24 @@ def test_an_overflow_in_half_precision_is_no_error(stream, benchmark):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+def test_the_next_task_starts_from_the_scale_that_fitted(stream, benchmark):
+    said, scales = [], []
+
+    def note(strategy):
+        if strategy.step == 1 and not scales:
+            strategy.scaler._scale.fill_(2.0**60)
+        scales.append(strategy.scaler.get_scale())
+
+    strategy = template(fresh(stream), [doing("before_forward", note)], precision="fp16")
+    strategy.say = said.append
+    strategy.scaler.scale(torch.zeros(1))  # allocates the scale
+    strategy.scaler._scale.fill_(2.0**60)
+    train(strategy, benchmark, tasks=2)
+    assert scales[8] <= scales[7] < 2.0**60, "eight steps a task"
+    assert "of 8 steps were left out" in said[0]
+    assert said[0].startswith("task first: fp16 overflowed, and at least ")
+
+
 def test_another_optimizer_is_checked_in_each_step(stream, benchmark):
     """One that cannot leave out a step on the device."""
 

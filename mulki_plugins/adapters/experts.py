@@ -89,10 +89,13 @@ class Mixture(nn.Module):
         self.register_buffer("counted", torch.zeros_like(self.used), persistent=False)
         self.task: str | None = None
         """The task whose router answers; None if the experts are switched off."""
+        self.ended: set[str] = set()
+        """The tasks that are over. Several learn at the same time if all tasks are trained at once."""
 
     def begin(self, task: int) -> None:
-        """Add the router of a task. Earlier routers, and the experts that earlier tasks have used most, stop learning."""
-        self.routers.requires_grad_(False)
+        """Add the router of a task. Routers of tasks that are over, and the experts that these used most, stop learning."""
+        for each in self.ended:
+            self.routers[each].requires_grad_(False)
         weight = next(self.experts.parameters())
         self.routers[str(task)] = Router(weight, self.width, len(self.experts), self.noise, self.of_images)
         self.used.zero_()
@@ -100,8 +103,9 @@ class Mixture(nn.Module):
         for expert, frozen in zip(self.experts, self.frozen.tolist(), strict=True):
             expert.requires_grad_(not frozen)
 
-    def end(self, freeze: int) -> None:
+    def end(self, task: int, freeze: int) -> None:
         """Mark the experts that the task has used most, `freeze` of them; of equally used ones the first."""
+        self.ended.add(str(task))
         most = self.used.sort(descending=True, stable=True).indices[:freeze]
         self.frozen[most] = True
 
@@ -221,7 +225,7 @@ class Experts(RoutedAdapter):
 
     def after_task(self, clip: nn.Module, task: int) -> None:
         for mixture in _mixtures(clip):
-            mixture.end(self.freeze)
+            mixture.end(task, self.freeze)
 
     def join_ranks(self, clip: nn.Module) -> None:
         """Add up the images of all ranks that experts answered for; the sentences are the same on all ranks."""

@@ -36,10 +36,13 @@ class Prompts(nn.Module):
         """The task whose prompts answer; None if they are switched off."""
         self.strength = 1.0
         """ω, the factor of their answer."""
+        self.ended: set[str] = set()
+        """The tasks that are over. Several learn at the same time if all tasks are trained at once."""
 
     def begin(self, task: int, weight: Tensor) -> None:
-        """Add the prompts of a task. weight: of the block, for its device and dtype."""
-        self.tasks.requires_grad_(False)
+        """Add the prompts of a task; those of tasks that are over stop learning. weight: of the block, for device and dtype."""
+        for each in self.ended:
+            self.tasks[each].requires_grad_(False)
         self.tasks[str(task)] = KeysAndValues(weight, self.length, self.width)
 
     def forward(self, q: Tensor) -> Tensor:
@@ -127,6 +130,10 @@ class ContextPrompts(RoutedAdapter):
         for prompts in _prompts(clip):
             prompts.begin(task, weight)
         gaussians_of(clip).begin(task, feature_width(clip))
+
+    def after_task(self, clip: nn.Module, task: int) -> None:
+        for prompts in _prompts(clip):
+            prompts.ended.add(str(task))
 
     def use(self, clip: nn.Module, route: int | None) -> None:
         for prompts in _prompts(clip):

@@ -217,7 +217,9 @@ def cost(
     jobs = [job for job in cost_jobs(study_) if job.seed < wanted]
     costs: list[CostLine] = []
     try:
-        ended = _run(conductor, jobs, dry_run=dry_run, no_wait=False, options=(), on="local", processes=1, threads=threads)
+        ended = _run(
+            conductor, jobs, dry_run=dry_run, no_wait=False, options=(), on="local", processes=1, threads=threads
+        )
     finally:  # also if it is stopped
         if not dry_run:
             costs = conductor.collect_costs(cost_jobs(study_))

@@ -89,11 +89,10 @@ def _read(path: Path, source: Source, indices: Sequence[int], model: DeployedCli
 def _fingerprint(source: Source, indices: Sequence[int], model: DeployedClip) -> str:
     """Changes with the weights, the sentences, and how they are computed."""
     assert source.recipe is not None
-    weights = None
-    if source.weights is not None:
-        status = source.weights.stat()
-        weights = [str(source.weights.resolve()), status.st_size, status.st_mtime_ns]
-    texts = [[list(source.tasks[i].class_names), list(source.tasks[i].templates)] for i in indices]
     options = source.recipe.model.options
+    place = source.weights or Path(str(options.get("pretrained") or ""))  # a file, or the folder of a run
+    files = [place, *sorted(place.glob("*.safetensors"))] if place.name else []
+    weights = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
+    texts = [[list(source.tasks[i].class_names), list(source.tasks[i].templates)] for i in indices]
     described = [weights, source.recipe.model.name, options, texts, list(indices), source.precision, model.device.type]
     return hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()[:32]

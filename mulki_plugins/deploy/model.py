@@ -142,6 +142,10 @@ def load_model(source: Source, device: torch.device) -> DeployedClip:
         loaded, routes = load_adapted(source)
         clip, tokenizer, transform = loaded.clip, loaded.tokenizer, loaded.transform(train=False)
         head = load_head(source, loaded)
+    if head is not None and device.type == "mps":
+        raise MulkiError(
+            "--device: mps has no double precision, in which the model's head computes", "type --device cpu"
+        )
     return DeployedClip(
         clip=clip.to(device).eval().requires_grad_(False),
         tokenizer=tokenizer,

@@ -36,6 +36,8 @@ class Rail(Head):
     """
 
     paper = "arXiv 2406.18868"
+    asked_in_training = False
+    """Its logits have slopes that no training should follow."""
     portable = "rail.py.template"
     portable_state = ("hidden", "weights", "learned")
     hidden: Tensor | None

@@ -72,6 +72,8 @@ class Head(nn.Module):
     reads_pooled: bool = False
     """Whether z is [B, d + p]: behind the image features the pooled ones, which the tower's last projection reads, of unit norm.
     Such a head is not asked in training, where images are compared with sentences."""
+    asked_in_training: bool = True
+    """Whether the training's loss is over this head's logits; else images are compared with sentences, as by the text head."""
 
     portable: str = ""
     """The file beside the head's module whose Python answers like the head, with torch alone; `mulki export` copies it. It
@@ -212,7 +214,8 @@ class Headed(nn.Module):
     def answer(self, z: Tensor, task: int, t: Tensor) -> Tensor:
         """The head's logits [B, C] over the classes of one task, whose text features are t [C, d]."""
         scope = Scope(t, self.scale, {task: range(len(t))})
-        return scope.text_logits(z) if self.training and self.head.reads_pooled else logits_of(self.head, z, scope)
+        asked = self.head.asked_in_training and not self.head.reads_pooled
+        return scope.text_logits(z) if self.training and not asked else logits_of(self.head, z, scope)
 
     def answer_by_route(self, z: Tensor, routes: Sequence[Route], task: int) -> Tensor:
         """Logits [B, C] over a task's classes, each image by the sentences of its route."""

@@ -91,7 +91,7 @@ def _register_avalanche(register: Register) -> None:
         kinds={
             "ewc_lambda": Weight, "mode": Literal["separate", "online"], "decay_factor": Fraction | None,
             "keep_importance_data": bool,
-        },
+        }, check="mulki_plugins.baselines.check:check_ewc",
     )  # fmt: skip
     register.plugin(
         "avalanche.si",

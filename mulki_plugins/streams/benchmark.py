@@ -205,10 +205,16 @@ class Reference:
     """Whole sentences, without duplicates."""
 
 
-def as_reference(stream: TaskStream, transform: Callable[[Any], Tensor]) -> Reference:
-    """The training images of a stream's tasks, and the sentences of their classes in every template."""
+def as_reference(
+    stream: TaskStream, transform: Callable[[Any], Tensor], *, unreadable: Unreadable = "stop"
+) -> Reference:
+    """The training images of a stream's tasks, and the sentences of their classes in every template.
+
+    unreadable: whether an image that cannot be read stops the run, or the next one takes its place.
+    """
     texts = [t.replace("{}", name) for task in stream.tasks for t in task.templates for name in task.class_names]
-    images: Dataset[Tensor] = ConcatDataset([_Unlabelled(task.train, transform) for task in stream.tasks])
+    parts = [ReadableImages(t.train, t.name, training=True, unreadable=unreadable) for t in stream.tasks]
+    images: Dataset[Tensor] = ConcatDataset([_Unlabelled(part, transform) for part in parts])
     return Reference(images, tuple(dict.fromkeys(texts)))
 
 

@@ -236,7 +236,9 @@ def choose_jobs(jobs: Sequence[Job], only: Sequence[str]) -> list[Job]:
     """The runs that have all of these words. MulkiError if none has."""
     chosen = [job for job in jobs if has_words(job, only)]
     if not chosen and jobs:
-        words = sorted({word for job in jobs for word in (job.part, job.order, job.changes.strategy or job.label)} - {""})
+        words = sorted(
+            {word for job in jobs for word in (job.part, job.order, job.changes.strategy or job.label)} - {""}
+        )
         raise MulkiError(f"--only: no run matches {' and '.join(only)}", f"words: {', '.join(words[:30])}")
     return chosen
 

@@ -11,7 +11,6 @@ import torch
 from attrs import evolve, frozen
 from avalanche.benchmarks.scenarios import CLScenario
 from avalanche.core import BasePlugin
-from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mulki_plugins.cores import usable_cores
@@ -44,6 +43,8 @@ class Built:
     """The objects that a recipe declares."""
 
     stream: TaskStream
+    reference: TaskStream | None
+    """The stream of the reference data, if a plugin needs them."""
     benchmark: CLScenario
     model: ClipClassifier
     notices: list[str]
@@ -94,10 +95,13 @@ def build(recipe: Recipe, *, stream: TaskStream | None = None, thin: Thin | None
     head = next((_make("head", name, chosen) for name, chosen in heads.items()), None)
     every = (*stream.tasks, *stream.held_out)
     model = ClipClassifier(loaded.clip, loaded.tokenizer, every, train=train, adapters=adapters, head=head)
+    _check_head(recipe, model, device)
     model.weights_metadata = loaded.trained_with(recipe.model.name).metadata()
     across = recipe.evaluate.classes != "task"
     notices = [*loaded.notices, *check_sentences(every, reader_of(loaded.tokenizer), across=across)]
-    reference = _reference(recipe, loaded.transform(train=False))
+    reference, reference_stream = None, _reference_stream(recipe)
+    if reference_stream is not None:
+        reference = as_reference(reference_stream, loaded.transform(train=False), unreadable=recipe.train.unreadable)
     _check_batch_norm(recipe, model)
     plugins = [_make("plugin", e.name, e.options, **_extras(e.name, reference)) for e in recipe.strategy.plugins]
     _check_groups(recipe, model)
@@ -108,6 +112,7 @@ def build(recipe: Recipe, *, stream: TaskStream | None = None, thin: Thin | None
     benchmark = as_benchmark(stream, *transforms, unreadable=recipe.train.unreadable, cache=cache)
     return Built(
         stream=stream,
+        reference=reference_stream,
         benchmark=benchmark,
         model=model.to(device),
         notices=notices,
@@ -116,6 +121,15 @@ def build(recipe: Recipe, *, stream: TaskStream | None = None, thin: Thin | None
         cache=cache,
         workers=choose_workers(recipe.train.workers, stream, loaded.image_size),
     )
+
+
+def _check_head(recipe: Recipe, model: ClipClassifier, device: torch.device) -> None:
+    """MulkiError for a head that does not go with the device."""
+    if device.type == "mps" and model.head.learns_from_images():
+        name = next(iter(recipe.model.options["head"]))
+        raise MulkiError(
+            f"$.device: the head {name} needs sums in double precision, which mps does not have", "use --set device=cpu"
+        )
 
 
 def _check_groups(recipe: Recipe, model: ClipClassifier) -> None:
@@ -177,11 +191,11 @@ def make_stream(choice: Choice, *, reference: bool = False) -> TaskStream:
     return evolve(stream, incomparable=(*stream.incomparable, *warnings)) if warnings else stream
 
 
-def _reference(recipe: Recipe, transform: Callable[[Any], Tensor]) -> Reference | None:
-    """The recipe's reference data, if a plugin needs it."""
+def _reference_stream(recipe: Recipe) -> TaskStream | None:
+    """The stream of the recipe's reference data, if a plugin needs it."""
     if recipe.reference is None or not needs_reference(recipe):
         return None
-    return as_reference(make_stream(recipe.reference, reference=True), transform)
+    return make_stream(recipe.reference, reference=True)
 
 
 def _extras(plugin: str, reference: Reference | None) -> dict[str, Any]:
@@ -215,7 +229,7 @@ def _make(kind: Any, name: str, options: dict[str, Any], **given: Any) -> Any:
     if part.is_ours:  # the traceback shows best what is wrong with our own
         try:
             made = factory(**options)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, AssertionError) as error:  # Avalanche asserts
             raise MulkiError(f"{what}: {describe_error(error)}") from error
     else:
         made = guarded_call(what, factory, **options)

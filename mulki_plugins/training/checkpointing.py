@@ -33,6 +33,7 @@ from mulki_plugins.training.contents import (
     clock_of,
     restore_clock,
     restore_plugins,
+    restore_scaler,
     restore_weights,
     restore_within_task,
     state_between_tasks,
@@ -183,7 +184,7 @@ class Checkpointing:
         self.strategy.settle()
         name, moment = f"task-{self.tasks + 1:02d}-step-{steps:06d}", Moment(self.tasks, steps)
         weights, state = weights_of(self.strategy), state_within_task(self.strategy, self.plugins)
-        where = f"task {getattr(self.strategy.experience, 'task_name', '')}, step {steps}"
+        where = f"{self.strategy.what_learns}, step {steps}"
         self._save(name, moment, self._end, weights, state, where, task_seconds=self.task_seconds())
 
     def _save(
@@ -243,6 +244,7 @@ class Checkpointing:
         if end.moment.tasks:
             restore_plugins(self.plugins, resolved(state, pretrained, end.path))
         restore_weights(strategy, end, state, pretrained)
+        restore_scaler(strategy, state)
         restore_clock(strategy, end.run["clock"])
         strategy.learned = set(end.run["learned"])
         if hasattr(strategy, "dataset"):  # Avalanche's Cumulative collects what it has seen

@@ -68,7 +68,12 @@ def state_between_tasks(strategy: ContinualTemplate, plugins: Sequence[StackEntr
     model = strategy.model.state_dict()
     buffers = {name: value for name, value in model.items() if not name.startswith(CLIP)}
     adapters = [dict(adapter.state_dict()) for adapter in strategy.model.adapters]
-    kept = {"model": buffers, "plugins": [[entry.name, entry.state()] for entry in plugins], "adapters": adapters}
+    kept = {
+        "model": buffers,
+        "plugins": [[entry.name, entry.state()] for entry in plugins],
+        "adapters": adapters,
+        "scaler": strategy.scaler.state_dict(),
+    }
     state: dict[str, Any] = storable(kept)
     return state
 
@@ -80,7 +85,6 @@ def state_within_task(strategy: ContinualTemplate, plugins: Sequence[StackEntry]
         {
             **state_between_tasks(strategy, plugins),
             "optimizer": strategy.optimizer.state_dict(),
-            "scaler": strategy.scaler.state_dict(),
             "random": {
                 "python": python, "numpy": (numpy[0], numpy[1].tolist(), *numpy[2:]), "torch": cpu,
                 "cuda": torch.cuda.get_rng_state_all() if strategy.device.type == "cuda" else [],
@@ -97,6 +101,12 @@ def restore_plugins(plugins: Sequence[StackEntry], state: dict[str, Any]) -> Non
         raise MulkiError(f"the checkpoint is of another stack of plugins: {', '.join(names)}")
     for entry, (_, kept) in zip(plugins, state["plugins"], strict=True):
         entry.restore(kept)
+
+
+def restore_scaler(strategy: ContinualTemplate, state: dict[str, Any]) -> None:
+    """The loss's scale in half precision goes on from task to task."""
+    if kept := state.get("scaler"):
+        strategy.scaler.load_state_dict(kept)
 
 
 def restore_weights(
@@ -142,7 +152,7 @@ def restore_within_task(
     restore_plugins(plugins, resolved(state, pretrained, checkpoint.path))
     restore_weights(strategy, checkpoint, state, pretrained)
     _restore_optimizer(strategy, checkpoint, state["optimizer"])
-    strategy.scaler.load_state_dict(state["scaler"])
+    restore_scaler(strategy, state)
     restore_clock(strategy, checkpoint.run["clock"])
     random = state["random"]
     kind, keys, *rest = random["numpy"]

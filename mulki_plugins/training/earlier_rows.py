@@ -74,13 +74,13 @@ def _fill(run: Run, checkpoint: Checkpoint, earlier: ClipClassifier) -> None:
                 reasons[name] = str(error)
                 continue
             strategy.model = earlier
-        held_out = {name: c for name, c in run.result.held_out.items() if learned < len(c) and math.isnan(c[learned])}
+        held_out = {task: c for task, c in run.result.held_out.items() if learned < len(c) and math.isnan(c[learned])}
         tested = [each for each in run.built.benchmark.held_out_stream if each.task_name in held_out]
         values = run.evaluate([*(run.built.benchmark.test_stream[j] for j in columns), *tested])
         for j, value in zip(columns, values, strict=False):
             row[j] = value
-        for name, column in held_out.items():
-            column[learned] = run.recorder.accuracies[name]
+        for task, column in held_out.items():
+            column[learned] = run.recorder.accuracies[task]
         run.records.add_predictions(run.recorder.answers, learned)
         run.progress.say(f"    {name}: tested on {', '.join(run.result.tasks[j] for j in columns)}")
     strategy.model, strategy.learned = now

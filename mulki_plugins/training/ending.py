@@ -18,7 +18,7 @@ def where(run: Run) -> str:
     if strategy is None or experience is None:
         return moment or str(run.folder)
     at = f"step {strategy.step}" if strategy.is_training else "evaluation"
-    return moment or f"task {getattr(experience, 'task_name', '')}, {at}"
+    return moment or f"{strategy.what_learns}, {at}"
 
 
 def log_error(run: Run, error: BaseException, explanation: MulkiError | None) -> MulkiError | None:

@@ -85,7 +85,7 @@ def _from_elsewhere(error: Exception) -> Exception:
 
 def error_at(strategy: StepTemplate, step: int, message: str, hint: str) -> MulkiError:
     """An error of a step of the current task."""
-    return MulkiError(f"task {getattr(strategy.experience, 'task_name', '')}, step {step}: {message}", hint)
+    return MulkiError(f"{strategy.what_learns}, step {step}: {message}", hint)
 
 
 def _why_the_loss(step: Step, strategy: StepTemplate) -> str:

@@ -48,11 +48,12 @@ def sgd(
     """Stochastic gradient descent, with or without momentum.
 
     Args:
-        momentum: Share of the previous step's direction; null for none.
+        momentum: Share of the previous step's direction; null for none, with `nesterov` for 0.9.
         nesterov: Look ahead along the momentum.
     """
     how = _in_one_kernel(fused)
-    return torch.optim.SGD(groups, lr, momentum or 0.0, weight_decay=weight_decay, nesterov=nesterov, **how)
+    momentum = momentum or (0.9 if nesterov else 0.0)
+    return torch.optim.SGD(groups, lr, momentum, weight_decay=weight_decay, nesterov=nesterov, **how)
 
 
 def _in_one_kernel(fused: bool) -> dict[str, Any]:

@@ -9,12 +9,11 @@ import importlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from mulki_plugins.models.classifier import ClipClassifier
@@ -28,22 +27,15 @@ from mulki_plugins.registry.builtin import open_clip_models
 from mulki_plugins.registry.catalog import OURS, Part, Provenance
 from mulki_plugins.registry.discovery import catalog, unmet_requirements
 from mulki_plugins.report.result import Result
-from mulki_plugins.streams.task import Task, TaskStream
+from mulki_plugins.streams.nested import innermost
+from mulki_plugins.streams.task import Task
 from mulki_plugins.training.build import Built
 from mulki_plugins.training.checksums import digest
 from mulki_plugins.training.explain import parts_of
+from mulki_plugins.training.marks import image_changes, marks_of, marks_of_reference
 
 _CODE = ("losses.py", "adapters", "baselines", "heads", "models", "stages", "streams", "training")
 """The code of this package that affects the numbers."""
-
-READ = 2**26
-"""Bytes: a task's files are read whole up to this size; beyond it their times stand for their contents."""
-HASHED = 2**28
-"""Bytes: an array is hashed whole up to this size; beyond it, rows at even distances."""
-ROWS = 1024
-
-Marks = dict[str, dict[str, dict[str, str]]]
-"""Short hashes by which a task's training and test images are recognised."""
 
 
 def new_result(recipe: Recipe, built: Built, seed: int, folder: Path) -> Result:
@@ -112,7 +104,10 @@ def _protocol(recipe: Recipe) -> dict[str, Any]:
     """
     stream, model = recipe.stream.options, recipe.model.options
     whole = stream if recipe.stream.name != "split" else get(stream, ("of",))
-    split, shots, images = (get(whole, (key,)) for key in ("split", "shots", "evaluate_on"))
+    parts: Sequence[Any] = innermost({"name": "mixed", **stream}) if recipe.stream.name == "mixed" else [whole]
+    split, shots, images = (
+        _of_parts([get(part, (key,)) for part in parts]) for key in ("split", "shots", "evaluate_on")
+    )
     options = {
         "split": split,
         "shots": shots,
@@ -131,6 +126,11 @@ def _protocol(recipe: Recipe) -> dict[str, Any]:
     return names | {key: value for key, value in options.items() if value is not None}
 
 
+def _of_parts(values: list[Any]) -> Any:
+    """An option of each part of a stream; the value that all of them have, if they do."""
+    return values[0] if all(value == values[0] for value in values) else values
+
+
 def _budget(recipe: Recipe) -> dict[str, Any]:
     if recipe.strategy.base == "none":
         return {}
@@ -146,7 +146,8 @@ def identity(recipe: Recipe, built: Built, seed: int) -> dict[str, Any]:
         "recipe": {**select_decisive(recipe), "workers": built.workers, "seed": seed},
         "data": _data(built.stream.tasks),
         **held_out,
-        "files": marks_of(built.stream),
+        **({"reference": _data(built.reference.tasks)} if built.reference is not None else {}),
+        "files": marks_of(built.stream) | marks_of_reference(built.reference),
         "weights": digest(weights, weights.__getitem__),
         "code": {"mulki": _hash(_package_code()), **_third_party_code(recipe)},
         "versions": {"python": ".".join(platform.python_version_tuple()[:2]), **_versions()},
@@ -254,95 +255,3 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()}, {os.cpu_count()} cores"
-
-
-def marks_of(stream: TaskStream) -> Marks:
-    """The marks of each task's `train` and `test` images, from their files or their array; empty if neither is known."""
-    marks = {task.name: {"train": _marks(task.train), "test": _marks(task.test)} for task in stream.tasks}
-    return marks | {task.name: {"test": _marks(task.test)} for task in stream.held_out}
-
-
-def image_changes(before: Mapping[str, Any], now: Marks) -> list[str]:
-    """A line for each task's training or test images that have changed. A mark that was not recorded is no change."""
-    lines = []
-    for task, parts in now.items():
-        for part, marks in parts.items():
-            old = before.get(task, {}).get(part, {})
-            kinds = [kind for kind in marks if kind in old and old[kind] != marks[kind]]
-            if kinds:
-                lines.append(f"task {task}: its {'training' if part == 'train' else 'test'} images {_how(kinds)}")
-    return lines
-
-
-def _how(kinds: Sequence[str]) -> str:
-    if "names" in kinds:
-        return "are other files, or in another order"
-    if kinds == ["times"]:
-        return "were written since, or copied (a copy changes nothing)"
-    return "have other contents"
-
-
-def _marks(images: Any) -> dict[str, str]:
-    paths = paths_of(images)
-    if paths is not None:
-        return _marks_of_files(paths, str(getattr(images, "root", None) or getattr(images, "folder", "")))
-    for name in ("images", "pixels", "data"):
-        array = getattr(images, name, None)
-        if isinstance(array, np.ndarray) and array.ndim and array.dtype != object:
-            return {"contents": _short_hash(_rows(array, getattr(images, "places", None)))}
-    return {}
-
-
-def paths_of(images: Any) -> list[str] | None:
-    """The files in their order, of data sets that name them as ours or as torchvision's do; None for others."""
-    if callable(getattr(images, "path", None)):
-        return [os.fspath(images.path(i)) for i in range(len(images))]
-    samples = getattr(images, "samples", None)
-    if isinstance(samples, list) and samples and all(isinstance(s, tuple) and isinstance(s[0], str) for s in samples):
-        return [sample[0] for sample in samples]
-    return None
-
-
-def _marks_of_files(paths: Sequence[str], root: str) -> dict[str, str]:
-    stats = [_stat(path) for path in paths]
-    marks = {
-        "names": _short_hash(path.removeprefix(root).encode("utf-8", "surrogateescape") for path in paths),
-        "sizes": _short_hash(str(size).encode() for size, _ in stats),
-    }
-    if sum(size for size, _ in stats) <= READ:
-        return {**marks, "contents": _short_hash(map(_contents, paths))}
-    return {**marks, "times": _short_hash(str(time).encode() for _, time in stats)}
-
-
-def _stat(path: str) -> tuple[int, int]:
-    """Size and time of a file; -1 and 0 if it is gone."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return -1, 0
-    return stat.st_size, stat.st_mtime_ns
-
-
-def _contents(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(READ)
-    except OSError:
-        return b""
-
-
-def _rows(array: Any, places: Any) -> Iterator[bytes]:
-    """The rows at `places`, or all, in their order."""
-    order = np.arange(len(array)) if places is None else np.asarray(places)
-    size = int(array.nbytes / max(1, len(array)) * len(order))
-    order = order[:: 1 + size // HASHED]
-    yield f"{array.dtype} {array.shape[1:]} {len(order)}".encode()
-    for first in range(0, len(order), ROWS):
-        yield np.ascontiguousarray(array[order[first : first + ROWS]]).tobytes()
-
-
-def _short_hash(pieces: Iterator[bytes]) -> str:
-    result = hashlib.blake2b(digest_size=6)
-    for piece in pieces:
-        result.update(hashlib.blake2b(piece, digest_size=16).digest())
-    return result.hexdigest()

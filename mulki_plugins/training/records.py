@@ -20,7 +20,7 @@ from mulki_plugins.report.result import Result
 from mulki_plugins.report.tables import matrix_csv, matrix_table
 from mulki_plugins.streams.task import TaskStream
 from mulki_plugins.training.logbook import GuardedLogger
-from mulki_plugins.training.provenance import paths_of
+from mulki_plugins.training.marks import paths_of
 
 
 @frozen(kw_only=True, eq=False)

@@ -292,10 +292,11 @@ class Run:
             self.strategy.learned.add(i)
             if self.recipe.evaluate.classes == "seen":
                 self.result.matrix.append(self.evaluate())
+                self.records.keep_predictions(self.recorder.answers, [i + 1])
             else:
                 self.result.matrix.append(list(self.result.zero_shot))
+                self.records.keep_predictions({}, [i + 1])
             self.result.add_held_out(self.recorder.accuracies)
-            self.records.keep_predictions(self.recorder.answers, [i + 1])
             self.records.log_row(i + 1, peak_memory(self.built.device))
 
     def train_and_evaluate(

@@ -115,6 +115,11 @@ class StepTemplate(ScopedEvaluation):
         return all_weights(self.model, self.stack, self.checks.names)
 
     @property
+    def what_learns(self) -> str:
+        """What this training is about, for a message."""
+        return f"task {getattr(self.experience, 'task_name', '')}"
+
+    @property
     def task_settings(self) -> Train:
         """The recipe's `train`, with what `per_task` sets for the current task."""
         return for_task(self.settings, getattr(self.experience, "task_name", None))

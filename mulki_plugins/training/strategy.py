@@ -5,11 +5,11 @@ The class reads in the order in which Avalanche calls it; `training/step.py` has
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-import torch
 from avalanche.training.supervised import Cumulative, JointTraining
 
 from mulki_plugins.models.precision import matrix_products
@@ -56,6 +56,8 @@ class ContinualTemplate(StepTemplate):
         """The keyword arguments are `model`, `train`, `evaluate`, `device`, `plugins` and `evaluator`."""
         super().__init__(**arguments)
         self._own_optimizer = self._latest_optimizer = self.optimizer
+        self._scale = self.scaler.get_scale()
+        """The loss's scale in half precision when the task began."""
         self.budgets = 1
         """The number of tasks whose iterations one experience gets."""
         self._resume: tuple[int, Callable[[], None]] | None = None
@@ -110,11 +112,11 @@ class ContinualTemplate(StepTemplate):
         self.steps = self.train_epochs * len(self.dataloader)
         unknown = settings.epochs or self.budgets > 1  # a number of iterations is known from the recipe, which says it
         if unknown and (notice := settings.schedule.shortened(self.steps)):
-            self.say(f"task {getattr(self.experience, 'task_name', '')}: {notice}")
+            self.say(f"{self.what_learns}: {notice}")
         if self._resume:
             self.dataloader.skip(*self._resume)
             self._resume = None
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.precision == "fp16")
+        self._scale = self.scaler.get_scale()
         if self.towers:
             teachers = [plugin for plugin in self.stack if isinstance(plugin, Teachers)]
             self.towers.compile(self.model, [each.model for plugin in teachers for each in plugin.active])
@@ -151,6 +153,10 @@ class ContinualTemplate(StepTemplate):
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         self.settle()
+        if (scale := self.scaler.get_scale()) < self._scale:
+            least = round(math.log2(self._scale / scale))
+            what = f"fp16 overflowed, and at least {least} of {self.steps} steps were left out"
+            self.say(f"{self.what_learns}: {what}, until the loss's scale fitted; later tasks start from that scale")
         self.learned |= {int(task) for task in self.experience.task_labels}
         self._call("after_training_exp", **kwargs)
         for task in self._beginning():
@@ -201,6 +207,10 @@ class JointTemplate(ContinualTemplate, JointTraining):
 
     def _beginning(self) -> list[int]:
         return sorted({int(task) for experience in self._experiences for task in experience.task_labels})
+
+    @property
+    def what_learns(self) -> str:
+        return "all tasks"
 
     def _learned_now(self) -> list[Any]:
         return list(self._experiences)
