@@ -84,11 +84,14 @@ def fetch(recipe: str, **options: Any) -> None:
 
 
 def _streams(recipe: str, changes: dict[str, Any]) -> list[dict[str, Any]]:
-    """The streams that read the recipe's data, with their options: its own, or those inside `split` and `mixed`."""
+    """The streams that read the recipe's data, with their options: its own, or those inside `split` and `mixed`, and that of
+    the reference data if a plugin needs them."""
+    from mulki_plugins.recipe.settings import needs_reference
     from mulki_plugins.streams.nested import innermost
 
-    stream = resolve_recipe(recipe, read_changes(changes)).recipe.stream
-    return innermost({"name": stream.name, **stream.options})
+    resolved = resolve_recipe(recipe, read_changes(changes)).recipe
+    streams = [resolved.stream, *([resolved.reference] if resolved.reference and needs_reference(resolved) else [])]
+    return [each for stream in streams for each in innermost({"name": stream.name, **stream.options})]
 
 
 def _nothing_to_do(recipe: str, as_json: bool) -> None:

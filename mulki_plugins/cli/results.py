@@ -87,6 +87,7 @@ def results(
         confusion=confusion,
         against=against,
         order=order,
+        sort=sort,
         form=form,
         as_json=as_json,
     )
@@ -120,10 +121,15 @@ def _check_options(
     confusion: str | None,
     against: str | None,
     order: str | None,
+    sort: str | None,
     form: str,
     as_json: bool,
 ) -> None:
     mistakes = []
+    if sort and (against or by_class is not None or confusion is not None):
+        mistakes.append("--sort is for the comparison of runs; leave it out")
+    if by_task and as_json:
+        mistakes.append("--by-task has no JSON; --json has the accuracy on each task anyway")
     if order and not against:
         mistakes.append("--order needs --against; type: mulki results DIR --against published --order II")
     given = {

@@ -73,6 +73,8 @@ def run(
     fall_silent()
     variants = read_variants(options)
     plan = _plan(recipe, variants, resolve_variants(recipe, variants), out, name, resume)
+    if force and not resume:
+        raise MulkiError("--force needs --resume", "without --resume a run starts anew, whatever has changed")
     if estimate and not dry_run:
         raise MulkiError("--estimate needs --dry-run", "`mulki bench RECIPE` measures more")
     if dry_run:
@@ -125,7 +127,7 @@ def _plan(
             for seed in result.recipe.seeds
         }
         if taken & set(folders.values()):
-            hint = "run them one after another" if name else "name each strategy once"
+            hint = "run them one after another, each with a --name of its own" if name else "name each strategy once"
             raise MulkiError(f"two of these strategies would run in {next(iter(folders.values()))}", hint)
         taken |= set(folders.values())
         plan.append((result, folders))

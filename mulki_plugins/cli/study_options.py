@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ class StudyCommands(click.Group):
     """A group whose first word may also be a study: `mulki study mini` is `mulki study run mini`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+        known = args and (args[0] in self.commands or args[0] in ("-h", "--help"))
+        meant = len(args) > 1 and not args[1].startswith("-") and get_close_matches(args[0], self.commands)
+        if args and not known and not meant:
             args = ["run", *args]
         return super().parse_args(ctx, args)
 

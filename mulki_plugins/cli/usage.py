@@ -92,7 +92,8 @@ def _no_such_command(group: click.Group, ctx: click.Context, words: Sequence[str
 def _answer(error: click.UsageError, ctx: click.Context, words: list[str]) -> None:
     """Raise a MulkiError that says what to type instead of a command's wrong arguments."""
     command, path = ctx.command, ctx.command_path
-    words = words[_depth(ctx) :]
+    depth = _depth(ctx)
+    words = words[depth if words[:depth] == path.split()[-depth:] else depth - 1 :]  # `mulki study mini` implies `run`
     usage = f"`{path} --help` shows its usage"
     if isinstance(error, click.BadOptionUsage):
         example = {"--set": "train.iterations=50", "--seed": "0"}.get(error.option_name, "")
@@ -115,6 +116,8 @@ def _answer(error: click.UsageError, ctx: click.Context, words: list[str]) -> No
     if isinstance(error, click.BadParameter) and error.param is not None:
         raise MulkiError(*_wrong_value(error, error.param, words, usage))
     extra = command.make_parser(ctx).parse_args(list(words))[1]
+    if not extra:
+        raise MulkiError(error.message, usage)
     raise MulkiError(*_extra_word(extra, command, words, usage))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import evolve
 
 from mulki_plugins.deploy.source import RECIPE, Source
-from mulki_plugins.errors import MulkiError
+from mulki_plugins.errors import Mistakes, MulkiError
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.report.classes import TaskTexts
 from mulki_plugins.streams.task import Task, TaskStream
@@ -18,7 +18,11 @@ def build_stream(source: Source, other: str | None = None) -> TaskStream:
     MulkiError if its data are not on this machine.
     """
     if other is not None:
-        return make_stream(resolve("mtil", Changes(settings=(f"stream={other}",))).recipe.stream)
+        setting = f"--set stream={other}: "
+        try:
+            return make_stream(resolve("mtil", Changes(settings=(f"stream={other}",))).recipe.stream)
+        except Mistakes as mistakes:  # of an option that this command does not have
+            raise Mistakes([line.replace(setting, "--stream: ") for line in mistakes.lines()]) from None
     if source.recipe is None:
         what = f"{source.folder}: {RECIPE} is missing, so the test images of the run are not known"
         raise MulkiError(what, "name images with --data or --stream")

@@ -204,7 +204,7 @@ def _resolve_path(value: Any, parts: list[str | int]) -> tuple[Location, str]:
         if isinstance(at, list):
             index, name = _find_entry(at, part, rest)
             if index is None:
-                names = ", ".join(str(next(iter(e))) for e in at if isinstance(e, dict) and e)
+                names = ", ".join(str(e.get("name", next(iter(e)))) for e in at if isinstance(e, dict) and e)
                 among = f" among {names}" if names else ""
                 form = "; write an option as strategy.PLUGIN.OPTION" if names and not rest else ""
                 return tuple(path), f"there is no entry {part!r}{among}{form}"
