@@ -206,6 +206,13 @@ def test_a_recipe_of_another_stream_has_nothing_to_check():
     assert "unknown option" in mulki("data", "check", RECIPE, "--set", "stream.rot=x", status=2).stderr
 
 
+def test_reference_data_are_checked_if_a_plugin_needs_them(tmp_path):
+    reference = f"reference={{name: mtil, root: {tmp_path}, tasks: [DTD]}}"
+    done = mulki("data", "check", "mtil", "--strategy", "zscl", "--set", reference, status=2)
+    assert "1 of 1 data sets are missing: DTD" in done.stderr
+    assert "nothing to do" in mulki("data", "check", "mtil", "--set", reference).stdout
+
+
 def test_checking_imports_neither_torch_nor_avalanche(root):
     code = (
         "import sys; from mulki_plugins.cli import main\n"

@@ -346,7 +346,7 @@ def test_evaluate_names_what_cannot_be(world, runs, tmp_path):
         (["--data", tmp_path / "flat"], "images lie in it, but no folder"),
         (["--data", world / "data/0"], "none of its 2 folders has the name of a class"),
         (["--classes", "birds"], "expected task, seen or all"),
-        (["--stream", "mtil-minni"], "mtil-mini"),
+        (["--stream", "mtil-minni"], "error: --stream: $.stream.name: no stream is named 'mtil-minni'"),
         (["--data", "x", "--stream", "y"], "exclude each other"),
     ):
         assert part in mulki("evaluate", runs["task"], *words, status=2).stderr

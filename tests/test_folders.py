@@ -16,9 +16,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mulki_plugins.cli import main
-from mulki_plugins.errors import Mistakes, MulkiError
+from mulki_plugins.errors import Mistakes, MulkiError, UnreadableImage
 from mulki_plugins.models import load_clip
-from mulki_plugins.streams import entries
+from mulki_plugins.streams import as_reference, entries
 from mulki_plugins.streams.folders import classes
 from mulki_plugins.streams.folders.classes import readable_names
 from mulki_plugins.streams.folders.stream import folders
@@ -403,6 +403,18 @@ def test_tasks_can_be_handed_to_other_processes(tmp_path):
     [task] = folders(tasks=[{"name": "a", "images": str(fill(tmp_path / "a"))}]).tasks
     again = pickle.loads(pickle.dumps(task.train))
     assert (again.files, again.targets) == (task.train.files, task.train.targets)
+
+
+def test_a_reference_image_that_cannot_be_read_is_left_out(tmp_path, monkeypatch):
+    fill(tmp_path / "shop", each=20)
+    broken = sorted((tmp_path / "shop").rglob("*.png"))[0]
+    broken.write_bytes(b"no image")
+    monkeypatch.chdir(tmp_path)
+    made = folders(tasks=[{"name": "shop", "images": "shop"}])
+    stopping, skipping = (as_reference(made, np.asarray, unreadable=each).images for each in ("stop", "skip"))
+    with pytest.raises(UnreadableImage, match=broken.name):
+        [stopping[i] for i in range(len(stopping))]
+    assert len([skipping[i] for i in range(len(skipping))]) == len(made.tasks[0].train)
 
 
 def test_folders_as_reference_data(tmp_path, monkeypatch):

@@ -264,6 +264,8 @@ def test_what_cannot_be_shown_is_said(kept, tmp_path):
         ([kept, "--by-class", "pest"], "did you mean 'pets'?"),
         ([kept, "--by-class", "pets", "--by-task"], "give one of them"),
         ([kept, "--format", "csv", "--json"], "exclude each other"),
+        ([kept, "--by-task", "--json"], "--by-task has no JSON"),
+        ([kept, "--by-class", "first", "--sort", "last"], "--sort is for the comparison of runs"),
         ([kept, "--confusion", "pets", "--json"], "--format csv"),
     ):
         done = results(*arguments)

@@ -71,10 +71,10 @@ def run(
     stderr, results to stdout.
     """
     fall_silent()
-    variants = read_variants(options)
-    plan = _plan(recipe, variants, resolve_variants(recipe, variants), out, name, resume)
     if force and not resume:
         raise MulkiError("--force needs --resume", "without --resume a run starts anew, whatever has changed")
+    variants = read_variants(options)
+    plan = _plan(recipe, variants, resolve_variants(recipe, variants), out, name, resume)
     if estimate and not dry_run:
         raise MulkiError("--estimate needs --dry-run", "`mulki bench RECIPE` measures more")
     if dry_run:

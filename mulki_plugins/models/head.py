@@ -73,7 +73,7 @@ class Head(nn.Module):
     """Whether z is [B, d + p]: behind the image features the pooled ones, which the tower's last projection reads, of unit norm.
     Such a head is not asked in training, where images are compared with sentences."""
     asked_in_training: bool = True
-    """Whether the training's loss is over this head's logits; else images are compared with sentences, as by the text head."""
+    """Whether the loss of a training is over this head's logits; otherwise images are compared with sentences there."""
 
     portable: str = ""
     """The file beside the head's module whose Python answers like the head, with torch alone; `mulki export` copies it. It
