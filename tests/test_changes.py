@@ -242,6 +242,8 @@ def test_parts_of_a_mixed_stream_tell_its_protocol():
     assert protocol(f"[{first}}}]") == protocol(f"[{first}, evaluate_on: test}}]")
     assert protocol(f"[{first}, evaluate_on: validation}}]")["images"] == "validation"
     assert protocol(f"[{first}, shots: 4}}, {other}}}]")["shots"] == [4, None]
+    assert "images" not in protocol(f"[{first}}}, {{name: split, of: {other}}}, increment: 2}}]")
+    assert protocol(f"[{first}}}], evaluate_on: validation")["images"] == "validation"
 
 
 def test_of_other_code_and_versions_a_complete_run_only_says_so(complete, capsys, monkeypatch):

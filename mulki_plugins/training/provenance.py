@@ -104,10 +104,7 @@ def _protocol(recipe: Recipe) -> dict[str, Any]:
     """
     stream, model = recipe.stream.options, recipe.model.options
     whole = stream if recipe.stream.name != "split" else get(stream, ("of",))
-    parts: Sequence[Any] = innermost({"name": "mixed", **stream}) if recipe.stream.name == "mixed" else [whole]
-    split, shots, images = (
-        _of_parts([get(part, (key,)) for part in parts]) for key in ("split", "shots", "evaluate_on")
-    )
+    split, shots, images = (_in_stream(recipe.stream.name, whole, key) for key in ("split", "shots", "evaluate_on"))
     options = {
         "split": split,
         "shots": shots,
@@ -126,9 +123,12 @@ def _protocol(recipe: Recipe) -> dict[str, Any]:
     return names | {key: value for key, value in options.items() if value is not None}
 
 
-def _of_parts(values: list[Any]) -> Any:
-    """An option of each part of a stream; the value that all of them have, if they do."""
-    return values[0] if all(value == values[0] for value in values) else values
+def _in_stream(name: str, stream: Any, key: str) -> Any:
+    """An option of a stream; of a mixed one what all its streams have that have this option, or the values of each of these."""
+    if name != "mixed" or stream.get(key) not in (None, "test"):
+        return get(stream, (key,))
+    values = [part[key] for part in innermost({"name": name, **stream}) if key in part]
+    return values if any(value != values[0] for value in values) else next(iter(values), None)
 
 
 def _budget(recipe: Recipe) -> dict[str, Any]:
