@@ -585,6 +585,17 @@ def test_all_mistakes_are_reported_with_their_lines(tmp_path, monkeypatch):
     assert len(lines) == 4
 
 
+def test_a_wrong_value_hides_no_other_and_causes_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = {"name": "bad", "recipes": ["mtil"], "orders": {"I": 5}, "settings": ["train.iteration=3"]}
+    study["parts"] = {"a": {"runs": [{"orders": ["I"], "seeds": [0, -1]}]}}
+    Path("bad.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    lines = mulki("status", "bad.yaml", status=2).stderr.splitlines()
+    places = ["$.orders.I: ", "$.settings[0]: train.iteration=3: ", "$.parts.a.runs[0].seeds[1]: "]
+    assert len(lines) == len(places)
+    assert all(place in line for place, line in zip(places, lines, strict=True))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

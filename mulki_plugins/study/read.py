@@ -51,8 +51,8 @@ def read_study(name: str) -> StudyFile:
     tree = read_yaml(file.path, file.shown)
     refuse_other_kind(tree, file, "studies")
     study, wrong = _convert(tree.value)
-    whole = not wrong
-    if study is not None:
+    whole = not wrong  # what is left of it may lack what another value names
+    if study is not None and whole:
         wrong += _check_values(study)
     lines = [line for job in _all_jobs(study) for line in _mistakes_of(job, tree)] if study is not None else []
     if study is not None and whole and not lines:
