@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -448,6 +449,19 @@ def test_the_template_changes_the_answer_and_is_checked(world, runs):
     assert plain == mulki(*words, "--template", "a photo of a {}.").stdout
     assert plain != mulki(*words, "--template", "{}").stdout
     assert "has no {}" in mulki(*words, "--template", "a photo", status=2).stderr
+
+
+def test_kept_text_features_are_of_the_weights_that_lie_there_now(tmp_path):
+    (tmp_path / "run").mkdir()
+    for place, file in ((tmp_path / "w.safetensors",) * 2, (tmp_path / "run", tmp_path / "run" / "model.safetensors")):
+        file.write_bytes(b"1")
+        model = SimpleNamespace(name="m", options={"pretrained": str(place)})
+        source = SimpleNamespace(recipe=SimpleNamespace(model=model), weights=None, tasks=(), precision="fp32")
+        deployed = SimpleNamespace(device=SimpleNamespace(type="cpu"))
+        before = features._fingerprint(source, [], deployed)
+        assert features._fingerprint(source, [], deployed) == before
+        file.write_bytes(b"22")
+        assert features._fingerprint(source, [], deployed) != before
 
 
 def test_unreadable_images_are_named_and_passed_over(world, runs, tmp_path):

@@ -19,6 +19,7 @@ from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.registry.catalog import Catalog, Provenance
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.register import Register
+from mulki_plugins.report.predictions import read_predictions
 from mulki_plugins.report.result import FILE, read_result
 from mulki_plugins.streams import TaskStream
 from mulki_plugins.testing.small import small_task
@@ -427,3 +428,14 @@ def test_only_an_extended_run_may_have_empty_cells(tmp_path):
     (more / FILE).write_text(json.dumps({**data, "parent": {}}))
     with pytest.raises(MulkiError, match="rows of 3 accuracies"):
         read_result(more / FILE)
+
+
+def test_predictions_of_an_extended_zero_shot_run_are_those_of_the_whole(tmp_path, capsys):
+    kept = "evaluate.predictions=true"
+    parent = run(tmp_path, "two", "zero-shot", 2, kept)
+    found = read_predictions(extended(parent, tmp_path / "more", "zero-shot", 3, kept))
+    whole = read_predictions(run(tmp_path, "three", "zero-shot", 3, kept))
+    assert "predictions cannot be written" not in capsys.readouterr().err
+    assert found.rows == whole.rows
+    for row in range(len(whole.rows)):
+        assert [found.accuracy(row, task) for task in range(3)] == [whole.accuracy(row, task) for task in range(3)]
