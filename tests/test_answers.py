@@ -65,7 +65,7 @@ CALLS = {
     "study mini extra": "'extra' is one word too many",
     "run mtil -q -v": "-q and -v: expected one of them",
     "run mtil --force": "--force needs --resume",
-    "results runs --watch --json": "--watch shows text again and again",
+    "results runs --watch --json": "--watch prints text only",
     "run mtil --seed 0,1": "type --seed 0 --seed 1",
     "run mtil --seed 0-2": "type --seed 0 --seed 1 --seed 2",
     "run mtil --seed=-1": "expected a whole number, 0 or more, got '-1'",

@@ -22,7 +22,7 @@ from mulki_plugins.training.accuracy import AccuracyRecorder
 from mulki_plugins.training.finite import Diverged
 from mulki_plugins.training.logbook import StepLog
 from mulki_plugins.training.rng import seed_everything
-from mulki_plugins.training.strategy import ContinualTemplate
+from mulki_plugins.training.strategy import ContinualTemplate, halvings
 from tests.conftest import small_clip, small_reference, small_tokenizer, weights
 
 
@@ -310,6 +310,8 @@ def test_the_next_task_starts_from_the_scale_that_fitted(stream, benchmark):
     assert scales[8] <= scales[7] < 2.0**60, "eight steps a task"
     assert "of 8 steps were left out" in said[0]
     assert said[0].startswith("task first: fp16 overflowed, and at least ")
+    assert halvings(2.0**16, 2.0**14) == 2
+    assert halvings(2.0**16, 0.0) == 165, "so many lead to 0"
 
 
 def test_another_optimizer_is_checked_in_each_step(stream, benchmark):

@@ -57,7 +57,7 @@ def run(conductor: Conductor, only: tuple[str, ...], **options: Any) -> None:
     jobs = [job for job in conductor.reported() if has_words(job, only)]
     if waiting := len(planned) - len(jobs):
         what = "1 run waits" if waiting == 1 else f"{waiting} runs wait"
-        echo_note(f"{what} for the choice of settings; call this again when its runs are done")
+        echo_note(f"{what} for the choice of settings; call this again when the candidates are done")
     ended = _run(conductor, jobs, **options) if jobs or not waiting else Ended(well=True, done=False)
     if ended.done and not waiting and not options["dry_run"]:
         found = conductor.look(conductor.reported())

@@ -30,7 +30,7 @@ def watch_option(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(*args: Any, watch: bool, **kwargs: Any) -> None:
         if watch and (kwargs.get("as_json") or kwargs.get("form", "text") != "text"):
-            raise MulkiError("--watch shows text again and again", "leave out --json and --format")
+            raise MulkiError("--watch prints text only", "leave out --json and --format")
         if watch:
             watch_output(lambda: function(*args, **kwargs), kwargs["folders"])
         else:

@@ -31,8 +31,8 @@ def marks_of(stream: TaskStream) -> Marks:
 
 def marks_of_reference(reference: TaskStream | None) -> Marks:
     """The marks of the reference images, under names that no task has."""
-    marks = marks_of(reference) if reference is not None else {}
-    return {f"{name} (reference)": {"train": parts["train"]} for name, parts in marks.items()}
+    tasks = reference.tasks if reference is not None else ()
+    return {f"{task.name} (reference)": {"train": _marks(task.train)} for task in tasks}
 
 
 def image_changes(before: Mapping[str, Any], now: Marks) -> list[str]:

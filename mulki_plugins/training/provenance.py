@@ -124,7 +124,7 @@ def _protocol(recipe: Recipe) -> dict[str, Any]:
 
 
 def _in_stream(name: str, stream: Any, key: str) -> Any:
-    """An option of a stream; of a mixed one what all its streams have that have this option, or the values of each of these."""
+    """An option of a stream. For `mixed`, the value that its streams agree on, or all their values; not all have the option."""
     if name != "mixed" or stream.get(key) not in (None, "test"):
         return get(stream, (key,))
     values = [part[key] for part in innermost({"name": name, **stream}) if key in part]

@@ -39,6 +39,9 @@ _IN_AN_EPOCH = tuple(
     for event in ("training_epoch", "training_iteration", "forward", "backward", "update")
 )
 
+_LEAST_SCALE = 2.0**-149
+"""The smallest number above 0 in single precision: a scale that overflows again and again ends at 0."""
+
 
 class ContinualTemplate(StepTemplate):
     """Trains by a recipe's `train` and evaluates by its `evaluate`; call `train` with one experience at a time.
@@ -154,9 +157,11 @@ class ContinualTemplate(StepTemplate):
     def _after_training_exp(self, **kwargs: Any) -> None:
         self.settle()
         if (scale := self.scaler.get_scale()) < self._scale:
-            least = round(math.log2(self._scale / scale))
+            least = halvings(self._scale, scale)
             what = f"fp16 overflowed, and at least {least} of {self.steps} steps were left out"
-            self.say(f"{self.what_learns}: {what}, until the loss's scale fitted; later tasks start from that scale")
+            self.say(
+                f"{self.what_learns}: {what}, until a smaller scale of the loss fitted; later tasks start from that"
+            )
         self.learned |= {int(task) for task in self.experience.task_labels}
         self._call("after_training_exp", **kwargs)
         for task in self._beginning():
@@ -226,3 +231,8 @@ TEMPLATES: dict[Base, type[ContinualTemplate]] = {
     "joint": JointTemplate,
     "none": ContinualTemplate,
 }
+
+
+def halvings(before: float, after: float) -> int:
+    """How often the loss's scale was halved, once for each step that overflowed."""
+    return round(math.log2(before / max(after, _LEAST_SCALE)))
