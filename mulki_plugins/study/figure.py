@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 from mulki_plugins.study.plan import STUDY
@@ -18,8 +19,12 @@ from mulki_plugins.study.table import Line
 Point = tuple[float, float]
 _PLACES = [(x, y) for y in (4, -13, 16, -25, 28, -37) for x in (7, -7, 0)]
 """Where a name may stand, in points from what it names."""
-_PER_POINT = 8.0
+_PER_POINT = 4.0
 """How much covered area, in square pixels, is as bad as one more point of distance."""
+_FAR = 18.0
+"""From how many pixels on a line joins a name to its point."""
+_PASSES = 20
+"""At most so often each name is placed anew; it settles after three or four."""
 
 
 def draw(found: Sequence[State], study: Study) -> Figure:
@@ -75,25 +80,49 @@ def _color(position: int) -> str:
 
 
 def _write_names(axes: Axes, means: Mapping[str, Point], labels: Sequence[str]) -> None:
-    """Write each name near its point, where it covers as little as possible of points, other names and the margins."""
-    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in axes.transData.transform(list(means.values()))]
-    for label, mean in means.items():
-        names = [
-            axes.annotate(
-                label, mean, xytext=place, textcoords="offset points", fontsize=9, parse_math=False,
-                color=_color(labels.index(label)), ha="left" if place[0] > 0 else "right" if place[0] < 0 else "center",
-            )
-            for place in _PLACES
-        ]  # fmt: skip
-        boxes = [name.get_window_extent() for name in names]
-        costs = [
-            _covered(box, taken, axes.bbox) + _PER_POINT * math.hypot(*place)
-            for box, place in zip(boxes, _PLACES, strict=True)
-        ]
-        best = costs.index(min(costs))
-        for name in names[:best] + names[best + 1 :]:
-            name.remove()
-        taken.append(boxes[best])
+    """Write each name near its point, where it covers as little as possible of points, other names and the margins.
+
+    One name after another takes its best place; then each may move again, until none does.
+    """
+    points = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in axes.transData.transform(list(means.values()))]
+    names = {label: _names_around(axes, label, mean, _color(labels.index(label))) for label, mean in means.items()}
+    boxes = {label: [name.get_window_extent() for name in around] for label, around in names.items()}
+    chosen: dict[str, int] = {}
+    for _ in range(_PASSES):
+        before = dict(chosen)
+        for label in means:
+            taken = points + [boxes[other][place] for other, place in chosen.items() if other != label]
+            costs = [
+                _covered(box, taken, axes.bbox) + _PER_POINT * math.hypot(*place)
+                for box, place in zip(boxes[label], _PLACES, strict=True)
+            ]
+            chosen[label] = costs.index(min(costs))
+        if chosen == before:
+            break
+    for label, around in names.items():
+        for place, name in enumerate(around):
+            if place != chosen[label]:
+                name.remove()
+        _join(axes, means[label], boxes[label][chosen[label]], _color(labels.index(label)))
+
+
+def _join(axes: Axes, mean: Point, box: Bbox, color: str) -> None:
+    """Draw a thin line from a point to a name that stands too far off to be read as its own."""
+    x, y = axes.transData.transform(mean)
+    near = (min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1))
+    if math.dist((x, y), near) > _FAR:
+        ends = zip(mean, axes.transData.inverted().transform(near), strict=True)
+        axes.plot(*ends, color=color, linewidth=0.6, scalex=False, scaley=False)
+
+
+def _names_around(axes: Axes, label: str, mean: Point, color: str) -> list[Annotation]:
+    return [
+        axes.annotate(
+            label, mean, xytext=place, textcoords="offset points", fontsize=9, parse_math=False, color=color,
+            ha="left" if place[0] > 0 else "right" if place[0] < 0 else "center",
+        )
+        for place in _PLACES
+    ]  # fmt: skip
 
 
 def _covered(box: Bbox, taken: Sequence[Bbox], inside: Bbox) -> float:
