@@ -165,7 +165,7 @@ def rows(path="runs/studies/tried/study.csv"):
 def test_the_shipped_study_covers_what_is_promised():
     study = read_study("mini").study
     jobs = list(reported_jobs(study))
-    assert len({(j.part, j.order, j.label, j.seed) for j in jobs}) == len(jobs) == 289
+    assert len({(j.part, j.order, j.label, j.seed) for j in jobs}) == len(jobs) == 299
     count = {}
     for job in jobs:
         count[job.part, job.order, job.label] = count.get((job.part, job.order, job.label), 0) + 1
@@ -191,8 +191,9 @@ def test_the_shipped_study_covers_what_is_promised():
 def test_what_was_measured_is_not_measured_again(tmp_path):
     """The documentation says how many runs are still to come; of each method all candidates have been tried."""
     counts = json.loads(mulki("status", "mini", "--out", tmp_path, "--json").stdout)["counts"]
-    said = re.search(r"(\d+) of the plan's 289 runs are still to come", (ROOT / "docs" / "results.md").read_text())
-    assert counts == {"done": 289 - int(said[1]), "missing": int(said[1])}, (
+    said = re.search(r"(\d+) of the plan's 299 runs are still to come", (ROOT / "docs" / "results.md").read_text())
+    missing = {"missing": int(said[1])} if said else {}
+    assert counts == {"done": 299 - sum(missing.values()), **missing}, (
         "a new option whose default changes nothing belongs to _LATER_GROUPS"
     )
     study = read_study("mini")
