@@ -538,7 +538,7 @@ def test_a_checkpoint_gives_the_model_of_its_moment(world, runs, tmp_path):
     matrix = json.loads((runs["task"] / "result.json").read_text())["matrix"]
     assert [task["accuracy"] for task in found["tasks"]] == matrix[1]
     card = (tmp_path / "two" / "README.md").read_text()
-    assert "**The run was not complete**" in card
+    assert "**An intermediate checkpoint**" in card
     assert "(not learned)" in card
     image = world / "data/0/test/1/0.png"
     seen = json.loads(mulki("predict", tmp_path / "two", image, "--json", "--top", 99).stdout)

@@ -60,8 +60,7 @@ def test_novelty_has_its_prototypes_without_another_stage_that_reads_them(classi
     assert max(shares) < 1
 
 
-@pytest.mark.parametrize("classes", ["seen", "task"])
-def test_divided_targets_by_loops(classifier, benchmark, classes):
+def test_divided_targets_by_loops(classifier, benchmark):
     """On the second task: its three classes are the initial teacher's, the two of the first task the previous one's."""
     teachers, logger, seen = Teachers(half="never"), Quiet(), {}
     relations = {"image_to_text": 1.0, "text_to_text": 0.5}
@@ -72,7 +71,7 @@ def test_divided_targets_by_loops(classifier, benchmark, classes):
             seen.update(x=strategy.mb_x, z=last.image.detach(), t=last.text[max(last.text)].detach())
             super().after_forward(strategy, **kwargs)
 
-    plugins = [teachers, Spy(targets="divided", classes=classes, relations=relations, temperature=1.5)]
+    plugins = [teachers, Spy(targets="divided", classes="seen", relations=relations, temperature=1.5)]
     strategy = naive(classifier, plugins, logger, lr=0.1)
     for experience in list(benchmark.train_stream)[:2]:
         strategy.train(experience)
@@ -89,13 +88,17 @@ def test_divided_targets_by_loops(classifier, benchmark, classes):
     ):
         for x, a, b in zip(student, of_initial, of_other, strict=True):
             p, q = [s * float(x @ c) for c in own], [s * float(a @ c) for c in own]
-            if classes == "seen":
-                p, q = p + [s * float(x @ c) for c in earlier], q + [s * float(b @ c) for c in earlier]
+            p, q = p + [s * float(x @ c) for c in earlier], q + [s * float(b @ c) for c in earlier]
             p, q = ([math.exp(v / 1.5) for v in row] for row in (p, q))
             kl = sum(v / sum(q) * math.log(v / sum(q) / (u / sum(p))) for u, v in zip(p, q, strict=True))
             expected += factor * 2.25 * kl / len(student)
     assert expected > 1e-4, "or the test tells nothing"
     assert got == pytest.approx(expected, rel=1e-3)
+
+
+def test_divided_targets_need_classes_of_earlier_tasks():
+    with pytest.raises(ValueError, match="set classes to seen"):
+        Adding(targets="divided")
 
 
 def test_divided_is_weighed_where_one_teacher_teaches(stream, benchmark):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mulki_plugins.baselines.exemplars import images_at, indices_of
+from mulki_plugins.errors import MulkiError
 from mulki_plugins.losses import squared_distance
 from mulki_plugins.ranks import collectives
 from mulki_plugins.ranks.batches import own_batches
@@ -61,6 +62,13 @@ def _penalty(model: nn.Module, before: dict[str, Any], importances: dict[str, An
     return squared_distance(list(known.values()), anchors, factors)
 
 
+def _refuse_merging(model: Any, name: str) -> None:
+    """MulkiError if an adapter starts anew with each task: what was important would no longer be there."""
+    if any(getattr(each, "merge_each_task", False) for each in getattr(model, "adapters", ())):
+        what = f"{name}: holds the weights that learn, and an adapter merges these into others after each task"
+        raise MulkiError(what, "use l2, or an adapter that trains through all tasks, such as lora")
+
+
 class EWC(EWCPlugin):
     """Elastic weight consolidation: holds the weights that mattered to earlier tasks.
 
@@ -93,6 +101,10 @@ class EWC(EWCPlugin):
         model.train()
         return importances
 
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
+        super().before_training_exp(strategy, **kwargs)
+        _refuse_merging(strategy.model, "avalanche.ewc")
+
     def before_backward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Add the penalty: Avalanche's, which goes through the weights one by one, in a few kernels."""
         done = strategy.clock.train_exp_counter
@@ -117,13 +129,17 @@ class MAS(MASPlugin):
 
     Args:
         lambda_reg: Factor of the penalty.
-        alpha: Share of the new importances in their running mean.
+        alpha: Share of the earlier importances in their running mean; the new ones have 1 - alpha.
         verbose: Print progress while the importances are computed.
     """
 
     sequential = True
     per_sample = True
     paper = "arXiv 1711.09601"
+
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
+        super().before_training_exp(strategy, **kwargs)
+        _refuse_merging(strategy.model, "avalanche.mas")
 
     def _get_importance(self, strategy: Any) -> dict[str, ParamData]:
         """The mean over the batches of the absolute gradient of the logits' mean squared norm; each batch is on one rank."""
@@ -156,7 +172,8 @@ class SynapticIntelligence(SynapticIntelligencePlugin):
     """Synaptic intelligence: like EWC, with importances gathered along the path of training.
 
     L = ½·si_lambda·Σ Ω(θ − θ_before)². Avalanche 0.6 keeps weights by `.detach().cpu().flatten()`, which on a CPU is a view
-    that moves with the weights, so that every path, and the penalty, is 0; here they are copied.
+    that moves with the weights, so that every path, and the penalty, is 0; here they are copied. It also caps each Ω at
+    0.001, which the paper does not.
     Zenke et al., 2017, arXiv 1703.04200.
 
     Args:
@@ -177,6 +194,13 @@ class SynapticIntelligence(SynapticIntelligencePlugin):
     def before_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         super().before_training_iteration(strategy, **kwargs)
         _copy(self.syn_data["old_theta"])
+
+    def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
+        """Add the step to the path. A step that half precision leaves out, since its gradients overflowed, adds nothing."""
+        kept = {name: entry.data.clone() for name, entry in dict(self.syn_data["trajectory"]).items()}
+        super().after_training_iteration(strategy, **kwargs)
+        for name, entry in dict(self.syn_data["trajectory"]).items():
+            entry.data = torch.where(entry.data.isfinite(), entry.data, kept[name])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the weights and gradients of the last step."""

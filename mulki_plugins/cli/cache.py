@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mulki_plugins.characters import printable
-from mulki_plugins.cli.common import echo_json, report_errors
+from mulki_plugins.cli.common import UserPath, echo_json, report_errors
 from mulki_plugins.errors import MulkiError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ DAY = 24 * 60 * 60
 )
 @click.option(
     "--folder",
-    type=click.Path(path_type=Path),
+    type=UserPath(path_type=Path),
     help="The folder of a recipe's `evaluate.cache`, instead of MulKI's own.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print {folder, limit, size, files, ...} as JSON.")

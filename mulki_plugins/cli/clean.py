@@ -12,7 +12,7 @@ import click
 from attrs import asdict, field, frozen
 
 from mulki_plugins.characters import printable
-from mulki_plugins.cli.common import echo_json, echo_note, report_errors
+from mulki_plugins.cli.common import UserPath, echo_json, echo_note, report_errors
 from mulki_plugins.errors import Mistakes, MulkiError
 from mulki_plugins.streams.cache_folder import format_size
 
@@ -37,7 +37,7 @@ class Cleaning:
 
 
 @click.command()
-@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.argument("folders", nargs=-1, required=True, type=UserPath(path_type=Path), metavar="RUN...")
 @click.option(
     "--all",
     "everything",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 import tempfile
 import time
@@ -175,6 +176,13 @@ def verbosity_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("-q", "--quiet", is_flag=True, help="Print no progress, only warnings, errors and results.")(
         wrapper
     )
+
+
+class UserPath(click.Path):
+    """A path in which a leading ~ is the home folder, even where the shell leaves it as it is: `--out=~/runs`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(os.path.expanduser(value), param, ctx)
 
 
 def echo_note(text: str) -> None:

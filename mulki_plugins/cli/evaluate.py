@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mulki_plugins.characters import legible
-from mulki_plugins.cli.common import SOME_UNREADABLE, echo_json, echo_note, report_errors
+from mulki_plugins.cli.common import SOME_UNREADABLE, UserPath, echo_json, echo_note, report_errors
 from mulki_plugins.errors import MulkiError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _NAMED = 10
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path), metavar="RUN")
+@click.argument("source", type=UserPath(path_type=Path), metavar="RUN")
 @click.option(
     "--classes",
     metavar="WHICH",
@@ -36,7 +36,11 @@ _NAMED = 10
     "--stream", metavar="NAME", help="Test on another stream, such as mtil-mini or '{name: mtil, root: data}'."
 )
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images at a time; by default as in the run.")
-@click.option("--workers", type=click.IntRange(min=0), help="Processes that read images; by default as in the run.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Processes that read images; by default as in the run, 0 if it has auto.",
+)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
 @click.option("--skip-unreadable", is_flag=True, help="Leave images out that cannot be read, and name them.")
 @click.option("--json", "as_json", is_flag=True, help="Print {tasks, mean, ...} as JSON.")
@@ -60,8 +64,11 @@ def evaluate(
     """
     from mulki_plugins.deploy.source import find_source
 
-    if data and stream:
+    if data is not None and stream is not None:
         raise MulkiError("--data and --stream exclude each other")
+    for option, text in (("--data", data), ("--stream", stream), ("--classes", classes)):
+        if text is not None and not text.strip():
+            raise MulkiError(f"{option}: the text is empty", "leave the option out, or name what it means")
     found = find_source(source)
     for notice in found.notices:
         echo_note(f"note: {notice}")
@@ -104,6 +111,8 @@ def _evaluate(
         echo_note(f"warning: {name}: its class names or templates are no longer those of the run")
     model = load_model(source, choose_device(device))
     plan = plan_folder(source, model, str(data), scope) if tested is None else plan_stream(source, model, tested, scope)
+    for line in plan.ignored:
+        echo_note(f"note: {line}")
     if not plan.questions:
         raise MulkiError("no class of these images has a name that the run knows", "use --classes task")
     settings = source.recipe.train if source.recipe else None
@@ -127,7 +136,8 @@ def _print(source: Source, scope: str, scores: list[Score], unknown: list[str], 
     from mulki_plugins.deploy.score import Score
     from mulki_plugins.report.tables import columns
 
-    total = Score("all images", sum(each.right for each in scores), sum(each.images for each in scores))
+    left_out = tuple(name for each in scores for name in each.left_out)
+    total = Score("all images", sum(each.right for each in scores), sum(each.images for each in scores), left_out)
     mean = sum(each.accuracy for each in scores) / len(scores)
     if as_json:
         echo_json(

@@ -8,13 +8,13 @@ from pathlib import Path
 import click
 
 from mulki_plugins.characters import printable
-from mulki_plugins.cli.common import echo_note, report_errors
+from mulki_plugins.cli.common import UserPath, echo_note, report_errors
 from mulki_plugins.errors import MulkiError
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path), metavar="RUN")
-@click.option("--to", type=click.Path(path_type=Path), metavar="DIR", help="The folder to write; required.")
+@click.argument("source", type=UserPath(path_type=Path), metavar="RUN")
+@click.option("--to", type=UserPath(path_type=Path), metavar="DIR", help="The folder to write; required.")
 @click.option("--force", is_flag=True, help="Replace an earlier export in DIR. Other folders are never replaced.")
 @click.option("--onnx", is_flag=True, help="Write both towers as ONNX too; needs `pip install 'mulki[onnx]'`.")
 @click.option(
@@ -30,6 +30,7 @@ def export(source: Path, to: Path | None, force: bool, onnx: bool, device: str) 
     """
     if to is None:
         raise MulkiError("--to is missing", f"type: mulki export {shlex.quote(str(source))} --to my-model")
+    to = to.expanduser()
     from mulki_plugins.deploy.source import find_source
 
     found = find_source(source)

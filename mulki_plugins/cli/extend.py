@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mulki_plugins.cli.common import echo_json, echo_note, report_errors
+from mulki_plugins.cli.common import UserPath, echo_json, echo_note, report_errors
 from mulki_plugins.errors import Mistakes, MulkiError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ RECIPE = "recipe.yaml"
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
+@click.argument("folder", type=UserPath(path_type=Path), metavar="RUN")
 @click.option(
     "--task",
     "folders",
@@ -37,7 +37,7 @@ RECIPE = "recipe.yaml"
     metavar="STREAM",
     help="Another declaration of the stream, a name or '{name: ..., option: ...}'; it begins with the run's tasks.",
 )
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The new run's folder.")
+@click.option("--out", type=UserPath(path_type=Path), metavar="DIR", help="The new run's folder.")
 @click.option("--force", is_flag=True, help="Go on even if recipe, data, code or versions have changed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of a table.")
 @report_errors
@@ -121,9 +121,14 @@ def _settings(
         if name != "folders":
             hint = "name its tasks with --tasks, or declare a longer stream with --stream"
             raise MulkiError(f"--task: the run's stream is {name!r}, which is not made of folders", hint)
-        entries = list(options["tasks"])
+        entries, mistakes = list(options["tasks"]), list[str]()
         for text in folders:
-            entries.append(_entry(text, {str(entry["name"]) for entry in entries if isinstance(entry, dict)}))
+            try:
+                entries.append(_entry(text, {str(entry["name"]) for entry in entries if isinstance(entry, dict)}))
+            except MulkiError as error:
+                mistakes += error.lines()
+        if mistakes:
+            raise Mistakes(mistakes)
         return {f"stream.tasks={dump_inline(entries)}": "--task"}
     settings = {f"stream={stream}": "--stream"} if stream else {}
     if tasks:

@@ -16,7 +16,7 @@ from string import Template
 import click
 
 from mulki_plugins.characters import printable
-from mulki_plugins.cli.common import echo_note, echo_recipe, report_errors
+from mulki_plugins.cli.common import UserPath, echo_note, echo_recipe, report_errors
 from mulki_plugins.errors import MulkiError
 
 TEMPLATES = {
@@ -65,11 +65,16 @@ def new_recipe(folders: tuple[str, ...], from_folders: bool, out: str | None, na
     if out == "-":
         echo_recipe(drafted.text(f"{drafted.name}.yaml"))
         return
-    path = Path(out or f"{drafted.name}.yaml")
+    path = Path(out or f"{drafted.name}.yaml").expanduser()
     _write_new(path, drafted.text(str(path)))
-    for note in _class_name_notes(path):
-        echo_note(f"note: {note}")
-    click.echo(printable(f"{path}: written; check its class names, then: mulki run {shlex.quote(str(path))}"))
+    file = shlex.quote(str(path))
+    try:
+        notes, next_step = _class_name_notes(path), f"check its class names, then: mulki run {file}"
+    except MulkiError as error:
+        notes, next_step = error.lines(), f"mend what is said above, then: mulki validate {file}"
+    for note in notes:
+        echo_note(note if note.startswith("warning: ") else f"note: {note}")
+    click.echo(printable(f"{path}: written; {next_step}"))
 
 
 def _write_new(path: Path, text: str) -> None:
@@ -87,17 +92,14 @@ def _class_name_notes(path: Path) -> list[str]:
     from mulki_plugins.cli.validate import check_class_names
     from mulki_plugins.recipe.resolve import resolve
 
-    try:
-        return check_class_names(resolve(str(path)).recipe)
-    except MulkiError as error:
-        return error.lines()
+    return check_class_names(resolve(str(path)).recipe)
 
 
 @new.command("plugin")
 @click.argument("name")
 @click.option(
     "--into",
-    type=click.Path(path_type=Path),
+    type=UserPath(path_type=Path),
     default=Path("."),
     show_default=True,
     help="Folder in which to create the package's folder.",

@@ -16,6 +16,7 @@ from mulki_plugins.recipe.yaml import read_yaml
 from mulki_plugins.registry.callbacks import callback_mistakes
 from mulki_plugins.registry.catalog import OURS, Package, Part, Provenance, signature_of
 from mulki_plugins.registry.discovery import catalog, unmet_requirements
+from mulki_plugins.registry.static import find_source
 from mulki_plugins.report.tables import columns
 from mulki_plugins.study.read import read_study
 
@@ -83,9 +84,12 @@ def _package_entry(package: Package) -> dict[str, Any]:
 
 def _part_entry(part: Part) -> dict[str, Any]:
     cause = ""
-    if part.provenance.distribution != OURS and part.kind in ("plugin", "adapter", "head", "stream", "model"):
+    if part.provenance.distribution != OURS:
         try:
-            signature_of(part)
+            if part.kind not in ("metric", "logger", "command"):  # those have no options that a recipe could check
+                signature_of(part)
+            elif isinstance(part.target, str):
+                find_source(part.target.partition(":")[0])
             cause = "; ".join(callback_mistakes(part)) if part.kind == "plugin" else ""
         except MulkiError as error:
             cause = error.lines()[0]

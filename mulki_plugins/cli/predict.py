@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mulki_plugins.characters import legible
-from mulki_plugins.cli.common import SOME_UNREADABLE, echo_note, report_errors
+from mulki_plugins.cli.common import SOME_UNREADABLE, UserPath, echo_note, report_errors
 from mulki_plugins.errors import MulkiError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path), metavar="RUN")
+@click.argument("source", type=UserPath(path_type=Path), metavar="RUN")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
     "--classes",

@@ -7,21 +7,19 @@ from pathlib import Path
 import click
 
 from mulki_plugins.characters import printable
-from mulki_plugins.cli.common import echo_note, report_errors
+from mulki_plugins.cli.common import UserPath, echo_note, report_errors
 
 
 @click.command()
-@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR...")
+@click.argument("folders", nargs=-1, required=True, type=UserPath(path_type=Path), metavar="DIR...")
 @click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("report.html"), show_default=True,
+    "--out", type=UserPath(dir_okay=False, path_type=Path), default=Path("report.html"), show_default=True,
     help="The page to write.",
 )  # fmt: skip
 @click.option(
-    "--latex", type=click.Path(dir_okay=False, path_type=Path), help="Also write the tables in LaTeX, for booktabs."
+    "--latex", type=UserPath(dir_okay=False, path_type=Path), help="Also write the tables in LaTeX, for booktabs."
 )
-@click.option(
-    "--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the tables as CSV."
-)
+@click.option("--csv", "csv_file", type=UserPath(dir_okay=False, path_type=Path), help="Also write the tables as CSV.")
 @click.option("--title", default="Report", show_default=True, help="The page's title.")
 @click.option(
     "--resamples", type=click.IntRange(min=100, max=1_000_000), default=10_000, show_default=True,

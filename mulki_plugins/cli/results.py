@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mulki_plugins.characters import printable
-from mulki_plugins.cli.common import echo_json, echo_note, report_errors
+from mulki_plugins.cli.common import UserPath, echo_json, echo_note, report_errors
 from mulki_plugins.cli.watch import watch_option
 from mulki_plugins.errors import Mistakes, MulkiError
 
@@ -23,7 +23,7 @@ NAMED = 5
 
 
 @click.command()
-@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR...")
+@click.argument("folders", nargs=-1, required=True, type=UserPath(path_type=Path), metavar="DIR...")
 @click.option(
     "--sort",
     metavar="COLUMN",

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from mulki_plugins.cli.common import (
+    UserPath,
     echo_json,
     echo_note,
     import_with_notice,
@@ -28,7 +29,7 @@ NAMED = 10
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("folder", type=UserPath(path_type=Path), metavar="DIR")
 @click.option("--force", is_flag=True, help="Continue even if recipe, data, code or versions have changed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of a table.")
 @verbosity_options

@@ -11,6 +11,7 @@ import click
 
 from mulki_plugins.characters import printable
 from mulki_plugins.cli.common import (
+    UserPath,
     echo_json,
     import_with_notice,
     read_variants,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 @recipe_options
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=UserPath(path_type=Path, file_okay=False),
     default=Path("runs"),
     show_default=True,
     help="Folder for the runs: each gets RECIPE/STRATEGY/seed-N below it, other settings another folder.",

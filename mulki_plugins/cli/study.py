@@ -10,7 +10,7 @@ import click
 from attrs import frozen
 
 from mulki_plugins.characters import printable
-from mulki_plugins.cli.common import echo_json, echo_note, report_errors
+from mulki_plugins.cli.common import UserPath, echo_json, echo_note, report_errors
 from mulki_plugins.cli.study_options import StudyCommands, into_option, only_option, running_options, study_options
 from mulki_plugins.errors import MulkiError
 
@@ -146,7 +146,7 @@ def cancel(conductor: Conductor, only: tuple[str, ...]) -> None:
 @study_options
 @into_option("study")
 @click.option(
-    "--figure", type=click.Path(dir_okay=False, path_type=Path), help="Also draw Last over Transfer: a PNG, SVG or PDF."
+    "--figure", type=UserPath(dir_okay=False, path_type=Path), help="Also draw Last over Transfer: a PNG, SVG or PDF."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the lines of the table as JSON.")
 @report_errors

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mulki_plugins.cli.common import echo_note
+from mulki_plugins.cli.common import UserPath, echo_note
 from mulki_plugins.cli.complete import complete_studies
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ def study_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     for decorate in (
         click.option(
-            "--table", type=click.Path(dir_okay=False, path_type=Path),
+            "--table", type=UserPath(dir_okay=False, path_type=Path),
             help="The CSV file with a line for each finished run; by default study.csv in the study's folder.",
         ),
         click.option(
-            "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/studies"), show_default=True,
+            "--out", type=UserPath(file_okay=False, path_type=Path), default=Path("runs/studies"), show_default=True,
             help="Folder of the studies: this one is in OUT/NAME.",
         ),
         click.argument("study", shell_complete=complete_studies),
@@ -57,7 +57,7 @@ def only_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def into_option(name: str) -> Callable[..., Any]:
     help_ = f"Also write into this document, between `<!-- {name}: begin -->` and `<!-- {name}: end -->`."
-    return click.option("--into", type=click.Path(exists=True, dir_okay=False, path_type=Path), help=help_)
+    return click.option("--into", type=UserPath(exists=True, dir_okay=False, path_type=Path), help=help_)
 
 
 def running_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -72,6 +72,11 @@ def tasks_in(source: Source, classes: str) -> list[int] | None:
     if classes in every:
         return [every.index(classes)]
     parts = _list_names(classes)
+    if classes.startswith("@"):
+        if len(parts) < 2:
+            found = "one name" if parts else "no name"
+            raise MulkiError(f"--classes: {classes[1:]}: {found} in this file", "write at least two, one a line")
+        return None
     if parts and all(part in every for part in parts):
         return [every.index(part) for part in dict.fromkeys(parts)]
     if len(parts) < 2:
@@ -84,7 +89,7 @@ def _list_names(classes: str) -> list[str]:
     """Class names in a list with commas, or in the lines of a file, `@names.txt`; each name once."""
     if classes.startswith("@"):
         try:
-            lines = Path(os.path.expanduser(classes[1:])).read_text("utf-8").splitlines()
+            lines = Path(os.path.expanduser(classes[1:])).read_text("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise MulkiError(f"--classes: {classes[1:]}: cannot be read as a text file: {error}") from error
     else:

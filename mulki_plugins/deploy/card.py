@@ -95,7 +95,8 @@ def _lines(source: Source, to: str, merges: bool, onnx: float | None) -> Iterato
     yield f"{escape(result.strategy)} of [MulKI](https://arxiv.org/abs/2411.06764). It loads with open_clip, without MulKI."
     if not source.complete:
         yield ""
-        yield f"**The run was not complete**: this is the model after {len(source.learned)} of {len(result.tasks)} tasks."
+        what = "An intermediate checkpoint" if result.status == "complete" else "The run was not complete"
+        yield f"**{what}**: this is the model after {len(source.learned)} of {len(result.tasks)} tasks."
     yield ""
     headed = bool(recipe.model.options.get("head"))
     yield (
@@ -121,7 +122,7 @@ def _lines(source: Source, to: str, merges: bool, onnx: float | None) -> Iterato
     yield ""
     yield from _licences(source, recipe)
     yield "## How it was made"
-    yield from _made(source, result, to)
+    yield from _made(source, result, to, onnx is not None)
 
 
 def _until_then(source: Source, result: Result) -> Result:
@@ -187,12 +188,13 @@ def _licences(source: Source, recipe: Recipe) -> Iterator[str]:
     yield ""
 
 
-def _made(source: Source, result: Result, to: str) -> Iterator[str]:
+def _made(source: Source, result: Result, to: str, onnx: bool) -> Iterator[str]:
+    exported = source.folder if source.checkpoint is None else source.checkpoint
     yield "`recipe.yaml` is the recipe of the run, with all defaults written out:"
     yield ""
     yield "```"
     yield f"mulki run recipe.yaml --seed {result.seed}"
-    yield f"mulki export {_command(str(source.folder))} --to {_command(to)}"
+    yield f"mulki export {_command(str(exported))} --to {_command(to)}{' --onnx' if onnx else ''}"
     yield "```"
     yield ""
     yield from _table([["", "version"], ["mulki (export)", __version__], *map(list, sorted(result.versions.items()))])

@@ -7,6 +7,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from attrs import field, frozen
 
 from mulki_plugins.deploy.candidates import Candidates, choose_candidates, tasks_in, unite
@@ -17,10 +18,20 @@ from mulki_plugins.deploy.streams import texts_of
 from mulki_plugins.errors import MulkiError, did_you_mean, format_value
 from mulki_plugins.models.text import union_of
 from mulki_plugins.report.classes import TaskTexts
-from mulki_plugins.streams.folders.classes import class_folders, holds_images, images_below, readable_names
+from mulki_plugins.streams.entries import describe_others
+from mulki_plugins.streams.folders.classes import (
+    class_folders,
+    holds_images,
+    images_below,
+    others_below,
+    readable_names,
+    without_count,
+)
+from mulki_plugins.streams.folders.tasks import quote_names
 from mulki_plugins.streams.images import FileImages, open_picture
 from mulki_plugins.streams.names import class_key
-from mulki_plugins.streams.task import LabelledImages, SomeImages, Task, TaskStream
+from mulki_plugins.streams.selection import select_images
+from mulki_plugins.streams.task import LabelledImages, Task, TaskStream
 
 
 @frozen(eq=False)
@@ -41,6 +52,8 @@ class Plan:
     questions: list[Question]
     unknown: list[str] = field(factory=list)
     """What could not be matched, a line each."""
+    ignored: list[str] = field(factory=list)
+    """What lies in the class folders and is not evaluated, a line each."""
 
 
 def plan_stream(source: Source, model: DeployedClip, stream: TaskStream, scope: str) -> Plan:
@@ -93,9 +106,10 @@ def _match_task(plan: Plan, candidates: Candidates, task: Task) -> None:
     answers = [candidates.named(name) for name in task.class_names]
     missing = [name for name, places in zip(task.class_names, answers, strict=True) if not places]
     plan.unknown.extend(_unknown(f"{task.name}: {name}", name, candidates) for name in missing)
-    keep = [i for i, label in enumerate(task.test.targets) if answers[label]]
-    if keep:
-        plan.questions.append(Question(task.name, SomeImages(task.test, keep), candidates, answers))
+    labels = np.asarray(task.test.targets, dtype=np.int64)
+    keep = np.flatnonzero([bool(answers[label]) for label in labels])
+    if len(keep):
+        plan.questions.append(Question(task.name, select_images(task.test, keep, labels[keep]), candidates, answers))
 
 
 def plan_folder(source: Source, model: DeployedClip, root: str, scope: str) -> Plan:
@@ -113,7 +127,7 @@ def plan_folder(source: Source, model: DeployedClip, root: str, scope: str) -> P
     plan = Plan([])
     readable = dict(zip(folders, readable_names(folders), strict=True))
     for folder, name in readable.items():
-        places = whole.named(folder) or whole.named(name)
+        places = _places(whole, folder, name)
         tasks = list(dict.fromkeys(str(whole.tasks[place]) for place in places))
         if not places:
             plan.unknown.append(_unknown(folder, name, whole))
@@ -130,12 +144,26 @@ def plan_folder(source: Source, model: DeployedClip, root: str, scope: str) -> P
         if scope == "task":
             index = next(i for i, each in enumerate(source.tasks) if each.name == task)
             candidates = unite(source, {index: features[index]})
-            answers = [candidates.named(folder) or candidates.named(readable[folder]) for folder in places_of]
+            answers = [_places(candidates, folder, readable[folder]) for folder in places_of]
+        plan.ignored.extend(_ignored(root, list(places_of)))
         if images := _images_of(root, list(places_of)):
             plan.questions.append(Question(task, images, candidates, answers))
     if not plan.questions:
         raise MulkiError(f"{root}: no image in its class folders")
     return plan
+
+
+def _places(candidates: Candidates, folder: str, name: str) -> list[int]:
+    """The candidates that a class folder is named as. name: how it reads among the folders beside it."""
+    return candidates.named(folder) or candidates.named(name) or candidates.named(without_count(folder))
+
+
+def _ignored(root: str, folders: Sequence[str]) -> Iterator[str]:
+    below = {folder: os.path.join(os.path.expanduser(root), folder) for folder in folders}
+    if others := [f"{folder}/{file}" for folder, path in below.items() for file in sorted(others_below(path))]:
+        yield f"{root}: ignored, since Pillow cannot read them: {describe_others(others)}"
+    if empty := [folder for folder, path in below.items() if not any(images_below(path, broken_links=True))]:
+        yield f"{root}: no image in the class folders {quote_names(empty)}"
 
 
 def list_class_folders(root: str) -> list[str]:
@@ -161,7 +189,7 @@ def _deeper(root: str, folders: Sequence[str], candidates: Candidates) -> str:
 
 
 def _images_of(root: str, folders: Sequence[str]) -> FileImages | None:
-    """The images in class folders; a file's label is the index of its folder."""
+    """The images in class folders, broken links among them; a file's label is the index of its folder."""
     pairs = list(_labelled(os.path.expanduser(root), folders))
     if not pairs:
         return None
@@ -172,7 +200,7 @@ def _images_of(root: str, folders: Sequence[str]) -> FileImages | None:
 
 def _labelled(root: str, folders: Sequence[str]) -> Iterator[tuple[str, int]]:
     for label, folder in enumerate(folders):
-        for file in sorted(images_below(os.path.join(root, folder))):
+        for file in sorted(images_below(os.path.join(root, folder), broken_links=True)):
             yield f"{folder}/{file}", label
 
 

@@ -28,10 +28,11 @@ from mulki_plugins.deploy.features import TextFeatures, as_tensors, compute_feat
 from mulki_plugins.deploy.head import begun_tasks
 from mulki_plugins.deploy.model import MERGES, DeployedClip, load_export, load_head, load_trained
 from mulki_plugins.deploy.onnx_files import IMAGE, TEXT, require_onnx, write_onnx
-from mulki_plugins.deploy.source import CONFIG, MODEL, RECIPE, Source, is_export
+from mulki_plugins.deploy.source import CONFIG, RECIPE, Source, is_export
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.files import sync, umask, write_text
 from mulki_plugins.models.load import LoadedClip
+from mulki_plugins.models.weights import EXPORTED
 from mulki_plugins.report.classes import FILE as CLASSES
 from mulki_plugins.report.classes import write_classes
 
@@ -43,7 +44,7 @@ _TOKENIZERS = (
 """Files of transformers' tokenizers."""
 _OURS = frozenset(
     [
-        MODEL, CONFIG, CLASSES, FEATURES, RECIPE, CARD, SCRIPT, MERGES, IMAGE, TEXT, f"{IMAGE}.data", f"{TEXT}.data",
+        EXPORTED, CONFIG, CLASSES, FEATURES, RECIPE, CARD, SCRIPT, MERGES, IMAGE, TEXT, f"{IMAGE}.data", f"{TEXT}.data",
         "__pycache__", *_TOKENIZERS, *HEAD_FILES,
     ]
 )  # fmt: skip
@@ -115,7 +116,7 @@ def _write(
     assert source.recipe is not None
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.clip.state_dict().items()}
     save_file(
-        state, part / MODEL, metadata={"format": "pt", **loaded.trained_with(source.recipe.model.name).metadata()}
+        state, part / EXPORTED, metadata={"format": "pt", **loaded.trained_with(source.recipe.model.name).metadata()}
     )
     _write_tokenizer(part, loaded, config, target)
     write_text(part / CONFIG, json.dumps(config, indent=2) + "\n")

@@ -25,10 +25,13 @@ FILES = (DESCRIPTION, STATE, CODE)
 def check_portable(source: Source, head: Head, *, onnx: bool) -> None:
     """MulkiError if a run's model cannot be exported with its head."""
     name = type(head).__name__
-    if not head.portable:
+    if not _portable(head):
         what = f"{source.folder}: the head {name} answers for this model, and open_clip has no place for a head"
         hint = "classify images with `mulki predict`, which uses it; a head that sets `portable` can be exported"
         raise MulkiError(what, hint)
+    if not _source_of(head).is_file():
+        what = f"the package of the head {name} lacks {_source_of(head).name}, which `portable` names"
+        raise MulkiError(what, f"it belongs beside {type(head).__module__}, and into the package's data")
     if onnx:
         what = f"--onnx: {source.folder}: the head {name} answers for this model, and it is not a part of image.onnx"
         raise MulkiError(what, "export it without --onnx")
@@ -41,14 +44,19 @@ def write_head(folder: Path, head: Head, chosen: Mapping[str, Any], begun: Seque
     write_text(folder / DESCRIPTION, json.dumps(described, indent=2) + "\n")
     kept = {key: value.cpu().contiguous() for key, value in head.state_dict().items() if key in head.portable_state}
     save_file(kept, folder / STATE)
-    write_text(folder / CODE, _source_of(head))
+    write_text(folder / CODE, _source_of(head).read_text("utf-8"))
 
 
-def _source_of(head: Head) -> str:
+def _source_of(head: Head) -> Path:
     module = importlib.util.find_spec(type(head).__module__)
     assert module is not None
     assert module.origin is not None
-    return Path(module.origin).with_name(head.portable).read_text("utf-8")
+    return Path(module.origin).with_name(_portable(head))
+
+
+def _portable(head: Head) -> str:
+    """The file that a head's own class names: that of the class it derives from may answer in another way."""
+    return str(vars(head).get("portable") or vars(type(head)).get("portable", ""))
 
 
 def exported_head(source: Source, width: Callable[[Head], int]) -> Head | None:

@@ -126,6 +126,8 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "meta":  # it has no numbers
+            raise NotImplementedError(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise MulkiError(f"--device: {name!r} is not on this machine", "type --device auto") from error
     return device

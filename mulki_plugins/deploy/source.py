@@ -10,7 +10,7 @@ from attrs import frozen
 
 from mulki_plugins.characters import printable
 from mulki_plugins.errors import MulkiError, describe_error
-from mulki_plugins.models.weights import FINAL, WEIGHTS
+from mulki_plugins.models.weights import EXPORTED, FINAL, WEIGHTS
 from mulki_plugins.recipe.schema import Precision, Recipe, as_recipe
 from mulki_plugins.recipe.yaml import read_yaml
 from mulki_plugins.report.classes import FILE as CLASSES
@@ -22,8 +22,6 @@ from mulki_plugins.report.result import Result, read_result
 RECIPE = "recipe.yaml"
 CONFIG = "open_clip_config.json"
 """open_clip's description of a model, in an exported folder."""
-MODEL = "open_clip_model.safetensors"
-"""The weights in an exported folder, under the name that open_clip looks for first."""
 _MANIFEST = "manifest.json"
 _NAMED = 5
 """Runs that are named at most if the user must choose one."""
@@ -49,6 +47,8 @@ class Source:
     """None for an export."""
     complete: bool = True
     """Whether the weights are those of a run's end."""
+    checkpoint: Path | None = None
+    """The checkpoint that was asked for, if one was."""
     notices: tuple[str, ...] = ()
 
     @property
@@ -99,13 +99,13 @@ def _only_run_below(folder: Path) -> Path:
 
 def _exported(folder: Path) -> Source:
     classes = read_classes(folder)
-    if not (folder / MODEL).is_file():
-        raise MulkiError(f"{folder}: the exported model is incomplete: {MODEL} is missing", "export it again")
+    if not (folder / EXPORTED).is_file():
+        raise MulkiError(f"{folder}: the exported model is incomplete: {EXPORTED} is missing", "export it again")
     learned = tuple(range(len(classes.tasks))) if classes.learned is None else classes.learned
     return Source(
         folder=folder,
         exported=True,
-        weights=folder / MODEL,
+        weights=folder / EXPORTED,
         tasks=classes.tasks,
         learned=learned,
         recipe=_read_recipe(folder / RECIPE) if (folder / RECIPE).is_file() else None,
@@ -151,6 +151,7 @@ def _run(folder: Path, checkpoint: Path | None) -> Source:
         recipe=recipe,
         result=result,
         complete=complete,
+        checkpoint=checkpoint,
         notices=tuple(notices),
     )
 

@@ -85,7 +85,8 @@ class ClipClassifier(Headed, MultiTaskModule):
         self._own = apply_adapters(clip, self.adapters)
         self.routes = Routes(clip, self.adapters, self._own)
         self._prepared: list[int] = []
-        if train == "none":
+        self._fixed = train == "none"
+        if self._fixed:
             clip.requires_grad_(False)
         self.put_on(head or TextHead())
 
@@ -100,6 +101,8 @@ class ClipClassifier(Headed, MultiTaskModule):
             self._prepared.append(task)
             for adapter in self.adapters:
                 adapter.before_task(self.clip, task)
+            if self._fixed:  # nor does what an adapter has grown learn
+                self.clip.requires_grad_(False)
             self.head.before_task(task, len(self.prompts[task].class_names))
             self.train(self.training)  # what has grown may learn in a tower that did not
             self.to(self.clip.logit_scale.device)

@@ -29,6 +29,8 @@ FINAL_HEAD = "head.safetensors"
 """What the head of a finished run's model has learned, beside its weights, unless it is the text head."""
 FINAL = "model.safetensors"
 """A finished run's weights, beside its checkpoints. Adapters are merged into them."""
+EXPORTED = "open_clip_model.safetensors"
+"""The weights in a folder that `mulki export` wrote, under the name that open_clip looks for first."""
 KEY = "mulki"
 """Our entry in a safetensors file's metadata."""
 OMITTED = "mulki_left_out"
@@ -142,8 +144,8 @@ def weight_file(text: str) -> WeightFile:
 
 
 def _in_folder(folder: Path) -> Path:
-    """The final weights of a run, or its latest ones, or those of a checkpoint."""
-    for name in (WEIGHTS, FINAL):
+    """The final weights of a run, or its latest ones, or those of a checkpoint or an export."""
+    for name in (WEIGHTS, FINAL, EXPORTED):
         if (folder / name).is_file():
             return folder / name
     for parent in (folder / "checkpoints", folder):

@@ -206,7 +206,8 @@ def _resolve_path(value: Any, parts: list[str | int]) -> tuple[Location, str]:
             if index is None:
                 names = ", ".join(str(e.get("name", next(iter(e)))) for e in at if isinstance(e, dict) and e)
                 among = f" among {names}" if names else ""
-                form = "; write an option as strategy.PLUGIN.OPTION" if names and not rest else ""
+                of = "strategy.PLUGIN" if path[0] == "strategy" else f"{format_path(tuple(path))[2:]}.NAME"
+                form = f"; write an option as {of}.OPTION" if names and not rest else ""
                 return tuple(path), f"there is no entry {part!r}{among}{form}"
             path.append(index)
             if name:
@@ -220,12 +221,18 @@ def _resolve_path(value: Any, parts: list[str | int]) -> tuple[Location, str]:
 
 
 def _find_entry(entries: list[Any], part: str | int, rest: list[str | int]) -> tuple[int | None, str]:
-    """The index of a list's entry, by number or by its plugin's name (which may contain dots), and that name."""
+    """The index of a list's entry, by number or by its plugin's name (which may contain dots), and that name.
+
+    An entry that calls itself by a `name` of this value is found too, then without one.
+    """
     if isinstance(part, int) or re.fullmatch("[0-9]{1,6}", part):
         return (int(part), "") if int(part) < len(entries) else (None, "")
     for length in range(len(rest), -1, -1):
         name = ".".join([part, *map(str, rest[:length])])
         for i, entry in enumerate(entries):
-            if isinstance(entry, dict) and name in entry:
+            if isinstance(entry, dict) and name in entry and "name" not in entry:
                 return i, name
+    for i, entry in enumerate(entries):
+        if isinstance(entry, dict) and entry.get("name") == part:
+            return i, ""
     return None, ""

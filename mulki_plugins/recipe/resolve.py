@@ -212,10 +212,29 @@ def _edit_stack(draft: _Draft, changes: Changes) -> None:
         if problem:
             draft.wrong.append(locate(Origin(f"--with {name}"), _STACK, problem))
         else:
-            tree.origins[_STACK + (len(stack),)] = Origin(f"--with {name}")
-            stack.append({name: {}})
+            _insert(tree, _place_of(name, stack), {name: {}}, Origin(f"--with {name}"))
     if isinstance(strategy := tree.value["strategy"]["name"], str):
         tree.value["strategy"]["name"] = strategy + label
+
+
+def _place_of(name: str, stack: list[Any]) -> int:
+    """Where a plugin joins a stack: before the first one that must come after it, else at the end."""
+    for i, entry in enumerate(stack):
+        part = catalog().parts.get(("plugin", next(iter(entry), ""))) if isinstance(entry, dict) else None
+        if part is not None and name in (*part.requires, *part.after):
+            return i
+    return len(stack)
+
+
+def _insert(tree: Tree, place: int, entry: dict[str, Any], origin: Origin) -> None:
+    """Insert a plugin into the stack; what was written of the later ones keeps its origin."""
+    after = {p: o for p, o in tree.origins.items() if p[:2] == _STACK and len(p) > 2 and int(p[2]) >= place}
+    for path in after:
+        del tree.origins[path]
+    tree.origins.update({(*_STACK, int(p[2]) + 1, *p[3:]): o for p, o in after.items()})
+    here: Location = (*_STACK, place)
+    tree.origins[here] = origin
+    get(tree.value, _STACK).insert(place, entry)
 
 
 def _one_flag_each(flag: str, names: str) -> str:

@@ -75,9 +75,9 @@ def _register_stages(register: Register) -> None:
 
 def _register_baselines(register: Register) -> None:
     register.plugin("lwf", "mulki_plugins.baselines.lwf:LearningWithoutForgetting")
-    register.plugin("l2", "mulki_plugins.baselines.l2:WeightConstraint")
+    register.plugin("l2", "mulki_plugins.baselines.l2:WeightConstraint", after=["magmax"])
     register.plugin("magmax", "mulki_plugins.baselines.magmax:MagMax")
-    register.plugin("icarl", "mulki_plugins.baselines.icarl:ICarl")
+    register.plugin("icarl", "mulki_plugins.baselines.icarl:ICarl", after=["connecting"])
     register.plugin("zscl", "mulki_plugins.baselines.zscl:ReferenceDistillation")
     register.plugin("snd", "mulki_plugins.baselines.snd:SelectiveDistillation")
 
@@ -91,7 +91,7 @@ def _register_avalanche(register: Register) -> None:
         kinds={
             "ewc_lambda": Weight, "mode": Literal["separate", "online"], "decay_factor": Fraction | None,
             "keep_importance_data": bool,
-        }, check="mulki_plugins.baselines.check:check_ewc",
+        }, check="mulki_plugins.baselines.check:check_ewc", after=["connecting"],
     )  # fmt: skip
     register.plugin(
         "avalanche.si",
@@ -102,13 +102,13 @@ def _register_avalanche(register: Register) -> None:
     register.plugin(
         "avalanche.mas",
         "mulki_plugins.baselines.avalanche:MAS",
-        kinds={"lambda_reg": Weight, "alpha": Fraction, "verbose": bool},
-    )
+        kinds={"lambda_reg": Weight, "alpha": Fraction, "verbose": bool}, after=["connecting"],
+    )  # fmt: skip
     register.plugin(
         "avalanche.lwf",
         "mulki_plugins.baselines.avalanche:LwF",
-        kinds={"alpha": Weight | list[Weight], "temperature": Positive},
-    )
+        kinds={"alpha": Weight | list[Weight], "temperature": Positive}, after=["connecting"],
+    )  # fmt: skip
     register.plugin(
         "avalanche.replay",
         "mulki_plugins.baselines.avalanche:Replay",

@@ -57,9 +57,10 @@ class Adding(Stage):
         self.features = features
         self.classes = classes
         self.targets = targets
-        given = dict.fromkeys(RELATIONS, 1.0) if relations is None else relations
-        self.relations: dict[Relation, float] = {r: factor for r, factor in given.items() if factor > 0}
-        refuse(self, check_adding({"relations": relations, "features": features}))
+        factors = dict.fromkeys(RELATIONS, 1.0) if relations is None else relations
+        self.relations: dict[Relation, float] = {r: factor for r, factor in factors.items() if factor > 0}
+        given = {"relations": relations, "features": features, "targets": targets, "classes": classes}
+        refuse(self, check_adding(given))
         self._visual = any(r.endswith("_to_image") for r in self.relations)
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:

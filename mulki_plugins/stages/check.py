@@ -9,7 +9,10 @@ from mulki_plugins.errors import OptionError
 
 
 def check_adding(options: Mapping[str, Any]) -> list[OptionError]:
-    """Without a relation and without features there is nothing to distil."""
+    """Without a relation and without features there is nothing to distil. Divided targets need classes of earlier tasks."""
+    if options["targets"] == "divided" and options["classes"] == "task":
+        what = "divided gives the previous teacher the classes of earlier tasks, but classes: task has none of them"
+        return [OptionError(f"{what}; set classes to seen", ("targets",))]
     if _has_relations(options) or options["features"]:
         return []
     return [OptionError("expected at least one above 0, or features above 0", ("relations",))]

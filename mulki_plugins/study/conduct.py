@@ -228,7 +228,7 @@ def _read(path: Path) -> dict[str, object]:
 
 def has_words(job: Job, only: Sequence[str]) -> bool:
     """Whether a run has all of these words in its part, order, strategy or label, or as seed-N."""
-    words = (job.part, job.order, job.changes.strategy, *job.label.split(), f"seed-{job.seed}")
+    words = (job.part, job.order, job.changes.strategy, job.label, *job.label.split(), f"seed-{job.seed}")
     return all(word in words for word in only)
 
 
@@ -236,10 +236,9 @@ def choose_jobs(jobs: Sequence[Job], only: Sequence[str]) -> list[Job]:
     """The runs that have all of these words. MulkiError if none has."""
     chosen = [job for job in jobs if has_words(job, only)]
     if not chosen and jobs:
-        words = sorted(
-            {word for job in jobs for word in (job.part, job.order, job.changes.strategy or job.label)} - {""}
-        )
-        raise MulkiError(f"--only: no run matches {' and '.join(only)}", f"words: {', '.join(words[:30])}")
+        named = {word for job in jobs for word in (job.part, job.order, job.changes.strategy, job.label)}
+        words = sorted(word for word in named if word)
+        raise MulkiError(f"--only: no run matches {' and '.join(only)}", f"words: {', '.join(words[:60])}")
     return chosen
 
 

@@ -94,6 +94,16 @@ def reported_jobs_of_any_choice(study: Study) -> Iterator[Job]:
     return reported_jobs(study, {(recipe, strategy): () for recipe in study.recipes for strategy in methods})
 
 
+def reported_jobs_of_every_choice(study: Study) -> Iterator[Job]:
+    """The runs of the study's parts with each candidate that may become theirs (`choice.apply`)."""
+    methods = study.choice.settings if study.choice and study.choice.apply else {}
+    for i in range(max(map(len, methods.values()), default=0)):
+        settings = {name: candidates[min(i, len(candidates) - 1)] for name, candidates in methods.items() if candidates}
+        yield from reported_jobs(
+            study, {(recipe, s): chosen for recipe in study.recipes for s, chosen in settings.items()}
+        )
+
+
 def choice_jobs(study: Study) -> Iterator[Job]:
     """Every candidate of every method, on the images that the rule names."""
     if (rule := study.choice) is None:
@@ -154,6 +164,7 @@ def _expand(study: Study, part: str, block: Block, place: Location, chosen: Chos
                 candidate = chosen.get((recipe, own))
             if candidate is None:
                 continue
+            places |= {f"--set {s}": ("choice", "settings", own) for s in candidate}
             if name:
                 label = name if len(strategies) == 1 else f"{label}: {name}"
             changed = evolve(variant, settings=[*candidate, *block.settings, *variant.settings])

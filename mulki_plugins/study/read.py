@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,15 @@ from mulki_plugins.study.plan import (
     cost_jobs,
     plan_run,
     reported_jobs_of_any_choice,
+    reported_jobs_of_every_choice,
 )
 from mulki_plugins.study.schema import Study
 from mulki_plugins.types import collect_mistakes, convert
 
 _RESERVED = (CHOICE, COST, "jobs")
 """Names of parts that would share a folder with something else."""
+_NAMED_BY_OTHERS = {"recipes", "strategies", "seeds", "orders", "variants", "parts", "choice", "cost"}
+"""Keys without whose values those of other keys cannot be checked."""
 
 
 @frozen(kw_only=True)
@@ -51,12 +55,14 @@ def read_study(name: str) -> StudyFile:
     tree = read_yaml(file.path, file.shown)
     refuse_other_kind(tree, file, "studies")
     study, wrong = _convert(tree.value)
-    whole = not wrong  # what is left of it may lack what another value names
-    if study is not None and whole:
-        wrong += _check_values(study)
-    lines = [line for job in _all_jobs(study) for line in _mistakes_of(job, tree)] if study is not None else []
-    if study is not None and whole and not lines:
-        wrong += [*_check_runs(study), *_check_metrics(study)]
+    whole = not _NAMED_BY_OTHERS & {e.path[0] for e in wrong if e.path}
+    lines: list[str] = []
+    if study is not None:
+        if whole:
+            wrong += [*_check_values(study), *_check_runs(study)]
+        lines = [line for job in _every_job(study) for line in _mistakes_of(job, tree)]
+        if not wrong and not lines:
+            wrong += _check_metrics(study)
     lines += [locate(tree.origin(e.path), e.path, str(e)) for e in wrong]
     if lines or study is None:
         raise Mistakes(sort_by_line(dict.fromkeys(lines)))
@@ -91,6 +97,13 @@ def _all_jobs(study: Study) -> Iterator[Job]:
         yield from map(_run_of, study.recipes)
     yield from choice_jobs(study)
     yield from cost_jobs(study)
+
+
+def _every_job(study: Study) -> Iterator[Job]:
+    """These, and the reported runs with each of the candidates."""
+    yield from _all_jobs(study)
+    with suppress(MulkiError):
+        yield from reported_jobs_of_every_choice(study)
 
 
 def _run_of(recipe: str) -> Job:

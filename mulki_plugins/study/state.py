@@ -170,9 +170,8 @@ def _explain(files: JobFiles, record: Mapping[str, Any], result: Result | None) 
         lines = []
     starts = [i for i, line in enumerate(lines) if line.startswith(ATTEMPT)]
     lines = lines[starts[-1] + 1 :] if starts else lines
-    for line in reversed(lines):
-        if line.startswith("error: "):
-            return line.removeprefix("error: ")
+    if errors := [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]:
+        return errors[0] + (f" (and {len(errors) - 1} more in {files.log})" if len(errors) > 1 else "")
     if result is not None and result.error:
         return result.error
     code = record.get("exit")

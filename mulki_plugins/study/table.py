@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -80,26 +81,46 @@ def read_lines(path: Path | None) -> list[Line]:
 def read_rows(path: Path | None, kind: type[Row]) -> list[Row]:
     """The rows of a CSV file as objects of a class of attrs; none if there is no such file.
 
-    A column of a later version that the file lacks has its default. MulkiError if it is no such file.
+    A column of a later version that the file lacks has its default. MulkiError if it is no such file, or a line is damaged.
     """
     if path is None or not path.is_file():
         return []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [_read_row(row, kind) for row in csv.DictReader(file)]
-    except (KeyError, ValueError, TypeError, csv.Error, OSError) as error:
-        raise MulkiError(f"{path}: not the table of a study: {error}", "name another file with --table") from error
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or ()
+            missing = [a.name for a in fields(kind) if a.default is NOTHING and a.name not in columns]
+            if missing:
+                what = f"{path}: not the table of a study: it has no column {missing[0]!r}"
+                raise MulkiError(what, "it is a CSV file with commas and a line of names")
+            return [_read_row(row, kind, f"{path}:{reader.line_num}") for row in reader]
+    except (ValueError, csv.Error, OSError) as error:
+        raise MulkiError(f"{path}: not the table of a study: {error}") from error
 
 
-def _read_row(row: dict[str, str], kind: type[Row]) -> Row:
-    there = [a for a in fields(kind) if a.name in row or a.default is NOTHING]
-    return kind(**{a.name: _read(a.type, row[a.name]) for a in there})
+def _read_row(row: dict[Any, Any], kind: type[Row], place: str) -> Row:
+    hint = "remove the line; a run whose folder is still there gets it back"
+    if None in row or None in row.values():
+        raise MulkiError(f"{place}: a damaged line: it has not as many values as the table has columns", hint)
+    values = {}
+    for each in fields(kind):
+        if each.name in row:
+            try:
+                values[each.name] = _read(str(each.type), row[each.name])
+            except ValueError:
+                raise MulkiError(f"{place}: {each.name}: expected a number, got {row[each.name]!r}", hint) from None
+    return kind(**values)
 
 
-def _read(kind: Any, text: str) -> Any:
-    if not text and ("None" in str(kind) or "float" in str(kind)):
+def _read(kind: str, text: str) -> Any:
+    """A cell. ValueError if it is no number where one is expected, or not a finite one."""
+    if not text and "None" in kind:
         return None
-    return float(text) if "float" in str(kind) else int(text) if "int" in str(kind) else text
+    if "float" in kind:
+        if not math.isfinite(value := float(text)):
+            raise ValueError
+        return value
+    return int(text) if "int" in kind else text
 
 
 def write_lines(path: Path, lines: Iterable[Line]) -> None:

@@ -21,6 +21,8 @@ from mulki_plugins.study.table import Line, mean_of
 
 METRICS = ("transfer", "average", "last")
 _UNKNOWN = "–"
+_SAME = 0.5
+"""Points by which the zero-shot accuracies of one model may differ from machine to machine."""
 _OPTIONAL = {"p": 1, "trained weights": 2, "step": 2, "peak memory": 2}
 """Columns that not every study can fill, and in how many rows something must be known."""
 _ORDER_AND_P = (
@@ -156,21 +158,23 @@ def _escaped(text: str) -> str:
 
 def _zero_shot(found: Sequence[State], part: str) -> str:
     """The zero-shot accuracies of each recipe, with which Transfer is to be compared."""
-    by_recipe: dict[str, dict[str, Line]] = defaultdict(dict)
+    by_recipe: dict[str, dict[str, list[Line]]] = defaultdict(lambda: defaultdict(list))
     for state in found:
         if state.line is not None and state.line.part == part:
-            by_recipe[state.run.job.recipe][state.line.order] = state.line
+            by_recipe[state.run.job.recipe][state.line.order].append(state.line)
     return "\n\n".join(
         _zero_shot_of(lines, f"Zero-shot, {Path(recipe).stem}" if len(by_recipe) > 1 else "Zero-shot")
         for recipe, lines in by_recipe.items()
     )
 
 
-def _zero_shot_of(by_order: Mapping[str, Line], what: str) -> str:
-    mean = next(iter(by_order.values())).zero_shot
-    later = {order: line.zero_shot_later for order, line in by_order.items() if line.zero_shot_later is not None}
+def _zero_shot_of(by_order: Mapping[str, Sequence[Line]], what: str) -> str:
+    every = [line.zero_shot for lines in by_order.values() for line in lines]
+    if max(every) - min(every) > _SAME:
+        return f"{what}: {min(every):.1f} to {max(every):.1f} in the mean of all tasks, for the rows differ in tasks or model."
+    later = {order: lines[-1].zero_shot_later for order, lines in by_order.items()}
     each = ", ".join(f"{value:.1f}" + (f" in order {order}" if order else "") for order, value in later.items())
-    return f"{what}: {mean:.1f} in the mean of all tasks" + (f"; of all but the first {each}." if each else ".")
+    return f"{what}: {every[0]:.1f} in the mean of all tasks; of all but the first {each}."
 
 
 def _sentence(name: str, part: Part, found: Sequence[State]) -> str:

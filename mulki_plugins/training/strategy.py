@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader
 from avalanche.training.supervised import Cumulative, JointTraining
 
 from mulki_plugins.models.precision import matrix_products
@@ -199,11 +200,29 @@ class ContinualTemplate(StepTemplate):
                 self.publish(f"train/loss/{term}", (self.loss.detach() - before).sum(), "sum")
 
 
-class CumulativeTemplate(ContinualTemplate, Cumulative):
+class PooledTemplate(ContinualTemplate):
+    """Draws batches from the images of several tasks as if they were one data set.
+
+    Avalanche's batches have as many images of each task, so that those of a small task come again and again, an epoch is
+    longer, and a batch must be as large as there are tasks.
+    """
+
+    def make_train_dataloader(
+        self, num_workers: int = 0, shuffle: bool = True, pin_memory: bool | None = None, persistent_workers: bool = False,
+        drop_last: bool = False, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        options = self._obtain_common_dataloader_parameters(
+            num_workers=num_workers, shuffle=shuffle, pin_memory=pin_memory, persistent_workers=persistent_workers,
+            drop_last=drop_last,
+        )  # fmt: skip
+        self.dataloader = MultiDatasetDataLoader([self.adapted_dataset], [self.train_mb_size], **options)
+
+
+class CumulativeTemplate(PooledTemplate, Cumulative):
     """Each task trains on the images of all tasks so far, mixed, with the budget of one task."""
 
 
-class JointTemplate(ContinualTemplate, JointTraining):
+class JointTemplate(PooledTemplate, JointTraining):
     """Trains once, on the whole stream, with the budget of all its tasks."""
 
     def _before_training_exp(self, **kwargs: Any) -> None:

@@ -42,12 +42,12 @@ def _list(root: str, wanted: Callable[[os.DirEntry[str]], bool]) -> list[str]:
         raise _unreadable(root, error) from error
 
 
-def images_below(folder: str) -> Iterator[str]:
+def images_below(folder: str, *, broken_links: bool = False) -> Iterator[str]:
     """The image files below a folder as paths relative to it, unsorted, without system files.
 
-    MulkiError if a folder cannot be read, or an image is a broken link.
+    MulkiError if a folder cannot be read, or an image is no file or, unless they are asked for, a broken link.
     """
-    return _files_below(folder, is_image)
+    return _files_below(folder, is_image, broken_links)
 
 
 def others_below(folder: str) -> Iterator[str]:
@@ -55,12 +55,13 @@ def others_below(folder: str) -> Iterator[str]:
     return _files_below(folder, lambda name: not is_image(name))
 
 
-def _files_below(folder: str, wanted: Callable[[str], bool]) -> Iterator[str]:
+def _files_below(folder: str, wanted: Callable[[str], bool], broken_links: bool = False) -> Iterator[str]:
     try:
         for path, entry in walk(folder):
             if entry.is_dir() or not wanted(entry.name):
                 continue
-            if not entry.is_file() and is_image(entry.name):
+            broken = broken_links and entry.is_symlink() and not os.path.exists(entry.path)
+            if not entry.is_file() and is_image(entry.name) and not broken:
                 raise MulkiError(f"{entry.path}: this is no file, or a link that leads nowhere")
             yield path
     except OSError as error:
@@ -118,6 +119,11 @@ def readable_names(folders: Sequence[str]) -> list[str]:
             return uncounted
         return [_words(name) for name in names]  # `1_euro` and `2_euro`: the number is the name
     return [_words(name[match.end() :] if (match := _INDEX.match(name)) else name) for name in names]
+
+
+def without_count(folder: str) -> str:
+    """The class name of a folder whose leading number counts the folders: `1_red_fox` gives `red fox`."""
+    return _words(_COUNTED.sub("", same_spelling(folder).strip(), count=1))
 
 
 def _words(name: str) -> str:

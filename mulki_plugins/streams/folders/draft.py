@@ -15,6 +15,7 @@ from attrs import define, field, frozen
 from mulki_plugins.errors import Mistakes, MulkiError
 from mulki_plugins.recipe.check import check_name
 from mulki_plugins.recipe.emit import dump_inline
+from mulki_plugins.recipe.yaml import MAX_BYTES
 from mulki_plugins.streams.entries import is_picture
 from mulki_plugins.streams.folders.classes import (
     class_folders,
@@ -28,7 +29,7 @@ from mulki_plugins.streams.folders.tasks import TEST, TRAIN, check_tasks, quote_
 from mulki_plugins.streams.names import group_same_names
 
 MOST_NAMES = 2000
-"""Class names are written out up to this number; nobody reads a longer recipe."""
+"""Class names are written out up to this number, and to half of a recipe's bytes; nobody reads a longer recipe."""
 _DEEPEST = 4
 """Levels of nested folders that are searched for the classes."""
 
@@ -242,7 +243,8 @@ def _lines(name: str, tasks: Sequence[_TaskDraft]) -> Iterator[str]:
     yield "stream:"
     yield "  name: folders"
     yield "  tasks:                                  # learned in this order"
-    written = sum(len(task.options["class_names"]) for task in tasks) <= MOST_NAMES
+    lines = [kind + name for task in tasks for kind, name in task.options["class_names"].items()]
+    written = len(lines) <= MOST_NAMES and sum(len(line.encode()) + 16 for line in lines) <= MAX_BYTES // 2
     for task in tasks:
         for i, (key, value) in enumerate(task.options.items()):
             lead = "    - " if i == 0 else "      "
