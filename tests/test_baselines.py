@@ -1,5 +1,7 @@
 """The peers' plugins in Avalanche's own Naive: what they compute, keep, and leave alone."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -334,6 +336,27 @@ def test_synaptic_intelligence_notes_copies(classifier, benchmark):
     strategy.train(benchmark.train_stream[1], eval_streams=[])
     assert penalties[0] == 0
     assert penalties[-1] != 0
+
+
+def test_a_step_that_half_precision_leaves_out_is_no_part_of_the_path(classifier, benchmark):
+    plugin = SynapticIntelligence(si_lambda=1.0)
+
+    class Overflow(SupervisedPlugin):
+        def before_update(self, strategy, **kwargs):
+            if strategy.clock.train_exp_iterations == 1:
+                self.start = weights(strategy.model)
+                for p in strategy.model.parameters():
+                    if p.grad is not None:
+                        p.grad.fill_(math.inf)
+
+        def after_update(self, strategy, **kwargs):
+            if strategy.clock.train_exp_iterations == 1:
+                strategy.model.load_state_dict(self.start, strict=False)
+
+    strategy = naive(classifier, [Overflow(), plugin])
+    strategy.train(benchmark.train_stream[0], eval_streams=[])
+    assert all(entry.data.isfinite().all() for entry in plugin.syn_data["trajectory"].values())
+    assert max(entry.data.abs().max() for entry in plugin.ewc_data[1].values()) > 0
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """What is put together: bases, stages, Avalanche's plugins and reference data; and what is refused, with its reason."""
 
+import itertools
 import json
+from collections import Counter
 
 import pytest
 import torch
 
-from mulki_plugins.errors import Mistakes
+from mulki_plugins.errors import Mistakes, MulkiError
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.training.run import run_experiment
 
@@ -93,12 +95,40 @@ def test_bases_see_what_they_say(tmp_path, monkeypatch):
         assert len(seen) == 12, "the same number of steps in all"
 
 
+@pytest.mark.parametrize("base", ["cumulative", "joint"])
+def test_images_of_several_tasks_are_drawn_alike(tmp_path, monkeypatch, base):
+    """In an epoch each image comes once, however small its task is, and a batch may be smaller than there are tasks."""
+    from mulki_plugins.training.strategy import ContinualTemplate
+
+    seen, original = [], ContinualTemplate.criterion
+
+    def spy(self):
+        if self.is_training:
+            seen.append(self.mb_task_id.tolist())
+        return original(self)
+
+    monkeypatch.setattr(ContinualTemplate, "criterion", spy)
+    run(tmp_path, "finetune", f"strategy.base={base}", "train.iterations=null", "train.epochs=1", "train.batch_size=2")
+    last = seen[-28:]  # 16, 24 and 16 images
+    assert Counter(itertools.chain(*last)) == {0: 16, 1: 24, 2: 16}
+    assert len(seen) == 28 + (8 + 20) * (base == "cumulative")
+    assert any(len(set(batch)) == 2 for batch in last)
+
+
+@pytest.mark.parametrize("strategy", ["ewc", "mas"])
+def test_importances_of_weights_that_are_merged_away_are_refused(tmp_path, strategy):
+    merged = ("model.adapters=[{lora: {rank: 2, merge_each_task: true}}]", "model.train=adapters")
+    with pytest.raises(MulkiError, match=f"avalanche.{strategy}: holds the weights that learn"):
+        run(tmp_path, strategy, *merged)
+
+
 @pytest.mark.parametrize(
     ("strategy", "settings", "added", "reason"),
     [
         ("finetune", ["strategy.base=joint"], ["avalanche.replay"], "trains on the images of all tasks at once already"),
         ("finetune", ["strategy.base=cumulative"], ["icarl", "teachers"], "trains on the images of all tasks so far already"),
         ("finetune", ["strategy.base=joint"], ["avalanche.ewc"], "trains once on all of them"),
+        ("mulki", ["strategy.adding.targets=divided"], [], "set classes to seen"),
         ("zscl", ["reference=null"], [], "needs reference images; declare a stream of them"),
         ("snd", ["reference=null"], [], "such as `reference: mtil-mini-reference`"),
         ("joint", ["train.per_task={digits: {lr: 0.1}}"], [], "all tasks at once, in one budget"),

@@ -24,6 +24,7 @@ from mulki_plugins.deploy import features, onnx_files
 from mulki_plugins.deploy.model import DeployedClip
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.heads.rail import Rail
+from mulki_plugins.models.weights import weight_file
 from mulki_plugins.registry import builtin
 from mulki_plugins.report.folder import prepare_folder
 from mulki_plugins.streams.images import open_picture
@@ -339,6 +340,22 @@ def test_numbered_folders_are_matched_in_every_scope(world, runs, tmp_path):
     assert found[0]["images"] == 6
 
 
+def test_evaluate_names_what_lies_in_the_folders_and_does_not_count(world, runs, tmp_path):
+    rng = np.random.default_rng(4)
+    paint(tmp_path / "1_red" / "0.png", COLOURS["red"], rng)
+    (tmp_path / "1_red" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "1_red" / "raw.arw").write_bytes(b"raw")
+    (tmp_path / "blue").mkdir()
+    done = mulki("evaluate", runs["task"], "--data", tmp_path, "--json", status=3)
+    found = json.loads(done.stdout)
+    assert [(each["task"], each["images"]) for each in found["tasks"]] == [("birds", 1)], (
+        "a number that counts is no name"
+    )
+    assert found["all"]["left_out"] == [str(tmp_path / "1_red" / "gone.png")]
+    assert "ignored, since Pillow cannot read them: 1 .arw (such as 1_red/raw.arw)" in done.stderr
+    assert "no image in the class folders 'blue'" in done.stderr
+
+
 def test_evaluate_names_what_cannot_be(world, runs, tmp_path):
     (tmp_path / "flat").mkdir()
     paint(tmp_path / "flat" / "x.png", (0, 0, 0), np.random.default_rng(0))
@@ -349,6 +366,10 @@ def test_evaluate_names_what_cannot_be(world, runs, tmp_path):
         (["--classes", "birds"], "expected task, seen or all"),
         (["--stream", "mtil-minni"], "error: --stream: $.stream.name: no stream is named 'mtil-minni'"),
         (["--data", "x", "--stream", "y"], "exclude each other"),
+        (["--data", ""], "--data: the text is empty"),
+        (["--stream", " "], "--stream: the text is empty"),
+        (["--classes", ""], "--classes: the text is empty"),
+        (["--device", "meta"], "'meta' is not on this machine"),
     ):
         assert part in mulki("evaluate", runs["task"], *words, status=2).stderr
 
@@ -421,6 +442,13 @@ def test_the_classes_to_choose_from(world, runs, tmp_path):
     assert classes("--classes", "a cat, a dog,A Cat") == {("a cat", None), ("a dog", None)}
     (tmp_path / "names.txt").write_text("a cat, sleeping\na dog\n\n")
     assert classes("--classes", f"@{tmp_path}/names.txt") == {("a cat, sleeping", None), ("a dog", None)}
+    (tmp_path / "tasks.txt").write_text("\ufeffbirds\nsites\n", encoding="utf-8")
+    assert classes("--classes", f"@{tmp_path}/tasks.txt") == {("birds", None), ("sites", None)}, (
+        "names, whatever they are"
+    )
+    for text, said in (("\n", "no name in this file"), ("one\n", "one name in this file")):
+        (tmp_path / "few.txt").write_text(text)
+        assert said in mulki("predict", runs["task"], image, "--classes", f"@{tmp_path}/few.txt", status=2).stderr
     done = mulki("predict", runs["task"], image, "--classes", "birdz", status=2)
     assert "no task is named 'birdz'; did you mean 'birds'?" in done.stderr
 
@@ -501,6 +529,14 @@ def test_export_says_where_it_needs_to_be_told(world, runs):
     assert "--to is missing; type: mulki export runs --to my-model" in mulki("export", "runs", status=2).stderr
 
 
+def test_an_export_below_the_home_folder_names_weights(world, runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    mulki("export", runs["text"], "--to=~/model")
+    assert (tmp_path / "model" / "head.json").is_file() == (tmp_path / "model" / "head.safetensors").is_file()
+    file = weight_file(str(tmp_path / "model"))
+    assert file.path == tmp_path / "model" / "open_clip_model.safetensors"
+
+
 def test_export_never_overwrites(world, runs, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
@@ -539,6 +575,9 @@ def test_a_checkpoint_gives_the_model_of_its_moment(world, runs, tmp_path):
     assert [task["accuracy"] for task in found["tasks"]] == matrix[1]
     card = (tmp_path / "two" / "README.md").read_text()
     assert "**An intermediate checkpoint**" in card
+    assert f"mulki export {runs['task']}/checkpoints/task-02-sites --to " in card, (
+        "not the run, whose end is another model"
+    )
     assert "(not learned)" in card
     image = world / "data/0/test/1/0.png"
     seen = json.loads(mulki("predict", tmp_path / "two", image, "--json", "--top", 99).stdout)

@@ -396,6 +396,9 @@ def test_the_command_on_folders(tmp_path, monkeypatch):
     pictures(tmp_path / "elsewhere" / "pets", ("x", "y"), 9)
     done = mulki("extend", two, "--task", "elsewhere/pets", ok=False)
     assert "--task elsewhere/pets: the task 'pets' is there already" in done.stderr
+    both = mulki("extend", two, "--task", "data/nothing", "--task", "elsewhere/pets", ok=False).stderr
+    assert "no such folder" in both
+    assert "is there already" in both
     typed = done.stderr.partition("of its own: --task ")[2].strip().strip("'")
     assert typed == "{name: pets-3, images: elsewhere/pets}"
     mulki("extend", two, "--task", typed, "--out", "pets")

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from mulki_plugins.cli import main
 from mulki_plugins.errors import Mistakes, MulkiError, UnreadableImage
 from mulki_plugins.models import load_clip
 from mulki_plugins.streams import as_reference, entries
-from mulki_plugins.streams.folders import classes
+from mulki_plugins.streams.folders import classes, draft
 from mulki_plugins.streams.folders.classes import readable_names
 from mulki_plugins.streams.folders.stream import folders
 from mulki_plugins.streams.images import open_picture
@@ -519,6 +520,19 @@ def test_recipes_for_odd_folders(tmp_path, monkeypatch):
     assert [task["name"] for task in shown] == ["a-images", "b-images", "vehicles", "ünï: c'ode", "nested"]
     assert shown[0]["class_names"] == {"012.cat": "cat", "Dog": "Dog 1", "dog": "dog 2"}
     assert shown[3]["class_names"] == {"no": "no", "7": "7", "#x": "#x", "a: b": "a: b"}
+
+
+def test_a_recipe_of_many_long_names_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "<<", ["<<", "x"])
+    mulki("new", "recipe", "<<", "--name", "odd", "--out", "odd.yaml")
+    mulki("validate", "odd.yaml")
+    monkeypatch.setattr(draft, "MAX_BYTES", 2000)
+    fill(tmp_path / "many", [f"{i:05} {'Lumbricus terrestris ' * 3}" for i in range(20)])
+    done = mulki("new", "recipe", "many", "--out", "many.yaml")
+    assert Path("many.yaml").read_text().count("Lumbricus") == 0, "too many bytes of names"
+    assert "check its class names, then: mulki run many.yaml" in done.stdout
+    mulki("validate", "many.yaml")
 
 
 def test_recipes_that_cannot_be_written(tmp_path, monkeypatch):

@@ -97,6 +97,16 @@ def row(name, kind="package", *before):
     return found
 
 
+def test_a_part_whose_module_is_missing_is_broken_whatever_its_kind(install):
+    kinds = ("optimizer", "metric", "logger", "command")
+    parts = "".join(f"    register.{kind}('lost-{kind}', 'pkg_good.nowhere:x', summary='y')\n" for kind in kinds)
+    install("good", HOOKS + parts)
+    for kind in kinds:
+        found = row(f"lost-{kind}", kind)
+        assert found["state"] == "broken", kind
+        assert "pkg_good.nowhere" in found["cause"]
+
+
 def test_a_good_package_is_used_by_name(install):
     hooks = HOOKS + plugin(more=", requires=['teachers'], source='arXiv 1', options={'weight': 'factor'}") + (
         "    register.folder('strategies', __import__('pathlib').Path(__file__).parent / 'strategies')\n"

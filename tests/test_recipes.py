@@ -171,6 +171,56 @@ def test_a_recipe_that_is_written_out_keeps_its_model_under_another_strategy(tmp
     assert not any("keeps" in line for line in resolve("mtil", Changes(strategy="finetune")).notices)
 
 
+def test_an_entry_of_a_list_goes_by_its_own_name(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        for kind in ("a", "b"):
+            (tmp_path / name / kind).mkdir(parents=True)
+            for i in range(5):
+                Image.new("RGB", (4, 4)).save(tmp_path / name / kind / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    stream = {
+        "name": "folders",
+        "tasks": [{"name": name, "images": name, "test_share": 0.2} for name in ("one", "two")],
+    }
+    Path("mine.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "name": "mine",
+                "stream": stream,
+                "model": "mulki-tiny",
+                "strategy": "finetune",
+                "train": {"iterations": 1, "optimizer": {"name": "adamw", "lr": 0.1}},
+            }
+        )
+    )
+    read = resolve("mine.yaml", Changes(settings=("stream.tasks.two.test_share=0.4",))).recipe.stream.options["tasks"]
+    assert [each["test_share"] for each in read] == [0.2, 0.4]
+    with pytest.raises(Mistakes, match=r"among one, two; write an option as stream\.tasks\.NAME\.OPTION"):
+        resolve("mine.yaml", Changes(settings=("stream.tasks.test_share=0.4",)))
+
+
+def test_a_quoted_sign_of_merging_is_a_key():
+    assert parse_value("{'<<': 1}", "").value == {"<<": 1}
+    with pytest.raises(Mistakes, match="merge keys"):
+        parse_value("{<<: 1}", "")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "added", "stack"),
+    [
+        ("ewc", ["connecting"], ["connecting", "avalanche.ewc"]),
+        ("l2", ["magmax"], ["magmax", "l2"]),
+        ("wise-ft", ["avalanche.mas"], ["connecting", "avalanche.mas"]),
+        ("finetune", ["avalanche.mas", "connecting", "l2"], ["connecting", "avalanche.mas", "l2"]),
+    ],
+)
+def test_an_added_plugin_stands_before_those_that_must_follow_it(strategy, added, stack):
+    resolved = resolve("mtil", Changes(strategy=strategy, with_plugins=tuple(added)))
+    assert [each.name for each in resolved.recipe.strategy.plugins] == stack
+    with pytest.raises(Mistakes, match=r"plugins\[0\].avalanche.mas: must come after 'connecting'"):
+        resolve("mtil", Changes(settings=("strategy.plugins=[avalanche.mas: {}, connecting: {}]",)))
+
+
 @pytest.mark.parametrize(
     ("setting", "why"),
     [

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import attrs
 import pytest
 import torch
 import yaml
@@ -18,6 +20,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from mulki_plugins.cli import main
+from mulki_plugins.errors import MulkiError
 from mulki_plugins.files import is_locked
 from mulki_plugins.recipe.settings import fingerprint, known_fingerprints
 from mulki_plugins.registry.catalog import Catalog, Provenance
@@ -29,7 +32,7 @@ from mulki_plugins.study import execute, launch, state
 from mulki_plugins.study.conduct import seconds_left
 from mulki_plugins.study.plan import choice_jobs, plan_run, reported_jobs
 from mulki_plugins.study.read import read_study
-from mulki_plugins.study.state import JobFiles, State, held
+from mulki_plugins.study.state import ATTEMPT, JobFiles, State, _explain, held
 from mulki_plugins.study.table import Line, find_line, read_lines, write_lines
 from tests.conftest import small_stream
 
@@ -683,6 +686,35 @@ def test_a_recipe_is_no_study_and_a_study_no_recipe():
     assert "'mtil' is a recipe; type `mulki run mtil`" in mulki("mtil", status=2).stderr
 
 
+def test_every_candidate_must_suit_the_runs_that_may_get_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    variants = {"plain": {}, "no connecting": {"without": ["connecting"]}}
+    candidates = {"mulki": [["train.batch_size=16"], ["strategy.connecting.inter=0.6"]]}
+    own = {"name": "own", "recipes": ["mtil"], "choice": {"seed": 5, "apply": True, "settings": candidates}}
+    own |= {"parts": {"one": {"runs": [{"strategies": ["mulki"], "variants": variants}]}}}
+    Path("own.yaml").write_text(yaml.safe_dump(own))
+    [said] = mulki("status", "own.yaml", status=2).stderr.splitlines()
+    assert "$.choice.settings.mulki: strategy.connecting.inter=0.6: " in said
+    assert "there is no entry 'connecting'" in said
+    own["choice"]["apply"] = False
+    Path("own.yaml").write_text(yaml.safe_dump(own))
+    mulki("status", "own.yaml")
+
+
+def test_a_label_of_several_words_is_a_word(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    variants = {"all of it": {}, "all of a part": {"settings": ["stream.tasks=[food, digits]"]}}
+    Path("own.yaml").write_text(yaml.safe_dump({"name": "own", "recipes": ["mtil"], "variants": variants}))
+    assert "1 run: 1 missing" in mulki("status", "own.yaml", "--only", "all of it").stdout
+    assert "words: all of a part, all of it" in mulki("status", "own.yaml", "--only", "none", status=2).stderr
+
+
+def test_the_first_of_several_errors_explains_a_failed_run(tmp_path):
+    files = SimpleNamespace(log=tmp_path / "x.log")
+    files.log.write_text("error: an earlier attempt\n" + ATTEMPT + "\nerror: MNIST is missing\nerror: a hint\n")
+    assert _explain(files, {}, None) == f"MNIST is missing (and 1 more in {files.log})"
+
+
 def test_only_words_of_its_runs(small_study):
     wrong = mulki(written(small_study), "--only", "mulkee", status=2)
     assert "no run matches mulkee" in wrong.stderr
@@ -702,6 +734,32 @@ def test_several_recipes_have_their_own_lines(small_study, in_forks):
 def test_a_table_that_is_none_is_reported(small_study):
     Path("notes.csv").write_text("a,b\n1,2\n")
     assert "not the table of a study" in mulki("status", written(small_study), "--table", "notes.csv", status=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda text: text.rstrip("\n").rpartition(",c,")[0], "t.csv:3: a damaged line: it has not as many values"),
+        (lambda text: text + "a,b,c\n", "t.csv:4: a damaged line"),
+        (lambda text: text.replace(",9.5,", ",nan,"), "t.csv:3: last: expected a number, got 'nan'"),
+        (lambda text: text.replace(",4,", ",four,"), "t.csv:3: seed: expected a number, got 'four'"),
+        (lambda text: text.replace(",7.5,", ",,"), "t.csv:3: seconds: expected a number, got ''"),
+        (lambda text: text.replace("seed", "sead"), "t.csv: not the table of a study: it has no column 'seed'"),
+        (lambda text: text.replace(",", ";"), "it has no column 'part'; it is a CSV file with commas"),
+    ],
+)
+def test_a_damaged_line_is_named(tmp_path, damage, said):
+    lines = [Line(part="a", order="", label="x", seed=i, fingerprint="f", device="cpu", code="c", last=9.5, seconds=7.5)
+             for i in (3, 4)]  # fmt: skip
+    lines[0] = attrs.evolve(lines[0], last=1.5, seconds=2.5)
+    write_lines(tmp_path / "t.csv", lines)
+    text = (tmp_path / "t.csv").read_text()
+    (tmp_path / "t.csv").write_text("\ufeff" + text)
+    assert read_lines(tmp_path / "t.csv") == lines, "a mark of the byte order is none of the text"
+    (tmp_path / "t.csv").write_text(damage(text))
+    with pytest.raises(MulkiError) as caught:
+        read_lines(tmp_path / "t.csv")
+    assert said in str(caught.value.lines()[0])
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path):

@@ -150,6 +150,12 @@ def test_strategies_run_with_nothing_that_learns(tmp_path, strategy):
     assert result.matrix == [result.zero_shot] * 3
 
 
+@pytest.mark.parametrize("adapter", ["experts", "prompts"])
+def test_nor_does_what_an_adapter_grows_for_a_task(tmp_path, adapter):
+    result = run_experiment(resolved("model.train=none", f"model.adapters=[{adapter}]"), 0, tmp_path)
+    assert result.parameters["trained"] == 0
+
+
 def test_what_a_plugin_adds_learns_all_the_same(tmp_path):
     result = run_experiment(resolved("model.train=none", "train.optimizer.lr=1", plugins=("biased",)), 0, tmp_path)
     assert result.parameters["trained"] == 16

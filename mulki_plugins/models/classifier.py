@@ -99,10 +99,13 @@ class ClipClassifier(Headed, MultiTaskModule):
         """Let the adapters prepare for a task that is about to begin; only once for each task."""
         if task not in self._prepared:
             self._prepared.append(task)
+            learned = [p for p in self.clip.parameters() if p.requires_grad]  # what a plugin has added
             for adapter in self.adapters:
                 adapter.before_task(self.clip, task)
             if self._fixed:  # nor does what an adapter has grown learn
                 self.clip.requires_grad_(False)
+                for parameter in learned:
+                    parameter.requires_grad_(True)
             self.head.before_task(task, len(self.prompts[task].class_names))
             self.train(self.training)  # what has grown may learn in a tower that did not
             self.to(self.clip.logit_scale.device)

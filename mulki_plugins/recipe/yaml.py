@@ -230,7 +230,7 @@ class _Reader:
         key = self.read_scalar(node, path, line)
         if not isinstance(key, str):
             self.complain(line, path, f"expected a text as key, got {key!r}; put it in quotes")
-        elif key == "<<" and node.style is None:
+        elif key == "<<" and not node.style:
             self.complain(line, path, "merge keys (<<) are not part of YAML 1.2; write the values out")
         return str(key)
 

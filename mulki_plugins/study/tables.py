@@ -173,8 +173,9 @@ def _zero_shot_of(by_order: Mapping[str, Sequence[Line]], what: str) -> str:
     if max(every) - min(every) > _SAME:
         return f"{what}: {min(every):.1f} to {max(every):.1f} in the mean of all tasks, for the rows differ in tasks or model."
     later = {order: lines[-1].zero_shot_later for order, lines in by_order.items()}
-    each = ", ".join(f"{value:.1f}" + (f" in order {order}" if order else "") for order, value in later.items())
-    return f"{what}: {every[0]:.1f} in the mean of all tasks; of all but the first {each}."
+    known = [(order, value) for order, value in later.items() if value is not None]
+    each = ", ".join(f"{value:.1f}" + (f" in order {order}" if order else "") for order, value in known)
+    return f"{what}: {every[0]:.1f} in the mean of all tasks" + (f"; of all but the first {each}." if each else ".")
 
 
 def _sentence(name: str, part: Part, found: Sequence[State]) -> str:
