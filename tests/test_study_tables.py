@@ -335,7 +335,7 @@ def test_zero_shot_is_told_of_each_recipe():
 def test_rows_with_different_tasks_have_no_common_zero_shot():
     found = [line("one", 0, 50.0, zero_shot_later=41.0), line("other", 0, 60.0, zero_shot=80.0, zero_shot_later=81.0)]
     said = _zero_shot([*map(state, found)], "study")
-    assert said == "Zero-shot: 40.0 to 80.0 in the mean of all tasks, for the rows differ in tasks or model."
+    assert said == "Zero-shot: 40.0 to 80.0 in the mean of all tasks, for the runs differ in tasks or model."
 
 
 def test_candidates_without_a_metric_of_the_rule_cannot_win():

@@ -30,7 +30,6 @@ def export(source: Path, to: Path | None, force: bool, onnx: bool, device: str) 
     """
     if to is None:
         raise MulkiError("--to is missing", f"type: mulki export {shlex.quote(str(source))} --to my-model")
-    to = to.expanduser()
     from mulki_plugins.deploy.source import find_source
 
     found = find_source(source)

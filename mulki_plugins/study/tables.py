@@ -171,7 +171,7 @@ def _zero_shot(found: Sequence[State], part: str) -> str:
 def _zero_shot_of(by_order: Mapping[str, Sequence[Line]], what: str) -> str:
     every = [line.zero_shot for lines in by_order.values() for line in lines]
     if max(every) - min(every) > _SAME:
-        return f"{what}: {min(every):.1f} to {max(every):.1f} in the mean of all tasks, for the rows differ in tasks or model."
+        return f"{what}: {min(every):.1f} to {max(every):.1f} in the mean of all tasks, for the runs differ in tasks or model."
     later = {order: lines[-1].zero_shot_later for order, lines in by_order.items()}
     known = [(order, value) for order, value in later.items() if value is not None]
     each = ", ".join(f"{value:.1f}" + (f" in order {order}" if order else "") for order, value in known)
