@@ -19,7 +19,7 @@ from mulki_plugins.cli import main
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.models import load_clip
 from mulki_plugins.models.load import settings_of_tag
-from mulki_plugins.models.weights import CLIP_MEAN, TrainedWith
+from mulki_plugins.models.weights import CLIP_MEAN, TrainedWith, weight_file
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.registry import builtin as names
 from mulki_plugins.training.build import build
@@ -314,8 +314,10 @@ def test_a_folder_that_is_no_runs_is_refused(small, state):
     (small / "empty").mkdir()
     assert "this folder does not belong to a run" in refusal("small", pretrained="empty/")
     (small / "hub").mkdir()
+    save_file(state, "hub/other.safetensors")
+    assert "name the file: hub/other.safetensors" in refusal("small", pretrained="hub")
     save_file(state, "hub/open_clip_model.safetensors")
-    assert "name the file: hub/open_clip_model.safetensors" in refusal("small", pretrained="hub")
+    assert weight_file("hub").path == Path("hub/open_clip_model.safetensors"), "the file that open_clip looks for"
     (small / "runs" / "seed-1").mkdir(parents=True)
     (small / "runs" / "seed-1" / "result.json").write_text("{}")
     assert "the folder holds several runs; name one, such as runs/seed-1" in refusal("small", pretrained="runs")
