@@ -394,6 +394,8 @@ def test_the_command_on_folders(tmp_path, monkeypatch):
     assert result(tmp_path / "ships")["tasks"] == ["pets", "fruit", "ships"]
     assert "no such folder" in mulki("extend", two, "--task", "data/nothing", ok=False).stderr
     pictures(tmp_path / "elsewhere" / "pets", ("x", "y"), 9)
+    cut = mulki("extend", two, "--task", "{name: boats,", ok=False).stderr  # the shell split it
+    assert "put a value with spaces in quotes: --task '{name: birds, images: DIR}'" in cut
     done = mulki("extend", two, "--task", "elsewhere/pets", ok=False)
     assert "--task elsewhere/pets: the task 'pets' is there already" in done.stderr
     both = mulki("extend", two, "--task", "data/nothing", "--task", "elsewhere/pets", ok=False).stderr

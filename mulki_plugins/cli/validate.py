@@ -118,7 +118,8 @@ def _check_study(name: str, options: dict[str, Any]) -> str:
     study = read_study(name).study
     runs = sum(1 for _ in reported_jobs_of_any_choice(study))
     candidates = sum(1 for _ in choice_jobs(study))
-    return f"study {study.name}, {runs} runs" + (f", {candidates} to choose settings" if candidates else "")
+    what = f"study {study.name}, {runs} run{'s' if runs != 1 else ''}"
+    return what + (f", {candidates} to choose settings" if candidates else "")
 
 
 def _check_strategy(name: str, options: dict[str, Any]) -> str:

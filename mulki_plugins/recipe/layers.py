@@ -167,7 +167,7 @@ def _explain_no_assignment(key: str, equals: str) -> str:
 
 
 def parse_setting(text: str, origin: Origin, path: Location) -> Any:
-    """The YAML value of a `--set`. Raises Mistakes that name the option."""
+    """The YAML value of a `--set`, or of a `--task` of extend. Raises Mistakes that name the option."""
     if not text.strip():
         key = format_path(path).removeprefix("$.")
         message = f"expected a value after the =; type {key}=null for none, \"{key}=''\" for an empty text"
@@ -181,8 +181,9 @@ def parse_setting(text: str, origin: Origin, path: Location) -> Any:
         messages = [line.split(": ", 2)[-1] for line in mistakes.lines()]
         advice = ""
         if any(text.count(opening) > text.count(closing) for opening, closing in ("[]", "{}")):  # the shell split it
-            key = origin.source.removeprefix("--set ").partition("=")[0]
-            advice = f"; put a value with spaces in quotes: --set '{key}=[a, b]'"
+            option, _, assignment = origin.source.partition(" ")
+            example = f"{assignment.partition('=')[0]}=[a, b]" if assignment else "{name: birds, images: DIR}"
+            advice = f"; put a value with spaces in quotes: {option} '{example}'"
         raise Mistakes([locate(origin, path, message + advice) for message in messages]) from None
 
 

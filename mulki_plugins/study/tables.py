@@ -46,7 +46,7 @@ def results_text(found: Sequence[State], study: Study, costs: Sequence[CostLine]
     tables += [_COSTS.format(base=base)] if any(" step |" in table for table in tables) else []
     sentences = [_sentence(name, part, found) for name, part in parts.items() if part.show == "sentence"]
     left = sum(state.line is None for state in found)
-    unfinished = f"{left} of the plan's {len(found)} runs are still to come." if left else ""
+    unfinished = f"{left} of the plan's {len(found)} runs {'is' if left == 1 else 'are'} still to come." if left else ""
     texts = [*tables, _zero_shot(found, next(iter(parts))), *sentences, unfinished]
     return "\n\n".join(filter(None, texts))
 
