@@ -9,6 +9,7 @@ import time
 from collections import namedtuple
 
 import pytest
+from attrs import evolve
 from click.testing import CliRunner
 
 from mulki_plugins.cli import main
@@ -39,6 +40,27 @@ def names(folder):
 def age(folder, name, days):
     [path] = folder.glob(f"{name}*.pixels")
     os.utime(path, (time.time() - days * 86400,) * 2)
+
+
+def test_other_files_in_the_folder_are_left_alone(tmp_path, monkeypatch):
+    size = layout("a").size
+    fill(PixelCache(tmp_path), "a")
+    (tmp_path / "mine.pixels").write_text("precious")
+    (tmp_path / f"folder-{'0' * 16}.pixels").mkdir()
+    monkeypatch.setenv("MULKI_CACHE_LIMIT", f"{size}B")
+    fill(PixelCache(tmp_path), "b")
+    assert [file.what for file in cache_folder.list_cache(tmp_path)] == ["b: 10 test images"]
+    assert [file.path.name[0] for file in cache_folder.clear_cache(tmp_path)] == ["b"]
+    assert (tmp_path / "mine.pixels").read_text() == "precious"
+
+
+def test_a_task_of_another_name_uses_the_same_pixels(tmp_path):
+    fill(PixelCache(tmp_path), "a")
+    cache = PixelCache(tmp_path)
+    renamed = cache.file("a", evolve(layout("a"), what="A (2019)"))
+    renamed.prepare()
+    assert renamed.read(3, 7) == bytes([3]) * ROW
+    assert cache.problems() == []
 
 
 # the limit
@@ -179,7 +201,7 @@ def test_mulki_cache_lists_and_clears(own_cache):
     fill(PixelCache(), "b", 3).cache.file("c", layout("c")).prepare()
     (own_cache.parent / "mtil-mini-digits-test-0123.npz").write_bytes(b"drawn")
     (own_cache.parent / "notes.txt").write_text("mine")
-    (own_cache / "d.pixels").write_bytes(b"no header")
+    (own_cache / f"d-{'0' * 16}.pixels").write_bytes(b"no header")
     age(own_cache, "a", 40)
     listed = json.loads(mulki("cache", "--json"))
     files = {file["what"]: file for file in listed["files"]}

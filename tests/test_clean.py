@@ -152,6 +152,36 @@ def test_damaged_final_weights_are_made_again_or_nothing_goes(run):
     assert end.exists()
 
 
+def spoil_weights(run):
+    data = bytearray((run / "model.safetensors").read_bytes())
+    data[-400:] = bytes(each ^ 1 for each in data[-400:])
+    (run / "model.safetensors").unlink()  # the checkpoint may have the same file
+    (run / "model.safetensors").write_bytes(data)
+
+
+def test_weights_that_no_checkpoint_has_are_compared_with_their_own_checksum(small_parts, tmp_path):
+    run = tmp_path / "run"
+    adapters = ("model.adapters=[{lora: {rank: 2}}]", "model.train=adapters")
+    run_experiment(toy(*adapters), 0, tmp_path, folder=run)
+    before = files(run)
+    spoil_weights(run)
+    refused = clean(run, "--all")
+    assert refused.exit_code == 2
+    assert "has no intact model.safetensors, and its checkpoint has weights and adapters apart" in refused.stderr
+    assert files(run).keys() == before.keys()
+    (run / "model.safetensors").write_bytes(before["model.safetensors"])
+    assert clean(run, "--all").exit_code == 0
+    assert not (run / "checkpoints").exists()
+
+
+def test_only_what_extend_can_use_is_kept_for_it(small_parts, tmp_path):
+    for strategy in ("zero-shot", "joint"):
+        run_experiment(toy(strategy=strategy), 0, tmp_path, folder=tmp_path / strategy)
+        assert clean(tmp_path / strategy).exit_code == 0
+    assert [path.name for path in (tmp_path / "zero-shot" / "checkpoints").iterdir()] == ["start"]
+    assert not (tmp_path / "joint" / "checkpoints").exists()
+
+
 def spoil_status(run, status):
     data = json.loads((run / "result.json").read_text())
     (run / "result.json").write_text(json.dumps({**data, "status": status, "matrix": data["matrix"][:1]}))

@@ -115,11 +115,32 @@ def test_images_of_several_tasks_are_drawn_alike(tmp_path, monkeypatch, base):
     assert any(len(set(batch)) == 2 for batch in last)
 
 
-@pytest.mark.parametrize("strategy", ["ewc", "mas"])
+@pytest.mark.parametrize("strategy", ["ewc", "mas", "si"])
 def test_importances_of_weights_that_are_merged_away_are_refused(tmp_path, strategy):
     merged = ("model.adapters=[{lora: {rank: 2, merge_each_task: true}}]", "model.train=adapters")
     with pytest.raises(MulkiError, match=f"avalanche.{strategy}: holds the weights that learn"):
         run(tmp_path, strategy, *merged)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "use", "needs"),
+    [
+        ("snd", "previous", "snd needs both teachers"),
+        ("snd", "initial", "snd needs both teachers"),
+        ("icarl", "initial", "icarl needs the previous teacher"),
+    ],
+)
+def test_who_compares_with_a_teacher_that_does_not_teach_is_refused(tmp_path, strategy, use, needs):
+    with pytest.raises(MulkiError, match=f"{needs}, and \\$.strategy.teachers.use is {use}"):
+        run(tmp_path, strategy, f"strategy.teachers.use={use}")
+
+
+def test_sentences_that_no_route_leads_to_cannot_be_preserved(tmp_path):
+    routed = ("model.adapters=[{prompts: {length: 2}}]", "model.train=adapters", "strategy.preserving.texts=1")
+    with pytest.raises(
+        MulkiError, match="preserving: sentences of no task take no route through the adapter ContextPrompts"
+    ):
+        run(tmp_path, "finetune", *routed, with_plugins=("teachers", "preserving"))
 
 
 @pytest.mark.parametrize(

@@ -341,6 +341,13 @@ def test_a_run_may_be_named_by_a_dot(tmp_path, monkeypatch):
     assert result(two)["status"] == "complete"
 
 
+def test_it_is_begun_by_one_process(tmp_path, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    refused = mulki("extend", tmp_path, "--tasks", "third", ok=False)
+    assert "an extension is begun by one process; start without torchrun" in refused.stderr
+
+
 def test_mistakes_on_the_command_line(tmp_path):
     two = run(tmp_path, "runs/mine/finetune/seed-0", "finetune", 2)
     (tmp_path / "taken").mkdir()

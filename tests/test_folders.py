@@ -731,6 +731,55 @@ def test_a_class_of_pictures_that_cannot_be_read_is_not_left_out(tmp_path, monke
     assert "pip install pillow-heif" in said
 
 
+def test_a_folder_left_out_may_read_like_a_class(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "train", ["Dog", "cat"])
+    fill(tmp_path / "test", ["dog", "DOG", "cat"], 2)
+    (tmp_path / "own.yaml").write_text(RECIPE % "name: a, train: train, test: test, leave_out: [DOG]")
+    mulki("validate", "own.yaml")
+    assert "DOG" not in mulki("data", "check", "own.yaml").stderr
+
+
+def test_classes_further_down_are_all_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for part in "abcde":
+        fill(tmp_path / "all" / "inner" / part, ["red", "green"])
+    said = mulki("new", "recipe", "all", "--out", "-").stderr
+    paths = " ".join(f"all/inner/{part}" for part in "abcde")
+    assert f"if those are the classes: mulki new recipe {paths}\n" in said
+    mulki("new", "recipe", *paths.split(), "--out", "own.yaml")
+    mulki("validate", "own.yaml")
+
+
+def test_only_a_recycling_bin_is_the_systems(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "waste", ["recycled", "$RECYCLE.BIN", "paper"])
+    mulki("new", "recipe", "waste", "--out", "own.yaml")
+    [task] = json.loads(mulki("show", "own.yaml", "--json").stdout)["recipe"]["stream"]["tasks"]
+    assert list(task["class_names"]) == ["paper", "recycled"]
+
+
+@pytest.mark.parametrize(
+    "stream", ["{name: folders, tasks: [%s]}", "{name: mixed, of: [{name: folders, tasks: [%s]}]}"]
+)
+def test_names_that_read_alike_are_found_inside_another_stream(tmp_path, monkeypatch, stream):
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "data", ["x", "y"])
+    names = ", ".join(f"{kind}: '{'very ' * 80}{kind}'" for kind in "xy")
+    own = stream % f"{{name: a, images: data, class_names: {{{names}}}}}"
+    said = mulki("validate", "mtil", "--set", f"stream={own}", "--strategy", "finetune", ok=False).stderr
+    assert "2 classes read the same" in said
+
+
+def test_a_recipe_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "data", ["x", "y"])
+    monkeypatch.setattr(draft.Draft, "text", lambda self, file: "\udcff")
+    assert "cannot be written" in mulki("new", "recipe", "data", "--out", "own.yaml", ok=False).stderr
+    assert not (tmp_path / "own.yaml").exists()
+    assert "cannot be written" in mulki("new", "recipe", "data", "--out", "~nobody/own.yaml", ok=False).stderr
+
+
 def test_classes_that_cannot_be_parted_are_left_out_with_a_word(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fill(tmp_path / "a", ["red", "green"])

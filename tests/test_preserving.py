@@ -50,6 +50,9 @@ def test_sentences_are_made_of_the_words_alone():
     assert {len(name.split()) for name in names} == {1, 2, 3}
     assert {word for name in names for word in name.split()} == {"river", "tower"}
     assert words_of(["Ice-cream cone", "cat"]) == {"ice", "cream", "cone", "cat"}
+    assert words_of(["snow_leopard", "river/lake", "AnnualCrop", "devil's claw"]) == {
+        "snow", "leopard", "river", "lake", "annual", "crop", "devils", "claw",
+    }  # fmt: skip
 
 
 def test_words_of_the_classes_so_far_are_left_out(classifier, benchmark):

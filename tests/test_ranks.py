@@ -3,6 +3,8 @@
 import copy
 import json
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -147,6 +149,16 @@ def test_the_loggers_get_what_one_process_logs(runs):
     assert rows[0].keys() == rows[1].keys()
     for key, value in rows[0].items():
         assert float(value) == pytest.approx(float(rows[1][key]), rel=1e-4, abs=1e-6), key
+
+
+def test_the_command_of_another_rank_prints_nothing(tmp_path):
+    """With the real stdout, whose descriptor the command exchanges."""
+    place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    begun = [sys.executable, "-m", "mulki_plugins", "run", "mtil", "--dry-run"]
+    alone = subprocess.run(begun, capture_output=True, text=True, cwd=tmp_path)
+    assert "mulki-plus" in alone.stdout
+    done = subprocess.run(begun, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **place})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_only_the_first_rank_prints_and_writes(runs):

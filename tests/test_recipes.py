@@ -147,6 +147,19 @@ def test_the_decay_of_importances_belongs_to_one_mode():
         resolve("mtil", Changes(strategy="ewc", settings=(decay,)))
 
 
+def test_merged_weights_and_interpolated_ones_exclude_each_other():
+    with pytest.raises(Mistakes, match="magmax: does not work together with 'connecting'"):
+        resolve("mtil", Changes(strategy="magmax", with_plugins=("connecting",)))
+
+
+@pytest.mark.parametrize("option", ["avalanche.si.si_lambda", "avalanche.lwf.alpha"])
+def test_a_list_of_factors_has_at_least_one(option):
+    plugin = option.rpartition(".")[0]
+    changes = Changes(strategy="finetune", with_plugins=(plugin,), settings=(f"strategy.{option}=[]",))
+    with pytest.raises(Mistakes, match=f"{option}: expected a number, or a list with one for each task"):
+        resolve("mtil", changes)
+
+
 @pytest.mark.parametrize(
     ("settings", "read", "expected"),
     [
@@ -210,6 +223,8 @@ def test_a_quoted_sign_of_merging_is_a_key():
     [
         ("ewc", ["connecting"], ["connecting", "avalanche.ewc"]),
         ("l2", ["magmax"], ["magmax", "l2"]),
+        ("si", ["magmax"], ["magmax", "avalanche.si"]),
+        ("finetune", ["teachers", "magmax"], ["magmax", "teachers"]),
         ("wise-ft", ["avalanche.mas"], ["connecting", "avalanche.mas"]),
         ("finetune", ["avalanche.mas", "connecting", "l2"], ["connecting", "avalanche.mas", "l2"]),
     ],

@@ -165,6 +165,23 @@ def test_a_feature_is_drawn_for_its_label(classifier, benchmark):
     assert len(set(stage.seen["labels"])) == 4
 
 
+def test_a_class_without_training_images_is_not_drawn(classifier, benchmark):
+    """Its mean is unknown, and it stays so while the means of the others drift."""
+    stage = Watched(among="seen", classes=9, drift=0.5)
+    strategy = naive(classifier, [Teachers(), stage], lr=0.1)
+    strategy.train(benchmark.train_stream[0])
+    stage.kept.add(
+        0, torch.tensor([0, 4]), torch.ones(2, 16).double(), torch.tensor([0.0, 9.0]), torch.eye(16).double()
+    )
+    assert stage.kept.scatter.isfinite().all()
+    for experience in list(benchmark.train_stream)[1:]:
+        strategy.train(experience)
+        assert 0 not in stage.seen["classes"]
+        assert stage.seen["z"].isfinite().all()
+    assert stage.seen["classes"] == [1, 2, 3, 4]
+    assert stage.kept.means[0][0].isnan().all()
+
+
 def test_sentences_in_a_template_that_is_drawn(classifier, benchmark):
     """The small tasks have two templates: `a {} one.` and `it is {}.`"""
     seen = set()

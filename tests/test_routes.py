@@ -23,6 +23,7 @@ from mulki_plugins.models import ClipClassifier, load_clip
 from mulki_plugins.models.adapter import NO_ROUTE, RoutedAdapter
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.report.result import FILE, read_result
+from mulki_plugins.stages.words import Phrases
 from mulki_plugins.training.extend import extend_experiment
 from mulki_plugins.training.resume import resume_experiment
 from mulki_plugins.training.run import run_experiment
@@ -193,6 +194,19 @@ def test_a_batch_of_several_tasks_trains_each_on_its_own_route(stream):
     for prompts in (m for m in model.modules() if isinstance(m, Prompts)):
         assert prompts.tasks["0"].V.grad.abs().sum() > 0
         assert not prompts.tasks["1"].V.grad.any()
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_sentences_in_another_template_take_their_tasks_route(stream, name):
+    model = learned(stream, name)
+    phrases, classes = Phrases(model), torch.tensor([0, 1, 2, 4])
+    with torch.no_grad():
+        every = torch.cat([model.encode_text(task, all_templates=False) for task in (0, 1)])
+        assert torch.allclose(phrases.features([(0, 0), (1, 0)]), every, atol=1e-6)
+        assert torch.allclose(phrases.features([(0, 0), (1, 0)], classes), every[classes], atol=1e-6)
+        with model.routes.taking(None):
+            assert not torch.allclose(phrases.features([(1, 0)]), every[2:], atol=1e-3), "or the test tells nothing"
+    assert phrases.features([(1, 0)]).requires_grad
 
 
 def test_a_copy_takes_routes_of_its_own(stream):

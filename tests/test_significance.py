@@ -77,7 +77,19 @@ def test_the_bootstrap_agrees_with_a_slow_one_for_a_difference():
         slow.append(metrics.forgetting(measure(first)) - metrics.forgetting(measure(second)))
     difference = fast[0] - fast[1]
     assert difference.std() == pytest.approx(np.std(slow), rel=0.06)
-    assert interval(difference) == pytest.approx(np.percentile(slow, [2.5, 97.5]), abs=0.25)
+    own = metrics.forgetting(measure(runs[0])) - metrics.forgetting(measure(runs[1]))
+    around_own = np.array(slow) - np.mean(slow) + own
+    assert interval(difference) == pytest.approx(np.percentile(around_own, [2.5, 97.5]), abs=0.25)
+
+
+def test_forgetting_is_resampled_around_its_own_value():
+    """Rows that differ by chance alone: drawing images anew raises the maximum, but not the middle of the interval."""
+    run = draw_run(4)
+    forgetting = metrics.forgetting(measure(run))
+    resampled = resample_metrics([run, draw_run(5)], 1000)["forgetting"][0]
+    assert resampled.mean() == pytest.approx(forgetting, rel=1e-5)
+    low, high = interval(resampled)
+    assert low < forgetting < high
 
 
 def test_chunks_change_nothing(monkeypatch):

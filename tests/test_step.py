@@ -12,6 +12,7 @@ from mulki_plugins.baselines import LearningWithoutForgetting, ReferenceDistilla
 from mulki_plugins.baselines.reference import ReferenceBatches
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.models import ClipClassifier
+from mulki_plugins.ranks import collectives
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.recipe.schema import Evaluate, Optimizer, Train
 from mulki_plugins.stages import Adding, Connecting, Distinguishing, Eliciting, Recalling, Teachers
@@ -386,6 +387,28 @@ def test_a_batch_smaller_than_the_number_of_parts(stream, benchmark):
     train(template(fresh(stream), [watch], iterations=None, epochs=1, batch_size=5, accumulate=4), benchmark)
     assert watch.events.count("before_update") == 4, "16 images: 5 + 5 + 5 + 1"
     assert watch.events.count("after_forward") == 4 * 3 + 1
+
+
+def test_a_part_of_a_batch_keeps_its_size(stream, benchmark):
+    def join(strategy):
+        strategy.mbatch = [torch.cat([each, each[:1]]) for each in strategy.mbatch]
+
+    train(template(fresh(stream), [doing("before_forward", join)], batch_size=4), benchmark)
+    with pytest.raises(MulkiError, match="a batch of 3 images in the place of 2"):
+        train(template(fresh(stream), [doing("before_forward", join)], batch_size=4, accumulate=2), benchmark)
+
+
+def test_a_failure_of_one_rank_waits_for_no_other(stream, benchmark, monkeypatch):
+    """With steps whose numbers are still to be read: reading them would wait for ranks that do not read theirs."""
+
+    def fail(strategy):
+        if strategy.step == 4:
+            monkeypatch.setattr(collectives, "several", lambda: True)
+            monkeypatch.setattr(type(strategy), "settle", lambda self: pytest.fail("it waits"))
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        train(template(fresh(stream), [doing("before_update", fail)], ahead=10), benchmark)
 
 
 def resolved(strategy, *settings):

@@ -16,6 +16,7 @@ from mulki_plugins.streams.benchmark import ReadableImages
 from mulki_plugins.streams.check import check_stream
 from mulki_plugins.streams.folders.stream import folders
 from mulki_plugins.streams.images import FileImages
+from mulki_plugins.streams.mixed import mixed
 from mulki_plugins.training.build import build
 
 WHO = "the stream 'shades' of somebodys-streams 1.2"
@@ -140,8 +141,9 @@ def test_test_files_that_are_training_files(tmp_path, how):
         os.link(source, copy)
     else:
         copy.symlink_to(source)
-    [line] = check_stream(folders(tasks=[declared]), WHO)
-    assert f"pets: 1 test image is among the training images too, such as {copy}" in line
+    for stream in (folders(tasks=[declared]), mixed(of=[{"name": "folders", "tasks": [declared]}])):
+        [line] = check_stream(stream, WHO)
+        assert f"pets: 1 test image is among the training images too, such as {copy}" in line
 
 
 def test_a_large_stream_is_checked_without_comparing_all_pairs(tmp_path):

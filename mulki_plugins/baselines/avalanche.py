@@ -177,7 +177,7 @@ class SynapticIntelligence(SynapticIntelligencePlugin):
     Zenke et al., 2017, arXiv 1703.04200.
 
     Args:
-        si_lambda: Factor of the penalty, or one for each task.
+        si_lambda: Factor of the penalty, or one for each task, the last of which also counts for further tasks.
         eps: Added to the squared path length before dividing.
         excluded_parameters: Names of weights to leave out.
         device: Where to keep the importances.
@@ -189,6 +189,7 @@ class SynapticIntelligence(SynapticIntelligencePlugin):
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         super().before_training_exp(strategy, **kwargs)
+        _refuse_merging(strategy.model, "avalanche.si")
         _copy(self.ewc_data[0])
 
     def before_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
@@ -229,7 +230,7 @@ class LwF(LwFPlugin):
     L = alpha·KL(previous model ‖ model) over the classes of earlier tasks. Li and Hoiem, 2016, arXiv 1606.09282.
 
     Args:
-        alpha: Factor of the distillation, or one for each task.
+        alpha: Factor of the distillation, or one for each task, the last of which also counts for further tasks.
         temperature: T of the softened outputs.
     """
 
@@ -262,6 +263,9 @@ class LwF(LwFPlugin):
             self.lwf.prev_model = copy.deepcopy(strategy.model)
             self.lwf.prev_model.load_state_dict(self._loaded)
             self._loaded = {}
+        factors = self.lwf.alpha
+        if isinstance(factors, list):
+            factors += factors[-1:] * (self.lwf.expcount + 1 - len(factors))
 
 
 class Replay(ReplayPlugin):

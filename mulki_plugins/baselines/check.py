@@ -8,6 +8,20 @@ from typing import Any
 from mulki_plugins.errors import OptionError
 
 
+def check_si(options: Mapping[str, Any]) -> list[OptionError]:
+    """A list of factors has one for each task."""
+    return _check_factors(options, "si_lambda")
+
+
+def check_lwf(options: Mapping[str, Any]) -> list[OptionError]:
+    """A list of factors has one for each task."""
+    return _check_factors(options, "alpha")
+
+
+def _check_factors(options: Mapping[str, Any], name: str) -> list[OptionError]:
+    return [OptionError("expected a number, or a list with one for each task", (name,))] if options[name] == [] else []
+
+
 def check_ewc(options: Mapping[str, Any]) -> list[OptionError]:
     """One decaying sum of importances needs its decay; importances of each task have none."""
     online, decay = options["mode"] == "online", options["decay_factor"]

@@ -50,6 +50,7 @@ class ICarl(Stage):
         self._current: set[int] = set()
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
+        Teachers.of(strategy, self).require("previous", "icarl")
         self.exemplars.restore(strategy)
         self._current = tasks_of(strategy.adapted_dataset)
         self._replay.before_training_exp(strategy, **kwargs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from mulki_plugins.baselines.reference import OnReference
@@ -53,6 +55,10 @@ class SelectiveDistillation(OnReference):
 
     def default_batch_size(self, strategy: Strategy) -> int:
         return 2 * strategy.train_mb_size
+
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
+        Teachers.of(strategy, self).require("both", "snd")
+        super().before_training_exp(strategy, **kwargs)
 
     def reference_loss(self, strategy: Strategy, x: Tensor, z: Tensor) -> Tensor:
         features = [gathered(teacher.images(x).to(z)) for teacher in Teachers.of(strategy, self).active]

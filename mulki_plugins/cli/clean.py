@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -84,7 +85,7 @@ def _choose(folders: Sequence[Path], force: bool) -> list[Result]:
         elif Path(result.folder).resolve() in named:
             mistakes.append(
                 f"{result.folder}: the run is not finished ({result.status}), and its checkpoints are needed to resume it; "
-                f"type `mulki resume {result.folder}`, or give it up with --force"
+                f"type `mulki resume {shlex.quote(result.folder)}`, or give it up with --force"
             )
         else:
             echo_note(f"note: left as it is: {result.folder}: not finished ({result.status}); --force cleans it too")
@@ -103,10 +104,11 @@ def _clean(result: Result, *, everything: bool, dry_run: bool) -> Cleaning:
         refuse_links(run)
         end = find_end(run, len(result.tasks)) if complete else None
         folders = _below(run)
+        state = _state_to_extend(result) if complete else None
         kept = [
             folder
             for folder in folders
-            if not everything and (folder.startswith(WEIGHTS) or (end and run / folder == end.path))
+            if not everything and state is not None and (folder.startswith(WEIGHTS) or run / folder == state)
         ]
         removed = [folder for folder in folders if folder not in kept]
         if removed and not dry_run and complete and result.base != "none":
@@ -122,6 +124,17 @@ def _clean(result: Result, *, everything: bool, dry_run: bool) -> Cleaning:
                 if (run / name).is_dir() and not any((run / name).iterdir()):
                     (run / name).rmdir()
     return cleaning
+
+
+def _state_to_extend(result: Result) -> Path | None:
+    """The checkpoint that `mulki extend` would go on from; None if it cannot."""
+    from mulki_plugins.training.checkpoint import checkpoints
+
+    if result.base == "joint":
+        return None
+    tasks = 0 if result.base == "none" else len(result.tasks)
+    moments = ((c.moment, c.path) for c in checkpoints(Path(result.folder))[0])
+    return next((path for moment, path in moments if moment.tasks == tasks and not moment.steps), None)
 
 
 def _below(run: Path) -> list[str]:

@@ -60,12 +60,16 @@ def extend(
     tasks after its strategy. Its weights and its matrix are those of one run of all these tasks. RUN stays as it is, and
     may be moved or deleted afterwards. `mulki resume` continues an extension that was stopped.
     """
+    from mulki_plugins.ranks.launch import launched
     from mulki_plugins.recipe.resolve import resolve
     from mulki_plugins.report.compare import comparison_data
     from mulki_plugins.report.folder import named
     from mulki_plugins.report.result import FILE, read_result
     from mulki_plugins.report.tables import comparison_text
 
+    if launched() is not None:
+        what = "an extension is begun by one process"
+        raise MulkiError(what, "start without torchrun; if it is stopped, `mulki resume` may go on with several")
     folder = named(folder)
     if not (folder / RECIPE).is_file() or not (folder / FILE).is_file():
         raise MulkiError(

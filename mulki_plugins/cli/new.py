@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import os
 import re
 import shlex
 import shutil
@@ -65,7 +66,7 @@ def new_recipe(folders: tuple[str, ...], from_folders: bool, out: str | None, na
     if out == "-":
         echo_recipe(drafted.text(f"{drafted.name}.yaml"))
         return
-    path = Path(out or f"{drafted.name}.yaml").expanduser()
+    path = Path(os.path.expanduser(out or f"{drafted.name}.yaml"))
     _write_new(path, drafted.text(str(path)))
     file = shlex.quote(str(path))
     try:
@@ -80,8 +81,14 @@ def new_recipe(folders: tuple[str, ...], from_folders: bool, out: str | None, na
 def _write_new(path: Path, text: str) -> None:
     hint = "choose another file with --out"
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        content = text.encode()
+        with path.open("xb") as file:
+            try:
+                file.write(content)
+                file.flush()
+            except OSError:  # a full disk: a part of the file would keep the next try from writing it
+                path.unlink()
+                raise
     except FileExistsError:
         raise MulkiError(f"{path}: already exists and is not overwritten", hint) from None
     except (OSError, ValueError) as error:

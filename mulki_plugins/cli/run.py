@@ -88,6 +88,7 @@ def run(
 
 
 def _run(plan: Plan, out: Path, resume: bool, force: bool, as_json: bool, verbosity: int) -> None:
+    from mulki_plugins.ranks.collectives import of_all
     from mulki_plugins.report.compare import comparison_data
     from mulki_plugins.report.tables import comparison_text
     from mulki_plugins.training.resume import resume_experiment
@@ -97,7 +98,10 @@ def _run(plan: Plan, out: Path, resume: bool, force: bool, as_json: bool, verbos
     for resolved, folders in plan:
         for seed, folder in folders.items():
             with contextlib.redirect_stdout(sys.stderr):  # output of plugins is no result
-                if resume and folder.is_dir():
+                [resuming, *_] = of_all(
+                    resume and folder.is_dir()
+                )  # as the first rank sees it, before any makes the folder
+                if resuming:
                     finished.append(resume_experiment(resolved, seed, folder, force=force, verbosity=verbosity))
                 else:
                     finished.append(run_experiment(resolved, seed, out, folder=folder, verbosity=verbosity))

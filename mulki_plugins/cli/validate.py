@@ -20,7 +20,7 @@ from mulki_plugins.cli.common import (
 from mulki_plugins.errors import MulkiError
 
 if TYPE_CHECKING:
-    from mulki_plugins.recipe.schema import Recipe
+    from mulki_plugins.recipe.schema import Choice, Recipe
 
 
 @click.command()
@@ -56,10 +56,10 @@ def validate(recipe: str, as_json: bool, **options: Any) -> None:
 def _check_recipe(name: str, options: dict[str, Any]) -> str:
     recipes = [result.recipe for result in resolve_variants(name, read_variants(options))]
     for choice in (recipes[0].stream, recipes[0].reference):
-        if choice is not None and choice.name == "folders":
+        for tasks in _own_tasks(choice) if choice is not None else ():
             from mulki_plugins.streams.folders.tasks import unused_files
 
-            for line in unused_files(choice.options["tasks"]):
+            for line in unused_files(tasks):
                 echo_note(f"note: {line}")
     for warning in check_class_names(recipes[0]):
         echo_note(warning)
@@ -73,10 +73,10 @@ def _check_recipe(name: str, options: dict[str, Any]) -> str:
 def check_class_names(recipe: Recipe) -> list[str]:
     """Warnings about class names that the model truncates. Mistakes if two classes become the same text.
 
-    Checks only the stream `folders`, whose class names are the user's, and models with CLIP's tokenizer; it needs
-    no torch. A run checks every stream and model.
+    Checks only streams `folders`, whose class names are the user's, also inside others, and models with CLIP's tokenizer; it
+    needs no torch. A run checks every stream and model.
     """
-    if recipe.stream.name != "folders":
+    if not (own := _own_tasks(recipe.stream)):
         return []
     from mulki_plugins.models.text import byte_pairs_of, check_sentences
     from mulki_plugins.streams.folders.tasks import read_texts
@@ -84,8 +84,16 @@ def check_class_names(recipe: Recipe) -> list[str]:
     pairs = byte_pairs_of(recipe.model.name)
     if pairs is None:
         return []
-    tasks = read_texts(recipe.stream.options["tasks"])
-    return check_sentences(tasks, pairs.read, across=recipe.evaluate.classes != "task")
+    across = recipe.evaluate.classes != "task" or recipe.stream.name == "split"
+    return check_sentences([task for tasks in own for task in read_texts(tasks)], pairs.read, across=across)
+
+
+def _own_tasks(stream: Choice) -> list[Any]:
+    """What each stream `folders` declares: the stream itself, or those inside `split` and `mixed`."""
+    from mulki_plugins.streams.nested import innermost
+
+    inside = innermost({"name": stream.name, **stream.options})
+    return [each["tasks"] for each in inside if each["name"] == "folders"]
 
 
 def _kind_of(name: str) -> str:

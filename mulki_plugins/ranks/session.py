@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -212,17 +212,21 @@ def _speak() -> None:
 
 
 def _silence() -> Callable[[], None]:
-    """Let this process print nothing. Returns what lets it print again."""
+    """Let this process print nothing, wherever `sys.stdout` writes to. Returns what lets it print again."""
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
+    numbers = {1, 2}
+    with suppress(OSError, ValueError):  # it may have no descriptor
+        numbers.add(sys.stdout.fileno())
+    kept = {number: os.dup(number) for number in numbers}
     nothing = os.open(os.devnull, os.O_WRONLY)
-    for number in (1, 2):
+    for number in numbers:
         os.dup2(nothing, number)
     os.close(nothing)
 
     def restore() -> None:
-        for number, copy in zip((1, 2), kept, strict=True):
+        sys.stdout.flush()
+        for number, copy in kept.items():
             os.dup2(copy, number)
 
     return restore

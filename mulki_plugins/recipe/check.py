@@ -6,6 +6,7 @@ the rest to the conversion to the schema's types.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,7 +155,12 @@ def _check_device(data: dict[str, Any]) -> Iterator[OptionError]:
 def _check_cache(data: dict[str, Any]) -> Iterator[OptionError]:
     """A single word that names no folder is rather a mistyped auto or off."""
     cache = get(data, ("evaluate", "cache"))
-    if not isinstance(cache, str) or cache in ("auto", "off") or re.search(r"[/\\]", cache):
+    if not isinstance(cache, str) or cache in ("auto", "off"):
+        return
+    if cache.startswith("~") and os.path.expanduser(cache) == cache:
+        yield OptionError(f"{cache}: this machine has no user of that name", ("evaluate", "cache"))
+        return
+    if re.search(r"[/\\]", cache):
         return
     if cache.strip() and Path(cache).is_dir():
         return

@@ -62,7 +62,7 @@ def _yaml_folder(kind: str) -> Path:
 
 def _register_stages(register: Register) -> None:
     at, check = "mulki_plugins.stages", "mulki_plugins.stages.check"
-    register.plugin("teachers", f"{at}.teachers:Teachers")
+    register.plugin("teachers", f"{at}.teachers:Teachers", after=["magmax"])
     register.plugin("eliciting", f"{at}.eliciting:Eliciting")
     register.plugin("adding", f"{at}.adding:Adding", check=f"{check}:check_adding")
     register.plugin("recalling", f"{at}.recalling:Recalling", check=f"{check}:check_recalling")
@@ -76,7 +76,7 @@ def _register_stages(register: Register) -> None:
 def _register_baselines(register: Register) -> None:
     register.plugin("lwf", "mulki_plugins.baselines.lwf:LearningWithoutForgetting")
     register.plugin("l2", "mulki_plugins.baselines.l2:WeightConstraint", after=["magmax"])
-    register.plugin("magmax", "mulki_plugins.baselines.magmax:MagMax")
+    register.plugin("magmax", "mulki_plugins.baselines.magmax:MagMax", conflicts=["connecting"])
     register.plugin("icarl", "mulki_plugins.baselines.icarl:ICarl", after=["connecting"])
     register.plugin("zscl", "mulki_plugins.baselines.zscl:ReferenceDistillation")
     register.plugin("snd", "mulki_plugins.baselines.snd:SelectiveDistillation")
@@ -95,10 +95,11 @@ def _register_avalanche(register: Register) -> None:
     )  # fmt: skip
     register.plugin(
         "avalanche.si",
-        "mulki_plugins.baselines.avalanche:SynapticIntelligence",
+        "mulki_plugins.baselines.avalanche:SynapticIntelligence", after=["magmax"],
         defaults={"si_lambda": 1.0},
         kinds={"si_lambda": Weight | list[Weight], "eps": Positive, "device": Literal["as_strategy"]},
-    )
+        check="mulki_plugins.baselines.check:check_si",
+    )  # fmt: skip
     register.plugin(
         "avalanche.mas",
         "mulki_plugins.baselines.avalanche:MAS",
@@ -106,7 +107,7 @@ def _register_avalanche(register: Register) -> None:
     )  # fmt: skip
     register.plugin(
         "avalanche.lwf",
-        "mulki_plugins.baselines.avalanche:LwF",
+        "mulki_plugins.baselines.avalanche:LwF", check="mulki_plugins.baselines.check:check_lwf",
         kinds={"alpha": Weight | list[Weight], "temperature": Positive}, after=["connecting"],
     )  # fmt: skip
     register.plugin(

@@ -52,7 +52,8 @@ class Test:
 def resample_metrics(runs: Sequence[Rights], resamples: int = RESAMPLES) -> dict[str, Floats]:
     """For each metric an array [runs, resamples]: its values when each task's test images are drawn anew, with replacement.
 
-    runs: the answers of runs on the same test images, for T ≥ 2 tasks. All runs get the same drawn images.
+    runs: the answers of runs on the same test images, for T ≥ 2 tasks. All runs get the same drawn images. Forgetting contains
+    a maximum, which drawing anew raises, so that its values are moved to the mean that the run itself has.
     ValueError if the runs differ in their numbers of tasks or images.
     """
     sizes = [task.shape[1] for task in runs[0]]
@@ -73,7 +74,11 @@ def resample_metrics(runs: Sequence[Rights], resamples: int = RESAMPLES) -> dict
             cells[:, :, :, j] = (100 / sizes[j] * (drawn @ right)).reshape(count, len(runs), len(sizes))
         for name, chunk in matrix_metrics(cells).items():
             values[name].append(chunk.T)
-    return {name: np.concatenate(chunks, axis=1) for name, chunks in values.items()}
+    drawn_anew = {name: np.concatenate(chunks, axis=1) for name, chunks in values.items()}
+    own = np.stack([100 * task.mean(1).reshape(len(runs), -1) for task in map(np.transpose, stacked)], axis=-1)
+    forgetting = drawn_anew["forgetting"]
+    forgetting += (matrix_metrics(own)["forgetting"] - forgetting.mean(1))[:, None]
+    return drawn_anew
 
 
 def _draw_counts(generator: np.random.Generator, resamples: int, images: int) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mulki_plugins.errors import MulkiError
 from mulki_plugins.losses import distillation, feature_distillation, movement_along
 from mulki_plugins.models.text_tower import length_needed
 from mulki_plugins.stages.check import check_preserving, refuse
@@ -78,6 +79,9 @@ class Preserving(Stage):
         if not self.weight or not self._needs_sentences:
             return
         model, teachers = classifier_of(strategy, self), Teachers.of(strategy, self)
+        if model.routes.adapter is not None and (self.texts or self.orthogonal):
+            what = f"preserving: sentences of no task take no route through the adapter {type(model.routes.adapter).__name__}"
+            raise MulkiError(f"{what}, so they stay as they are", "set its texts and orthogonal to 0")
         tasks = [model.prompts[task] for task in sorted(teachers.seen)]
         learned = words_of([name for task in tasks for name in task.class_names])
         words = vocabulary_words(model.tokenizer) if self.words is None else self.words

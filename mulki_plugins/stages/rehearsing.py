@@ -62,6 +62,8 @@ class Rehearsing(Stage):
         """The Gaussians of the classes of the tasks learned."""
         self._current: set[int] = set()
         """The tasks that are learned now."""
+        self._known: dict[int, Tensor] = {}
+        """The classes of each earlier task that had training images, on the host."""
         self._workers = 0
         self._tasks: list[int] = []
         """The earlier tasks of this step."""
@@ -76,18 +78,26 @@ class Rehearsing(Stage):
         """The features drawn in this step, [count, d]."""
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
+        if self.targets == "teacher":
+            Teachers.of(strategy, self).require("previous", "rehearsing with targets: teacher")
         self._current = tasks_of(strategy.adapted_dataset)
+        self._known = {
+            task: (~means.isnan().any(1)).nonzero()[:, 0].cpu()
+            for task, means in self.kept.means.items()
+            if task not in self._current
+        }
         self._workers = int(kwargs.get("num_workers") or 0)
         self._phrases = Phrases(classifier_of(strategy, self)) if self.templates == "drawn" else None
 
     def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Draw classes and features, so that the sentences pass the text tower with those of the batch."""
-        earlier = sorted(self.kept.means.keys() - self._current) if self.weight else []
+        earlier = sorted(task for task, known in self._known.items() if len(known)) if self.weight else []
         if earlier and self.among == "task":
             earlier = [earlier[int(torch.randint(len(earlier), ()))]]
         self._tasks = earlier
         sizes = [len(self.kept.means[task]) for task in earlier]
-        self._classes = torch.randperm(sum(sizes))[: self.classes].sort().values
+        known = self._known_among(earlier, sizes)
+        self._classes = known[torch.randperm(len(known))[: self.classes]].sort().values
         if self._phrases is None:
             classifier_of(strategy, self).request(self, earlier, self._classes)
         elif earlier:
@@ -95,6 +105,12 @@ class Rehearsing(Stage):
         if earlier:
             self._labels = torch.randint(len(self._classes), (self.count,)).sort().values
             self._z = self._features(self._classes[self._labels], sizes)
+
+    def _known_among(self, tasks: list[int], sizes: list[int]) -> Tensor:
+        """The classes [N], among the concatenated classes of these tasks, that had training images."""
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        each = [start + self._known[task] for task, start in zip(tasks, starts, strict=True)]
+        return torch.cat(each) if each else torch.empty(0, dtype=torch.long)
 
     def _features(self, classes: Tensor, sizes: list[int]) -> Tensor:
         """A feature of each of these classes [N, d], given in rising order among the concatenated classes of the step's tasks."""

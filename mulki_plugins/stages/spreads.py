@@ -52,7 +52,7 @@ class Spreads:
         """
         n, spare = counts.double().clamp(min=1), (counts - 1).clamp(min=0).double()
         means = sums / n[:, None]
-        self.means[task] = means.float()
+        self.means[task] = torch.where(counts[:, None] > 0, means, torch.nan).float()
         spread = (lengths - n * means.square().sum(1)).clamp(min=0)
         self.variances[task] = torch.where(spare > 0, spread / spare, torch.nan).float()
         scatter = squares - torch.einsum("c,ci,cj->ij", n, means, means)

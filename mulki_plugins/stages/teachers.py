@@ -11,6 +11,7 @@ from attrs import define, field, frozen
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
+from mulki_plugins.errors import MulkiError
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.models.fixed_images import image_tower_is_fixed, image_weights, same_image_tower
 from mulki_plugins.stages.protocols import Strategy, classifier_of, tasks_of
@@ -137,6 +138,13 @@ class Teachers(SupervisedPlugin):
             if isinstance(candidate, Teachers):
                 return candidate
         raise RuntimeError(f"{type(plugin).__name__} needs the plugin Teachers before it in the strategy's plugins")
+
+    def require(self, use: Literal["both", "previous"], name: str) -> None:
+        """MulkiError if the teachers that the plugin of this name compares with do not teach."""
+        if self.use not in ("both", use):
+            which = "both teachers" if use == "both" else "the previous teacher"
+            what = f"{name} needs {which}, and $.strategy.teachers.use is {self.use}"
+            raise MulkiError(what, "type --set strategy.teachers.use=both")
 
     def before_training(self, strategy: Strategy, **kwargs: Any) -> None:
         if self.initial is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -37,8 +38,10 @@ def vocabulary_words(tokenizer: Any) -> list[str]:
 
 
 def words_of(names: Collection[str]) -> set[str]:
-    """The words that class names consist of, in lower case."""
-    return {"".join(filter(str.isalpha, word)) for name in names for word in name.casefold().replace("-", " ").split()}
+    """The words that class names consist of, in lower case: of `snow_leopard` and `SnowLeopard` both."""
+    plain = (re.sub("['’]", "", name) for name in names)
+    spaced = (re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name) for name in plain)
+    return {word.casefold() for name in spaced for word in re.findall(r"[^\W\d_]+", name)}
 
 
 def generic_sentences(words: Sequence[str], templates: Sequence[str], count: int, longest: int) -> list[str]:
@@ -90,6 +93,22 @@ class Phrases:
             )
             for task in tasks
         ]
-        tokens = torch.cat([sentences[template] for sentences, (_, template) in zip(each, chosen, strict=True)])
+        length = self._tokens.length(self.model.clip, tasks, True)
+        parts = [sentences[template] for sentences, (_, template) in zip(each, chosen, strict=True)]
+        tokens = torch.cat(parts)
         tokens = tokens if classes is None else tokens[classes.to(device, non_blocking=True)]
-        return sentence_features(self.model, tokens, self._tokens.length(self.model.clip, tasks, True))
+        if self.model.routes.adapter is None:
+            return sentence_features(self.model, tokens, length)
+        owners = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
+        return self._by_route(tasks, owners if classes is None else owners[classes], tokens, length)
+
+    def _by_route(self, tasks: Sequence[int], owners: Tensor, tokens: Tensor, length: int) -> Tensor:
+        """Features of sentences, each by the route of its task; owners: [N], the position of that task, on the host."""
+        rows, features = [], []
+        for i, task in enumerate(tasks):
+            mine = (owners == i).nonzero()[:, 0]
+            if len(mine):
+                with self.model.routes.taking(self.model.routes.of_texts(task)):
+                    features.append(sentence_features(self.model, tokens[mine.to(tokens.device)], length))
+                rows.append(mine)
+        return torch.cat(features)[torch.cat(rows).argsort().to(tokens.device)]

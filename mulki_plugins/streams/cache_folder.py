@@ -66,10 +66,15 @@ class CacheFile:
 def list_cache(folder: Path) -> list[CacheFile]:
     """The files of a cache folder, last used first: prepared test images, and the pictures drawn for mtil-mini."""
     files = []
-    for path in [*folder.glob(f"*{SUFFIX}"), *folder.glob(_DRAWN)]:
+    for path in [*_pixel_files(folder), *folder.glob(_DRAWN)]:
         with contextlib.suppress(OSError):  # removed meanwhile
             files.append(_describe(path))
     return sorted(files, key=lambda file: (-file.last_used, file.path))
+
+
+def _pixel_files(folder: Path) -> Iterator[Path]:
+    """The files that a cache has named; the folder may hold others."""
+    return (path for path in folder.glob(f"*-{'[0-9a-z]' * 16}{SUFFIX}") if path.is_file())
 
 
 def _describe(path: Path) -> CacheFile:
@@ -109,7 +114,7 @@ def make_room(folder: Path, needed: int, limit: int, own: dict[Path, Layout]) ->
     _remove_abandoned(folder)
     usage = shutil.disk_usage(folder)
     total, growth, others = 0, 0, []
-    for path in folder.glob(f"*{SUFFIX}"):
+    for path in _pixel_files(folder):
         with contextlib.suppress(OSError):
             status = path.lstat()
             if path in own:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mulki_plugins.errors import Mistakes, format_value
 from mulki_plugins.registry.guard import cause_of
+from mulki_plugins.streams.images import open_picture
 from mulki_plugins.streams.names import LONGEST, class_key, is_task_name, is_template, task_key
 from mulki_plugins.streams.task import ArrayImages, LabelledImages, Task, TaskStream
 
@@ -60,7 +61,7 @@ def stream_faults(stream: TaskStream, *, reference: bool = False) -> Iterator[St
         faults = [fault for part, images in parts.items() for fault in _check_images(task, part, images, reference)]
         yield from faults
         if not reference and not any(fault.fatal for fault in faults):
-            yield from _check_overlap(task, copies=stream.name == "folders")
+            yield from _check_overlap(task, copies=getattr(task.train, "opener", None) is open_picture)
 
 
 def _check_task_names(tasks: Sequence[Task]) -> Iterator[StreamFault]:

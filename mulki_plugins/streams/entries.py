@@ -19,8 +19,8 @@ _PICTURES = (
 """Suffixes of pictures, whether or not Pillow reads them."""
 _SYSTEM = frozenset({
     "$recycle.bin", "#recycle", "@eadir", "@recycle", "@sharebin", "@tmp", "__macosx", "__pycache__", "found.000", "lost+found",
-    "network trash folder", "recycled", "recycler", "system volume information", "temporary items",
-    "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r",
+    "network trash folder", "system volume information", "temporary items", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db",
+    "desktop.ini", "icon\r",
 })  # fmt: skip
 """Folders and files that operating systems make for themselves, in lower case."""
 

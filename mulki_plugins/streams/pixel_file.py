@@ -44,7 +44,7 @@ class Layout:
 
     key: str
     """A hash of all that determines the pixels, except the image files' own state, which each row's signature holds."""
-    what: str = field(converter=_shorten)
+    what: str = field(converter=_shorten, eq=False)
     """For people: `Food: 25,250 test images`."""
     count: int
     shape: tuple[int, int, int]

@@ -60,7 +60,7 @@ class AccuracyRecorder:
     def after_eval_exp(self, strategy: ContinualTemplate) -> MetricValue:
         name, task = strategy.experience.task_name, int(strategy.experience.task_label)
         candidates = index_candidates(strategy.model, task, strategy.scope)
-        every, sure = (torch.cat([b.cpu() for b in in_order(each)]) for each in (self._chosen, self._sure))
+        every, sure = (torch.cat(in_order([b.cpu() for b in each])) for each in (self._chosen, self._sure))
         chosen = every.numpy()
         predicted = np.where(chosen == UNREAD, UNREAD, candidates[chosen])
         self.answers[name] = Answers(predicted=predicted, confidence=sure.numpy())

@@ -37,7 +37,7 @@ from mulki_plugins.training.checkpoint import (
     read_checkpoint,
     write_manifest,
 )
-from mulki_plugins.training.provenance import differences, identity
+from mulki_plugins.training.provenance import differences, identity, other_threads
 from mulki_plugins.training.run import Run
 
 _AGAIN = "learn all tasks in a new run, with `mulki run`"
@@ -71,7 +71,12 @@ def extend_experiment(parent: Result, resolved: Resolution, folder: Path, *, for
     end = _last_checkpoint(parent)
     built = build_seeded(recipe, seed)
     progress = ProgressLogger(len(built.stream.tasks))
+    before = end.run["identity"]
+    if recipe.train.workers == "auto":  # the batches depend on their number
+        built = evolve(built, workers=before["recipe"].get("workers", built.workers))
     now = identity(recipe, built, seed)
+    if warning := other_threads(before, now):
+        progress.say(warning)
     for line in _changes(parent, end, now, force):
         progress.say(f"extending although {line}")
     if aside := prepare_folder(folder):

@@ -19,6 +19,9 @@ from mulki_plugins.models.weights import FINAL, FINAL_HEAD, WEIGHTS
 from mulki_plugins.training.checkpoint import Checkpoint, Damaged, checkpoints
 from mulki_plugins.training.checksums import digest
 
+CHECKSUM = "sha256"
+"""Where a file that no checkpoint has keeps the digest of its tensors, among its metadata."""
+
 
 def write_final_weights(run: Path, tasks: int, model: ClipClassifier) -> None:
     """Write the weights after the last of so many tasks below the run's folder, under open_clip's names.
@@ -37,13 +40,17 @@ def write_final_weights(run: Path, tasks: int, model: ClipClassifier) -> None:
     weights = model.merged_weights() if model.adapters and not apart else model.clip.state_dict()
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     with in_place_of(run / FINAL) as temporary:
-        save_file(ready, temporary, metadata={"format": "pt", **model.weights_metadata})
+        save_file(ready, temporary, metadata={"format": "pt", **model.weights_metadata, **_checksum(ready)})
+
+
+def _checksum(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    return {CHECKSUM: digest(weights, weights.__getitem__)}
 
 
 def _write_head(run: Path, state: Mapping[str, Tensor]) -> None:
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     with in_place_of(run / FINAL_HEAD) as temporary:
-        save_file(ready, temporary, metadata={"format": "pt"})
+        save_file(ready, temporary, metadata={"format": "pt", **_checksum(ready)})
 
 
 def find_end(run: Path, tasks: int) -> Checkpoint | None:
@@ -87,10 +94,11 @@ def _secure_head(run: Path, end: Checkpoint | None) -> None:
 
 
 def _is_whole(path: Path, end: Checkpoint | None) -> bool:
-    """Whether a file holds the weights of a checkpoint, or without one, weights at all."""
+    """Whether a file holds the weights of a checkpoint, or without one, those that its own checksum belongs to."""
     try:
         with safe_open(path, framework="pt") as file:
-            return digest(file.keys(), file.get_tensor) == end.files[WEIGHTS] if end else bool(file.keys())
+            checksum = end.files[WEIGHTS] if end else (file.metadata() or {}).get(CHECKSUM)
+            return digest(file.keys(), file.get_tensor) == checksum if checksum else bool(file.keys())
     except (OSError, SafetensorError):
         return False
 

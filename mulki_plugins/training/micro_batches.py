@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from attrs import define, field, frozen
 from torch import Tensor
 
+from mulki_plugins.errors import MulkiError
 from mulki_plugins.models.classifier import MASKED
 from mulki_plugins.ranks import draws
 from mulki_plugins.ranks.batches import part_sizes
@@ -67,7 +68,10 @@ class MicroBatches:
             begin = end
 
     def add(self, part: MicroBatch, output: Tensor, loss: Tensor) -> None:
-        """Keep a part's logits [B, C] and its loss, without their graph."""
+        """Keep a part's logits [B, C] and its loss, without their graph. MulkiError if a plugin has changed its size."""
+        if len(output) != len(part.batch[0]):
+            what = f"a plugin put a batch of {len(output)} images in the place of {len(part.batch[0])}, a part of the batch"
+            raise MulkiError(what, "set train.accumulate to 1")
         self._outputs.append(output.detach())
         self._losses.append(part.share * loss.detach())
 

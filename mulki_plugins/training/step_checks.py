@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mulki_plugins.errors import MulkiError
+from mulki_plugins.ranks import collectives
 from mulki_plugins.training.finite import Step, error_at, explain_step, listed
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class StepChecks:
             raise
         except Exception:
             if event in _GRADIENT_EVENTS:  # it may have failed over a loss that is not finite
-                strategy.check_loss()
+                strategy.check_loss() if not collectives.several() else self.check_finite()  # the other ranks are elsewhere
             raise
         if strategy.optimizer is not optimizer or _count(strategy.optimizer) < held:
             self._blame["optimizer"] = who

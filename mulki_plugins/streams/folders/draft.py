@@ -137,7 +137,10 @@ def _draft_task(folder: str, name: str) -> _TaskDraft:
         task.options |= {"images": os.path.join(path, only), "test_share": 0.2, "seed": 0}
         task.notices.append(f"{folder}: there is only {only!r}; a fifth of it is held out for the test")
         if others := [name for name in inside if name != only]:
-            task.notices.append(f"{folder}: no class folders in {', '.join(map(repr, others))}; not used")
+            names = ", ".join(map(repr, others))
+            task.notices.append(f"{folder}: {names}: not used, since {only!r} has the classes in it")
+            if any(holds_images(os.path.join(_expand(path), name)) for name in others):
+                task.notices.append(f"{folder}: if all of these are classes, set images to {path} in the recipe")
     else:
         task.options |= {"images": path, "test_share": 0.2, "seed": 0}
     _leave_out(folder, task)
@@ -229,8 +232,10 @@ def _name_classes(folder: str, task: _TaskDraft) -> None:
         task.notices.append(f"{folder}: there is only one class; among the classes of its task every answer is right")
     if deeper := [name for name in classes if _only_deeper(os.path.join(root, name))]:
         what = f"the images of {', '.join(map(repr, deeper[:3]))} are in several folders further down"
-        paths = " ".join(shlex.quote(os.path.join(folder, name)) for name in deeper[:3])
-        task.notices.append(f"{folder}: {what}; if those are the classes: mulki new recipe {paths}")
+        if base := task.options.get("images"):
+            paths = " ".join(shlex.quote(os.path.join(base, name)) for name in deeper)
+            what += f"; if those are the classes: mulki new recipe {paths}"
+        task.notices.append(f"{folder}: {what}")
 
 
 def _only_deeper(path: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from mulki_plugins.errors import Mistakes
@@ -44,13 +44,15 @@ def folders(*, tasks: list[Any]) -> TaskStream:
 
 
 def _build_task(declared: FolderTask) -> Task:
-    roots, classes = declared.folders, classes_of(declared)
+    roots, classes, leave_out = declared.folders, classes_of(declared), declared.leave_out or ()
     if "images" in roots:
         share = TEST_SHARE if declared.test_share is None else declared.test_share
-        by_class = [split_by_hash(files, share, declared.seed or SEED) for files in _files(roots["images"], classes)]
+        by_class = [
+            split_by_hash(files, share, declared.seed or SEED) for files in _files(roots["images"], classes, leave_out)
+        ]
         train, test = (_label(roots["images"], [files[part] for files in by_class]) for part in (0, 1))
     else:
-        train, test = (_label(roots[key], _files(roots[key], classes)) for key in ("train", "test"))
+        train, test = (_label(roots[key], _files(roots[key], classes, leave_out)) for key in ("train", "test"))
     texts = texts_of(declared, classes)
     return Task(
         name=texts.name,
@@ -62,9 +64,9 @@ def _build_task(declared: FolderTask) -> Task:
     )
 
 
-def _files(root: str, classes: Sequence[str]) -> list[list[str]]:
+def _files(root: str, classes: Sequence[str], leave_out: Collection[str]) -> list[list[str]]:
     """The image files of each class, sorted; a class folder may encode accents differently, or be in another case."""
-    spelling = match_folders(classes, class_folders(root))
+    spelling = match_folders(classes, class_folders(root, leave_out))
     folders = [spelling[name] for name in classes]
     return [sorted(f"{name}/{file}" for file in images_below(os.path.join(root, name))) for name in folders]
 

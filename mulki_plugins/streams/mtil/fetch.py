@@ -14,7 +14,8 @@ from typing import Any
 from mulki_plugins.errors import MulkiError, describe_error
 from mulki_plugins.failures import explain_failure
 from mulki_plugins.libraries import import_libraries
-from mulki_plugins.streams.mtil.dataset import look
+from mulki_plugins.streams.mtil.coop import split_file
+from mulki_plugins.streams.mtil.dataset import DatasetOnDisk, look
 from mulki_plugins.streams.mtil.declaration import ORDERS, Declaration, root_folder
 from mulki_plugins.streams.names import select_tasks
 
@@ -82,8 +83,7 @@ def fetch_missing(options: dict[str, Any], say: Callable[[str], None]) -> list[s
         dataset = look(name, root, options.get("split", "zscl"))
         declared = dataset.declared
         if dataset.state != "missing":
-            advice = "" if declared.get else f"; nothing is overwritten: move {dataset.folder} away first"
-            failures += [f"{name}: {problem}{advice}" for problem in dataset.problems]
+            failures += _problems(dataset)
             say(f"{name}: {'there, but not whole' if dataset.problems else 'there'}: {dataset.folder}")
             continue
         action = "cannot be downloaded" if declared.get else f"downloading about {declared.gigabytes:g} GB to {root}"
@@ -92,4 +92,16 @@ def fetch_missing(options: dict[str, Any], say: Callable[[str], None]) -> list[s
             say(f"{name}: {fetch(declared, root)}")
         except MulkiError as error:
             failures += error.lines()
+        else:
+            failures += _problems(look(name, root, dataset.split))
     return failures
+
+
+def _problems(dataset: DatasetOnDisk) -> list[str]:
+    """What a data set lacks. No download brings CoOp's split file, so that the folder need not make room for one."""
+    away = f"; nothing is overwritten: move {dataset.folder} away first"
+    own = str(split_file(dataset.declared, dataset.folder.parent)) if dataset.declared.split_file else ""
+    return [
+        f"{dataset.declared.name}: {problem}{'' if dataset.declared.get or (own and problem.startswith(own)) else away}"
+        for problem in dataset.problems
+    ]
