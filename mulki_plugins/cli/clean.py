@@ -97,6 +97,7 @@ def _choose(folders: Sequence[Path], force: bool) -> list[Result]:
 def _clean(result: Result, *, everything: bool, dry_run: bool) -> Cleaning:
     from mulki_plugins.files import locked
     from mulki_plugins.report.folder import refuse_links
+    from mulki_plugins.training.checkpoint import to_extend
     from mulki_plugins.training.final_weights import find_end, secure_final_weights
 
     run, complete = Path(result.folder), result.status == "complete"
@@ -104,11 +105,12 @@ def _clean(result: Result, *, everything: bool, dry_run: bool) -> Cleaning:
         refuse_links(run)
         end = find_end(run, len(result.tasks)) if complete else None
         folders = _below(run)
-        state = _state_to_extend(result) if complete else None
+        can_be_extended = complete and result.base != "joint"
+        state = to_extend(run, result.base, len(result.tasks)) if can_be_extended else None
         kept = [
             folder
             for folder in folders
-            if not everything and state is not None and (folder.startswith(WEIGHTS) or run / folder == state)
+            if not everything and state is not None and (folder.startswith(WEIGHTS) or run / folder == state.path)
         ]
         removed = [folder for folder in folders if folder not in kept]
         if removed and not dry_run and complete and result.base != "none":
@@ -124,17 +126,6 @@ def _clean(result: Result, *, everything: bool, dry_run: bool) -> Cleaning:
                 if (run / name).is_dir() and not any((run / name).iterdir()):
                     (run / name).rmdir()
     return cleaning
-
-
-def _state_to_extend(result: Result) -> Path | None:
-    """The checkpoint that `mulki extend` would go on from; None if it cannot."""
-    from mulki_plugins.training.checkpoint import checkpoints
-
-    if result.base == "joint":
-        return None
-    tasks = 0 if result.base == "none" else len(result.tasks)
-    moments = ((c.moment, c.path) for c in checkpoints(Path(result.folder))[0])
-    return next((path for moment, path in moments if moment.tasks == tasks and not moment.steps), None)
 
 
 def _below(run: Path) -> list[str]:

@@ -98,9 +98,8 @@ def _run(plan: Plan, out: Path, resume: bool, force: bool, as_json: bool, verbos
     for resolved, folders in plan:
         for seed, folder in folders.items():
             with contextlib.redirect_stdout(sys.stderr):  # output of plugins is no result
-                [resuming, *_] = of_all(
-                    resume and folder.is_dir()
-                )  # as the first rank sees it, before any makes the folder
+                # as the first rank sees it, before any makes the folder
+                [resuming, *_] = of_all(resume and folder.is_dir())
                 if resuming:
                     finished.append(resume_experiment(resolved, seed, folder, force=force, verbosity=verbosity))
                 else:

@@ -238,6 +238,15 @@ def checkpoints(run: Path) -> tuple[list[Checkpoint], list[str]]:
     return sorted(readable, key=lambda checkpoint: checkpoint.moment, reverse=True), problems
 
 
+def to_extend(run: Path, base: str, tasks: int) -> Checkpoint | None:
+    """The checkpoint of the last of so many tasks' end, from which a further one goes on; None if none is kept.
+
+    With the base `none`, which trains nothing, it is that of the start.
+    """
+    done = 0 if base == "none" else tasks
+    return next((c for c in checkpoints(run)[0] if c.moment.tasks == done and not c.moment.steps), None)
+
+
 def latest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
     """The run's latest checkpoint that is whole, as is the one it builds on; and what is wrong with later ones.
 

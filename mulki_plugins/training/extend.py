@@ -32,9 +32,9 @@ from mulki_plugins.training.checkpoint import (
     STATE,
     Checkpoint,
     Damaged,
-    checkpoints,
     new_folder,
     read_checkpoint,
+    to_extend,
     write_manifest,
 )
 from mulki_plugins.training.provenance import differences, identity, other_threads
@@ -96,18 +96,17 @@ def extend_experiment(parent: Result, resolved: Resolution, folder: Path, *, for
 
 def _last_checkpoint(parent: Result) -> Checkpoint:
     """The checkpoint of the last task's end; of a strategy that trains nothing, that of the start."""
-    tasks = 0 if parent.base == "none" else len(parent.tasks)
-    for checkpoint in checkpoints(Path(parent.folder))[0]:
-        if checkpoint.moment.tasks == tasks and not checkpoint.moment.steps:
-            try:
-                checkpoint.verify()
-            except Damaged as error:
-                raise MulkiError(f"{error.message}; the run cannot be extended without it", _AGAIN) from error
-            return checkpoint
-    raise MulkiError(
-        f"{parent.folder}: holds no checkpoint of its last task's end, from which it could go on",
-        f"it was removed, or none were kept (train.checkpoint.keep); {_AGAIN}",
-    )
+    checkpoint = to_extend(Path(parent.folder), parent.base, len(parent.tasks))
+    if checkpoint is None:
+        raise MulkiError(
+            f"{parent.folder}: holds no checkpoint of its last task's end, from which it could go on",
+            f"it was removed, or none were kept (train.checkpoint.keep); {_AGAIN}",
+        )
+    try:
+        checkpoint.verify()
+    except Damaged as error:
+        raise MulkiError(f"{error.message}; the run cannot be extended without it", _AGAIN) from error
+    return checkpoint
 
 
 def _changes(parent: Result, end: Checkpoint, now: Mapping[str, Any], force: bool) -> list[str]:
