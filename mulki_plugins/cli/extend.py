@@ -12,6 +12,7 @@ import click
 
 from mulki_plugins.cli.common import UserPath, echo_json, echo_note, report_errors
 from mulki_plugins.errors import Mistakes, MulkiError
+from mulki_plugins.ranks.session import fall_silent
 
 if TYPE_CHECKING:
     from mulki_plugins.recipe.resolve import Resolution
@@ -68,8 +69,11 @@ def extend(
     from mulki_plugins.report.tables import comparison_text
 
     if launched() is not None:
-        what = "an extension is begun by one process"
-        raise MulkiError(what, "start without torchrun; if it is stopped, `mulki resume` may go on with several")
+        fall_silent()
+        raise MulkiError(
+            "one process begins an extension",
+            "start without torchrun; if it is stopped, `mulki resume` may go on with several",
+        )
     folder = named(folder)
     if not (folder / RECIPE).is_file() or not (folder / FILE).is_file():
         raise MulkiError(
