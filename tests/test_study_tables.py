@@ -219,9 +219,11 @@ def test_the_study_shows_costs_beside_its_numbers():
         "trained weights": "4 k (100 %)", "step": "1.50", "peak memory": "600",
     }  # fmt: skip
     assert "relative to worst" in text
-    newer = [evolve(each, trained=500, weights=1000) if each.label == "best" else each for each in lines]
-    assert table_of(text_of(newer, costs))["best"]["trained weights"] == "0 k (50 %)", (
-        "the runs' own number counts first"
+    newer = [
+        evolve(each, trained=1000 * (4 + each.seed), weights=10_000) if each.label == "best" else each for each in lines
+    ]
+    assert table_of(text_of(newer, costs))["best"]["trained weights"] == "5 k (50 %)", (
+        "the mean of the runs' own numbers counts first"
     )
     assert not {"step", "trained weights"} & set(table_of(text_of(lines))["best"])
     one = table_of(text_of(lines, costs[:1]))["worst"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -122,7 +123,7 @@ def _cost(own: Sequence[CostLine], base: Mapping[int, CostLine]) -> Cost:
         relative=spread([ratio for a, b in pairs if (ratio := _ratio(a, b)) is not None], ".2f"),
         memory=spread([line.memory for line in own], ".0f"),
         relative_memory=spread([a.memory / b.memory for a, b in pairs if b.memory], ".2f"),
-        trained=trained_text(own[-1].trained, own[-1].weights),
+        trained=mean_trained((line.trained, line.weights) for line in own),
         kept=f"{own[-1].kept / 1e6:.1f}",
     )
 
@@ -144,6 +145,12 @@ def spread(values: Sequence[float], form: str) -> str:
         return "–"
     mean, deviation = mean_and_deviation(values)
     return f"{mean:{form}}" + ("" if deviation is None else f" ± {deviation:{form}}")
+
+
+def mean_trained(counts: Iterable[tuple[int | None, int | None]]) -> str:
+    """How many weights learn, of how many, in the mean of the runs that say so: experts, for one, grow by seed."""
+    known = [(trained, weights) for trained, weights in counts if trained is not None and weights]
+    return trained_text(*(round(statistics.fmean(each)) for each in zip(*known, strict=True))) if known else "–"
 
 
 def trained_text(trained: int | None, weights: int | None) -> str:

@@ -13,7 +13,7 @@ from mulki_plugins.errors import MulkiError
 from mulki_plugins.files import write_text
 from mulki_plugins.report.significance import Test, seeds_test
 from mulki_plugins.study.choose import ranked
-from mulki_plugins.study.costs import Cost, CostLine, spread, summarize, trained_text
+from mulki_plugins.study.costs import Cost, CostLine, mean_trained, spread, summarize
 from mulki_plugins.study.plan import STUDY
 from mulki_plugins.study.schema import Choice, Part, Study
 from mulki_plugins.study.state import State
@@ -136,9 +136,8 @@ def _p_value(test: Test | None) -> str:
 
 def _trained(lines: Sequence[Line], cost: Cost | None) -> str:
     """What the runs themselves say, else what the measurement of the cost does."""
-    known = next((line for line in reversed(lines) if line.trained is not None), None)
-    if known is not None:
-        return trained_text(known.trained, known.weights)
+    if any(line.trained is not None for line in lines):
+        return mean_trained((line.trained, line.weights) for line in lines)
     return cost.trained if cost is not None else _UNKNOWN
 
 
