@@ -131,7 +131,7 @@ def test_merging_at_a_tasks_end_keeps_the_answers_and_starts_anew(stream):
     first = dict(model.added_weights())
     model.after_task(0)
     assert torch.allclose(model(images(), 0), before, atol=1e-5)
-    assert all(float(p.abs().max()) == 0 for name, p in model.added_weights().items() if name.endswith(".B"))
+    assert all(p.abs().max().item() == 0 for name, p in model.added_weights().items() if name.endswith(".B"))
     assert first.keys() == model.added_weights().keys()
     merged = {n: p.clone() for n, p in model.named_parameters() if n.endswith("original")}
     model.after_task(1)

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 from attrs import evolve
@@ -199,7 +200,8 @@ def test_mulki_cache_lists_and_clears(own_cache):
     assert "0 files, 0 B" in mulki("cache")
     fill(PixelCache(), "a")
     fill(PixelCache(), "b", 3).cache.file("c", layout("c")).prepare()
-    (own_cache.parent / "mtil-mini-digits-test-0123.npz").write_bytes(b"drawn")
+    (own_cache.parent / "mtil-mini-digits-test-0123456789ab.npz").write_bytes(b"drawn")
+    (own_cache.parent / "mtil-mini-my-results.npz").write_bytes(b"mine")
     (own_cache.parent / "notes.txt").write_text("mine")
     (own_cache / f"d-{'0' * 16}.pixels").write_bytes(b"no header")
     age(own_cache, "a", 40)
@@ -216,7 +218,8 @@ def test_mulki_cache_lists_and_clears(own_cache):
     assert "1 file, " in mulki("cache", "--clear", "--older-than", "30")
     assert names(own_cache) == {"b", "c", "d"}
     assert len(json.loads(mulki("cache", "--clear", "--json"))["removed"]) == 4
-    assert [path.name for path in own_cache.parent.rglob("*") if path.is_file()] == ["notes.txt"]
+    left = sorted(path.name for path in own_cache.parent.rglob("*") if path.is_file())
+    assert left == ["mtil-mini-my-results.npz", "notes.txt"]
 
 
 def test_mulki_cache_of_another_folder_and_mistakes(tmp_path):
@@ -224,6 +227,15 @@ def test_mulki_cache_of_another_folder_and_mistakes(tmp_path):
     assert "a: 10 test images" in mulki("cache", "--folder", tmp_path / "other")
     assert "no such folder" in mulki("cache", "--folder", tmp_path / "nowhere", status=2)
     assert "--older-than needs --clear" in mulki("cache", "--older-than", "3", status=2)
+    copy = tmp_path / "other" / "mtil-mini-digits-test-0123456789ab.npz"
+    copy.write_bytes(b"a copy of mine")
+    mulki("cache", "--clear", "--folder", tmp_path / "other")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == [copy.name]
+
+
+def test_the_cache_folder_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("MULKI_CACHE", "~/mine")
+    assert cache_folder.cache_folder() == Path.home() / "mine"
 
 
 def test_hostile_names_reach_neither_path_nor_terminal(own_cache):

@@ -408,6 +408,8 @@ def test_the_command_on_folders(tmp_path, monkeypatch):
     assert "put a value with spaces in quotes: --task '{name: birds, images: DIR}'" in cut
     done = mulki("extend", two, "--task", "elsewhere/pets", ok=False)
     assert "--task elsewhere/pets: the task 'pets' is there already" in done.stderr
+    unnamed = mulki("extend", two, "--task", "{images: data/boats}", "--task", "data/boats", ok=False).stderr
+    assert "$.stream.tasks[2].name: missing" in unnamed
     both = mulki("extend", two, "--task", "data/nothing", "--task", "elsewhere/pets", ok=False).stderr
     assert "no such folder" in both
     assert "is there already" in both

@@ -454,6 +454,7 @@ def test_no_image_is_encoded_twice_however_many_scopes_ask(tmp_path, monkeypatch
     [
         ("raill", r"\$\.model\.head\.raill: no head is named 'raill' \(did you mean 'rail'\?\)"),
         ("{rail: {widht: 3}}", r"\$\.model\.head\.rail\.widht: unknown option \(did you mean 'width'\?\)"),
+        ("{text: {fusion: 0.5}}", r"\$\.model\.head\.text\.fusion: unknown option; this head has none"),
         ("{rail: {ridge: 0}}", r"\$\.model\.head\.rail\.ridge: expected .*above 0"),
         ("{rail: {fusion: 1.5}}", r"\.fusion: expected"),
         ("[rail]", r"\$\.model\.head: expected a head as"),

@@ -12,7 +12,7 @@ from PIL import Image
 from mulki_plugins.cli import main
 from mulki_plugins.errors import Mistakes
 from mulki_plugins.recipe.emit import dump_annotated, dump_yaml
-from mulki_plugins.recipe.files import check_strategy, find, list_registered
+from mulki_plugins.recipe.files import YamlFile, check_strategy, find, list_registered
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.recipe.schema import as_data
 from mulki_plugins.recipe.yaml import parse_value, parse_yaml
@@ -103,6 +103,24 @@ def test_strategy_defaults_lie_under_the_recipe(tmp_path):
     assert (train.iterations, train.epochs) == (None, 2), "the recipe's budget takes the place of the strategy's"
 
 
+def test_short_forms_of_strategy_defaults_are_laid_under_long_ones(tmp_path):
+    strategy = tmp_path / "slow.yaml"
+    strategy.write_text(
+        "name: slow\ndefaults:\n  model: {head: rail, train: none}\n  train: {schedule: linear, optimizer: muon, iterations: 9}\n"
+        "plugins: []\n"
+    )
+    check_strategy(YamlFile(strategy, "slow.yaml"))
+    (tmp_path / "r.yaml").write_text(
+        f"name: r\nstream: mtil-mini\nmodel: {{name: mulki-tiny, head: {{rail: {{width: 64}}}}}}\nstrategy: {strategy}\n"
+        "train: {optimizer: {lr: 0.001}, schedule: {warmup: 2}, epochs: null}\n"
+    )
+    recipe = resolve(str(tmp_path / "r.yaml")).recipe
+    assert (recipe.train.optimizer.name, recipe.train.optimizer.lr) == ("muon", 0.001)
+    assert (recipe.train.schedule.name, recipe.train.schedule.warmup) == ("linear", 2)
+    assert recipe.model.options["head"]["rail"]["width"] == 64
+    assert recipe.train.iterations == 9, "null sets nothing, so it takes nothing away"
+
+
 @pytest.mark.parametrize(
     ("setting", "read", "expected"),
     [
@@ -169,6 +187,21 @@ def test_a_list_of_factors_has_at_least_one(option):
         (("strategy.plugins=[teachers]", "strategy.teachers.use=initial"), lambda r: len(r.strategy.plugins), 1),
         (("stream=mtil-mini", "stream.order=II"), lambda r: r.stream.options["order"], "II"),
         (("model.head=rail", "model.head.rail.width=64"), lambda r: r.model.options["head"]["rail"]["width"], 64),
+        (
+            ("model.adapters=[lora]", "model.adapters.lora.rank=4"),
+            lambda r: r.model.options["adapters"][0]["lora"]["rank"],
+            4,
+        ),
+        (
+            ("stream={name: mixed, of: [mtil-mini]}", "stream.of[0].shots=5"),
+            lambda r: r.stream.options["of"],
+            [{"name": "mtil-mini", "shots": 5}],
+        ),
+        (
+            ("stream={name: split, of: mtil-mini, increment: 5}", "stream.of.tasks=[food]"),
+            lambda r: r.stream.options["of"],
+            {"name": "mtil-mini", "tasks": ["food"]},
+        ),
     ],
 )
 def test_an_option_of_a_part_that_an_earlier_setting_names(settings, read, expected):
@@ -292,6 +325,13 @@ def test_with_and_without_name_the_stack():
         resolve("mtil", Changes(without_plugins=("teachers",)))
 
 
+def test_a_plugin_is_taken_out_and_put_back_with_its_defaults():
+    changes = Changes(strategy="mulki", without_plugins=("connecting",), with_plugins=("connecting",))
+    recipe = resolve("mtil", changes).recipe
+    assert recipe.strategy.plugins[-1].name == "connecting"
+    assert recipe.strategy.name == "mulki-without-connecting-with-connecting"
+
+
 def test_names_and_paths(tmp_path, monkeypatch):
     assert "mtil" in list_registered("recipes")
     monkeypatch.chdir(tmp_path)
@@ -368,7 +408,7 @@ def test_a_strategy_is_checked_whole(tmp_path):
     path.write_text("name: x\ndefaults: {model: {train: adapters}}\n")
     check_strategy(find("strategies", str(path)))  # the recipe may add the adapters
     path.write_text("name: x\ndefaults: {model: {adapters: [lorra]}}\n")
-    with pytest.raises(Mistakes, match=r"\$.defaults.model.adapters\[0\]: no adapter is named 'lorra'"):
+    with pytest.raises(Mistakes, match=r"\$.defaults.model.adapters\[0\].lorra: no adapter is named 'lorra'"):
         check_strategy(find("strategies", str(path)))
     path.write_text("name: x\ndefaults: {train: {iterations: 5, epochs: 5}}\n")
     with pytest.raises(Mistakes, match="both iterations and epochs"):

@@ -90,7 +90,7 @@ def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--with", "with_plugins", multiple=True, metavar="PLUGIN", shell_complete=complete_plugins,
-            help="Append a plugin to the stack.",
+            help="Add a plugin to the stack, where it belongs.",
         ),
         click.option(
             "--strategy", "strategies", multiple=True, metavar="NAME", shell_complete=complete_strategies,

@@ -132,7 +132,7 @@ def _settings(
         entries, mistakes = list(options["tasks"]), list[str]()
         for text in folders:
             try:
-                entries.append(_entry(text, {str(entry["name"]) for entry in entries if isinstance(entry, dict)}))
+                entries.append(_entry(text, {str(e["name"]) for e in entries if isinstance(e, dict) and "name" in e}))
             except MulkiError as error:
                 mistakes += error.lines()
         if mistakes:

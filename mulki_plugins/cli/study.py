@@ -328,6 +328,9 @@ def _status_data(conductor: Conductor, found: Sequence[State], left: float | Non
 
 
 def _draw(conductor: Conductor, found: Sequence[State], path: Path) -> None:
+    from mulki_plugins.libraries import import_library
+
+    import_library("matplotlib")
     from mulki_plugins.study.figure import draw
 
     try:

@@ -81,6 +81,10 @@ class Head(nn.Module):
     portable_state: tuple[str, ...] = ()
     """What that file needs of the head's parameters and buffers; they must be enough to load the head, too."""
 
+    def __init__(self) -> None:
+        """Without options, unless a subclass has some."""
+        super().__init__()
+
     def forward(self, z: Tensor, scope: Scope) -> Tensor:
         """Logits [B, C] over the candidates of the scope, in their order. z: image features [B, d], unit norm.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shlex
 from difflib import get_close_matches
@@ -13,7 +14,7 @@ from attrs import frozen
 from mulki_plugins.characters import simplify
 from mulki_plugins.errors import Mistakes, OptionError, did_you_mean, format_value
 from mulki_plugins.recipe.check import check_name, check_recipe
-from mulki_plugins.recipe.layers import overlay, write_out_plugins
+from mulki_plugins.recipe.layers import overlay, write_out_plugins, write_out_short_forms
 from mulki_plugins.recipe.parts import check_plugins
 from mulki_plugins.recipe.schema import StrategyFile
 from mulki_plugins.recipe.yaml import Origin, Tree, locate, read_yaml, sort_by_line
@@ -270,7 +271,9 @@ def _check_defaults(defaults: dict[str, Any]) -> list[OptionError]:
         "strategy": {"name": "any", "plugins": []}, "train": {"iterations": 10**9, "optimizer": {"lr": 1.0}},
     }  # fmt: skip
     model = {key: value for key, value in defaults.get("model", {}).items() if key in _OF_MODEL}
-    _, wrong = check_recipe(overlay(Tree(smallest), Tree({**defaults, "model": model})).value)
+    layer = Tree(copy.deepcopy({**defaults, "model": model}))
+    write_out_short_forms(layer)
+    _, wrong = check_recipe(overlay(Tree(smallest), layer).value)
     return [error.below(("defaults",)) for error in wrong]
 
 

@@ -41,7 +41,7 @@ def _lay(into: Tree, upper: Tree, path: Location, value: Any) -> None:
             _lay(into, upper, (*path, key), item)
         return
     other = EXCLUSIVE.get(path)
-    if other and get(upper.value, other) is None and get(into.value, other) is not None:
+    if other and value is not None and get(upper.value, other) is None and get(into.value, other) is not None:
         remove(into, other)
     put(into, path, copy.deepcopy(value), upper.origin(path))
 
@@ -105,13 +105,14 @@ def leaves(value: Any, path: Location = ()) -> Iterator[tuple[Location, Any]]:
 
 
 def write_out_short_forms(tree: Tree) -> None:
-    """Expand a recipe's short forms: `stream: name`, `model: name`, `optimizer: name`, `- plugin`."""
+    """Expand a recipe's short forms: `stream: name`, `model: name`, `optimizer: name`, `- adapter`, `- plugin`."""
     for path in (("stream",), ("reference",), ("model",), ("train", "optimizer"), ("train", "schedule")):
         if isinstance(name := get(tree.value, path), str):
             origin = tree.origin(path)
             put(tree, path, {}, origin)
             put(tree, (*path, "name"), name, origin)
     write_out_head(tree)
+    write_out_plugins(tree, ("model", "adapters"))
     write_out_plugins(tree, ("strategy", "plugins"))
 
 
@@ -127,7 +128,7 @@ def write_out_head(tree: Tree, path: Location = HEAD) -> None:
 
 
 def write_out_plugins(tree: Tree, path: Location) -> None:
-    """Expand the short form of a stack's entries: `- name` becomes `- name: {}`."""
+    """Expand the short form of a list's entries: `- name` becomes `- name: {}`."""
     plugins = get(tree.value, path)
     for i, entry in enumerate(plugins if isinstance(plugins, list) else ()):
         if isinstance(entry, str):
@@ -151,10 +152,19 @@ def set_value(tree: Tree, assignment: str) -> None:
     if problem:
         raise Mistakes([locate(origin, path, problem)])
     value = parse_setting(text, origin, path)
+    _write_out_nested_stream(tree, path)
     other = EXCLUSIVE.get(path)
     if other and value is not None and get(tree.value, other) is not None:
         remove(tree, other)
     put(tree, path, value, origin)
+
+
+def _write_out_nested_stream(tree: Tree, path: Location) -> None:
+    """Expand `of: [name]` on the way to an option of that stream: `name` becomes `name: name`."""
+    for end in range(2, len(path)):
+        stream = get(tree.value, path[:end])
+        if path[0] in ("stream", "reference") and "of" in path[end - 2 : end] and isinstance(stream, str):
+            put(tree, path[:end], {"name": stream}, tree.origin(path[:end]))
 
 
 def _explain_no_assignment(key: str, equals: str) -> str:

@@ -122,7 +122,7 @@ def chooses_strategy(setting: str) -> bool:
 def _check_name_is_free(draft: _Draft, file: YamlFile) -> None:
     """A registered recipe must not have the name of another one: results are stored under it."""
     registered, name = registered_name("recipes", file.path), draft.tree.value.get("name")
-    if registered is not None and name != registered and name in list_registered("recipes"):
+    if registered is not None and name != registered and isinstance(name, str) and name in list_registered("recipes"):
         owner = list_registered("recipes")[name][1]
         message = f"the recipe {name!r} of {owner} has this name, and results are stored under it"
         expected = f"expected {registered!r}, the name of the file"
@@ -170,12 +170,13 @@ def _lay_over_strategy_file(draft: _Draft, name: str) -> None:
     strategy, source = read_strategy(file)
     lower = Tree({})
     for key, value in strategy.defaults.items():
-        put(lower, (key,), value, source.origin(("defaults", key)))
+        put(lower, (key,), copy.deepcopy(value), source.origin(("defaults", key)))
         lower.origins.update({p[1:]: o for p, o in source.origins.items() if p[:2] == ("defaults", key)})
     stack: dict[str, Any] = {"name": strategy.name, "base": strategy.base, "plugins": source.value.get("plugins", [])}
     put(lower, _STRATEGY, stack, source.origin(()))
     lower.origins.update({("strategy", *p): o for p, o in source.origins.items() if p[:1] == ("plugins",)})
     lower.origins["strategy", "base"] = source.origin(("base",))
+    write_out_short_forms(lower)
     draft.tree, draft.defaults = overlay(lower, draft.tree), lower
     draft.tree.value["strategy"]["name"] = strategy.name
 
@@ -207,7 +208,7 @@ def _edit_stack(draft: _Draft, changes: Changes) -> None:
         problem = _explain_no_plugin(name)
         if not problem:
             label += f"-with-{name}"
-            if name in names or {name: {}} in stack:
+            if name in [next(iter(entry)) for entry in stack if isinstance(entry, dict) and entry]:
                 problem = f"the stack has the plugin {name!r} already"
         if problem:
             draft.wrong.append(locate(Origin(f"--with {name}"), _STACK, problem))

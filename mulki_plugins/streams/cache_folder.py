@@ -26,7 +26,7 @@ except ImportError:  # Windows
 LIMIT = 64 * 2**30
 """Bytes that the files of a cache folder may take. MTIL's 97,209 test images take 14 GiB at 224 x 224."""
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", re.IGNORECASE)
-_DRAWN = "mtil-mini-*.npz"
+_DRAWN = re.compile(r"mtil-mini-[\w-]+-(train|test)-[0-9a-f]{12}\.npz")
 _ABANDONED = 3600
 """Seconds after which a half-made file has no writer any more."""
 
@@ -66,7 +66,7 @@ class CacheFile:
 def list_cache(folder: Path) -> list[CacheFile]:
     """The files of a cache folder, last used first: prepared test images, and the pictures drawn for mtil-mini."""
     files = []
-    for path in [*_pixel_files(folder), *folder.glob(_DRAWN)]:
+    for path in [*_pixel_files(folder), *_drawn_pictures(folder)]:
         with contextlib.suppress(OSError):  # removed meanwhile
             files.append(_describe(path))
     return sorted(files, key=lambda file: (-file.last_used, file.path))
@@ -75,6 +75,13 @@ def list_cache(folder: Path) -> list[CacheFile]:
 def _pixel_files(folder: Path) -> Iterator[Path]:
     """The files that a cache has named; the folder may hold others."""
     return (path for path in folder.glob(f"*-{'[0-9a-z]' * 16}{SUFFIX}") if path.is_file())
+
+
+def _drawn_pictures(folder: Path) -> Iterator[Path]:
+    """The files of the cache's own folder into which mtil-mini draws; no other folder has any."""
+    if folder.resolve() != cache_folder().resolve():
+        return iter(())
+    return (path for path in folder.glob("mtil-mini-*.npz") if _DRAWN.fullmatch(path.name) and path.is_file())
 
 
 def _describe(path: Path) -> CacheFile:
