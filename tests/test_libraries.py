@@ -13,6 +13,7 @@ from mulki_plugins import libraries
 from mulki_plugins.cli.doctor import check_library
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.libraries import hint_for
+from tests.sample_runs import write_run
 
 CODE = """
 import json, os, sys, warnings
@@ -45,6 +46,19 @@ def test_variables_and_settings_that_lead_nowhere(tmp_path):
     assert found[:2] == [[], "/proc/.avalanche/data"]
     assert found[3] == ["matplotlibrc"]
     assert said == ""
+
+
+@pytest.mark.parametrize("command", [["report", "runs"], ["study", "collect", "mine.yaml", "--figure", "a.png"]])
+def test_what_draws_imports_matplotlib_in_any_environment(tmp_path, command):
+    write_run(tmp_path)
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\nrecipes: [mtil]\nstrategies: [finetune]\nparts: {study: {runs: [{seeds: [0]}]}}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mulki_plugins", *command], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd(), "MPLBACKEND": "nonsense"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_settings_of_the_users_that_are_good_count(tmp_path):

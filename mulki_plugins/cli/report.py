@@ -34,6 +34,9 @@ def report(
     The page is one file without any address outside it: send it, print it, read it on a phone. DIR is a run's folder,
     or any folder above several runs, such as `runs` or `runs/mtil`.
     """
+    from mulki_plugins.libraries import import_library
+
+    import_library("matplotlib")  # in a clean environment
     from mulki_plugins.report.page.save import check_targets, save
     from mulki_plugins.report.result import find_results
 
