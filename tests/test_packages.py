@@ -107,6 +107,23 @@ def test_a_part_whose_module_is_missing_is_broken_whatever_its_kind(install):
         assert "pkg_good.nowhere" in found["cause"]
 
 
+def test_a_part_or_file_that_fails_unexpectedly_does_not_hide_the_others(install, monkeypatch):
+    def fail(file):
+        raise LookupError("odd")
+
+    hooks = (
+        "    register.optimizer('biggest', max, summary='has no signature')\n"
+        "    register.strategy(__import__('pathlib').Path(__file__).parent / 'theirs.yaml')\n"
+    )
+    install("good", HOOKS + plugin("fine") + hooks, theirs__yaml="name: theirs\nsummary: one\nplugins: []\n")
+    monkeypatch.setattr(sys.modules["mulki_plugins.cli.plugins"], "check_strategy", fail)
+    biggest, theirs = row("biggest", "optimizer"), row("theirs", "strategy")
+    assert biggest["state"] == theirs["state"] == "broken"
+    assert biggest["cause"].startswith("ValueError: no signature found")
+    assert (theirs["summary"], theirs["cause"].partition(" (")[0]) == ("one", "LookupError: odd")
+    assert row("fine", "plugin")["state"] == "ok"
+
+
 def test_a_good_package_is_used_by_name(install):
     hooks = HOOKS + plugin(more=", requires=['teachers'], source='arXiv 1', options={'weight': 'factor'}") + (
         "    register.folder('strategies', __import__('pathlib').Path(__file__).parent / 'strategies')\n"
@@ -160,6 +177,9 @@ BROKEN = {
     "a bad name": ({"hooks": HOOKS + plugin("my stage")}, r"'my stage' of bad 1.2: expected letters"),
     "a bad target": ({"hooks": HOOKS + "    register.plugin('x', 'a.b.C', summary='s')\n"}, r"expected a target `package.module:attribute`, got 'a.b.C'"),
     "a text for a list": ({"hooks": HOOKS + plugin("x", more=", requires='teachers'")}, r"requires: expected a list of names, got 'teachers'"),
+    "a list for a mapping": ({"hooks": HOOKS + "    register.optimizer('x', 'torch.optim:RAdam', summary='r', kinds=['betas'])\n"}, r"kinds: expected a mapping with names of options as keys, got \['betas'\]"),
+    "a mapping by numbers": ({"hooks": HOOKS + plugin("x", more=", defaults={1: 2}")}, r"defaults: expected a mapping with names .*, got \{1: 2\}"),
+    "options without texts": ({"hooks": HOOKS + plugin("x", more=", options=['weight']")}, r"options: expected a mapping with names .*, got \['weight'\]"),
     "no summary": ({"hooks": HOOKS + "    register.plugin('x', 'a:b', summary='')\n"}, r"expected a summary of one line"),
     "too new": ({"hooks": HOOKS + plugin(), "requires": "Requires-Dist: mulki>=99\n"}, r"it needs mulki >=99, this is mulki \d"),
     "another Python": ({"hooks": HOOKS + plugin(), "requires": "Requires-Python: >=4\n"}, r"it needs Python >=4, this is Python 3"),

@@ -9,13 +9,14 @@ import click
 
 from mulki_plugins.characters import printable
 from mulki_plugins.cli.common import echo_json, echo_note, report_errors
-from mulki_plugins.errors import Mistakes, MulkiError
+from mulki_plugins.errors import Mistakes
 from mulki_plugins.recipe.files import SINGULAR, YamlFile, check_strategy
 from mulki_plugins.recipe.resolve import resolve
 from mulki_plugins.recipe.yaml import read_yaml
 from mulki_plugins.registry.callbacks import callback_mistakes
 from mulki_plugins.registry.catalog import OURS, Package, Part, Provenance, signature_of
 from mulki_plugins.registry.discovery import catalog, unmet_requirements
+from mulki_plugins.registry.guard import cause_of
 from mulki_plugins.registry.static import find_source
 from mulki_plugins.report.tables import columns
 from mulki_plugins.study.read import read_study
@@ -91,8 +92,8 @@ def _part_entry(part: Part) -> dict[str, Any]:
             elif isinstance(part.target, str):
                 find_source(part.target.partition(":")[0])
             cause = "; ".join(callback_mistakes(part)) if part.kind == "plugin" else ""
-        except MulkiError as error:
-            cause = error.lines()[0]
+        except Exception as error:  # one part must not hide the others
+            cause = cause_of(error)
     return _entry(part.kind, part.name, part.provenance, part.summary, "broken" if cause else "ok", cause)
 
 
@@ -111,4 +112,6 @@ def _file_entry(kind: str, name: str, file: YamlFile, provenance: Provenance) ->
                 resolve(str(file.path))
     except Mistakes as mistakes:
         cause = "; ".join(mistakes.lines())
+    except Exception as error:  # one file must not hide the others
+        cause = cause_of(error)
     return _entry(kind, name, provenance, summary, "broken" if cause else "ok", cause)

@@ -24,6 +24,11 @@ _FACTS: dict[str, type] = {
     "adds_parameters": bool, "sequential": bool, "per_sample": bool, "no_resume": str, "one_process": str, "paper": str,
 }  # fmt: skip
 """The facts of a plugin that its class states as class attributes, with their types."""
+_OF_ARGUMENTS: dict[str, type] = {"tasks": list, "options": Mapping, "defaults": Mapping, "kinds": Mapping}
+"""What only arguments state."""
+_WORDS = {
+    list: "a list of names", Mapping: "a mapping with names of options as keys", bool: "true or false", str: "a text",
+}  # fmt: skip
 
 
 @frozen
@@ -200,19 +205,20 @@ class Register:
         summary = line if summary is None else summary
         if not isinstance(summary, str) or not summary.strip() or "\n" in summary.strip():
             raise MulkiError(f"{what}: expected a summary of one line, or a docstring")
-        facts = {**attributes, **{fact: value for fact, value in facts.items() if value is not None}}
+        given = {"options": options, **facts}
+        facts = {**attributes, **{fact: value for fact, value in given.items() if value is not None}}
         for fact, value in facts.items():
-            expected = list if fact == "tasks" else _FACTS.get(fact, object)
+            expected = _OF_ARGUMENTS.get(fact) or _FACTS.get(fact, object)
             is_collection = isinstance(value, Collection) and not isinstance(value, str)
             names = is_collection and all(isinstance(each, str) for each in value)
-            if not (names if expected is list else isinstance(value, expected)):
-                words = {list: "a list of names", bool: "true or false", str: "a text"}[expected]
-                raise MulkiError(f"{what}: {fact}: expected {words}, got {value!r}")
+            wrong_type = expected is not list and not isinstance(value, expected)
+            if wrong_type or (expected in (list, Mapping) and not names):
+                raise MulkiError(f"{what}: {fact}: expected {_WORDS[expected]}, got {value!r}")
         if "paper" in facts:
             facts.setdefault("source", facts.pop("paper"))
         self.catalog.parts[kind, name] = Part(
             kind=kind, name=name, target=target, summary=summary, provenance=self.provenance,
-            options={**documented, **(options or {})}, **facts,
+            options={**documented, **facts.pop("options", {})}, **facts,
         )  # fmt: skip
 
     def _add_file(self, kind: Files, path: Path) -> None:
