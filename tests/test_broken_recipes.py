@@ -127,7 +127,7 @@ BROKEN = {
     "a device with leading zeros": (GOOD + "device: cuda:007\n", r":10: \$\.device: expected auto"),
     "a beta of one": (changed("lr: 1.0e-4", "lr: 1.0e-4, betas: [0.9, 1.0]"), r":8: \$\.train\.optimizer\.betas\[1\]: expected .* below 1"),
     "tasks that are not in the order": (
-        changed("order: I}", "order: [food], tasks: [flags]}"), r":2: \$\.stream\.tasks: none of these tasks is in stream\.order",
+        changed("order: I}", "order: [food], tasks: [flags]}"), r":2: \$\.stream\.tasks: none of these tasks is in `order`",
     ),
     "a foreign plugin's option": (
         changed("strategy: mulki", "strategy: {plugins: [avalanche.replay: {mem_size: -5}]}"), r":4: .*mem_size: expected a whole number, at least 1",

@@ -13,6 +13,7 @@ from mulki_plugins.training.run import run_experiment
 
 FEW = ("train.iterations=2", "train.schedule.warmup=0", "train.batch_size=8", "loggers=[]", "train.checkpoint.keep=0")
 MINI = ("stream.tasks=[digits,scans]", *FEW)
+SPLIT_FOOD = "{name: split, of: {name: mtil-mini, tasks: [food]}, increment: 2}"
 SMALL = (
     "stream={name: small}", "model={name: small-clip}", "device=cpu", "reference=small-other", *FEW,
 )  # fmt: skip
@@ -163,12 +164,28 @@ def test_sentences_that_no_route_leads_to_cannot_be_preserved(tmp_path):
         ("zscl", ["strategy.zscl.reference=mtil-mini-reference"], [], "unknown option"),
         ("zscl", ["reference=mtil-mini"], [], "shares no task with the one that is learned"),
         ("zscl", ["reference={name: mtil-mini, tasks: [food, scans]}"], [], "shares no task"),
+        ("zscl", ["reference={name: mtil-mini, tasks: [fod]}", "stream.tasks=[flags]"], [], "did you mean 'food'"),
+        ("zscl", [f"stream={SPLIT_FOOD}", "reference=mtil-mini"], [], "shares no task"),
+        ("zscl", ["stream={name: mixed, of: [mtil-mini], order: [food]}", f"reference={SPLIT_FOOD}"], [], "shares no task"),
         ("icarl", ["strategy.base=[joint]"], [], "expected 'naive' or 'cumulative'"),
         ("replay", ["strategy.base={joint: 1}"], [], "expected 'naive' or 'cumulative'"),
     ],
 )  # fmt: skip
 def test_what_is_refused_says_why(strategy, settings, added, reason):
     assert reason in refusal(strategy, *settings, with_plugins=tuple(added))
+
+
+@pytest.mark.parametrize(
+    ("stream", "reference"),
+    [
+        ("{name: mtil-mini, order: [flags]}", "{name: mtil-mini, order: [food]}"),
+        ("{name: mixed, of: [mtil-mini], order: [flags]}", "{name: mtil-mini, tasks: [food]}"),
+        (SPLIT_FOOD, "{name: mtil-mini, tasks: [flags]}"),
+        ("{name: mixed, of: [mtil-mini]}", "mtil-mini-reference"),
+    ],
+)
+def test_a_reference_may_be_other_tasks_of_the_same_stream(stream, reference):
+    assert resolved("zscl", f"stream={stream}", f"reference={reference}")
 
 
 def test_a_reference_is_no_setting_of_those_who_need_none():

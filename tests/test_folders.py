@@ -426,6 +426,8 @@ def test_folders_as_reference_data(tmp_path, monkeypatch):
     text = RECIPE.replace("finetune", "zscl") % "name: a, images: a"
     (tmp_path / "own.yaml").write_text(text + reference % ("b", "b"))
     mulki("validate", "own.yaml")
+    (tmp_path / "own.yaml").write_text(text + reference % ("b", "./a"))
+    assert "shares no task" in mulki("validate", "own.yaml", ok=False).stderr
     (tmp_path / "own.yaml").write_text(text + reference % ("b", "c"))
     assert (
         "own.yaml:12: $.reference.tasks[0].images: 'c': no such folder"

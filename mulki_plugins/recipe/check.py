@@ -16,7 +16,7 @@ from mulki_plugins.errors import Location, OptionError, format_value
 from mulki_plugins.recipe.layers import get
 from mulki_plugins.recipe.parts import check_names, check_optimizer, check_part, check_plugins, repeated
 from mulki_plugins.recipe.schema import Recipe, as_data, as_recipe
-from mulki_plugins.recipe.tasks import check_held_out, check_selection, known_tasks, unknown_task
+from mulki_plugins.recipe.tasks import check_held_out, check_selection, known_tasks, may_share_images, unknown_task
 from mulki_plugins.registry.catalog import Kind
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.types import collect_mistakes
@@ -237,10 +237,7 @@ def _check_accumulate(data: dict[str, Any]) -> Iterator[OptionError]:
 
 def _check_reference(data: dict[str, Any]) -> Iterator[OptionError]:
     """Reference data that shares tasks with the stream would show a method what it is to learn later."""
-    stream, reference = (get(data, (key, "name")) for key in ("stream", "reference"))
-    if stream is None or stream != reference:
-        return
-    tasks = [get(data, (key, "tasks")) for key in ("stream", "reference")]
-    if all(isinstance(names, list) for names in tasks) and not {str(n) for n in tasks[0]} & {str(n) for n in tasks[1]}:
-        return
-    yield OptionError("expected a stream that shares no task with the one that is learned", ("reference", "name"))
+    stream, reference = data.get("stream"), data.get("reference")
+    yield from check_selection(reference, ("reference",))
+    if may_share_images(stream, reference):
+        yield OptionError("expected a stream that shares no task with the one that is learned", ("reference", "name"))

@@ -1,13 +1,15 @@
-"""The names of a stream's tasks as far as a recipe tells them: which are selected, and which are held out of training."""
+"""The names of a stream's tasks as far as a recipe tells them: which are selected, held out of training, or shared."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mulki_plugins.errors import Location, OptionError, did_you_mean, format_value
 from mulki_plugins.recipe.layers import get
 from mulki_plugins.recipe.parts import repeated
+from mulki_plugins.registry.catalog import Part
 from mulki_plugins.registry.discovery import catalog
 
 
@@ -16,8 +18,7 @@ def known_tasks(stream: Any) -> tuple[str, ...]:
 
     stream: as in a recipe, a name or a mapping with options; anything in it may be wrong.
     """
-    name = stream if isinstance(stream, str) else get(stream, ("name",))
-    part = catalog().parts.get(("stream", str(name)))
+    part = _part_of(stream)
     tasks, order, of = (get(stream, (key,)) for key in ("tasks", "order", "of"))
     if part is None:
         return ()
@@ -36,9 +37,44 @@ def known_tasks(stream: Any) -> tuple[str, ...]:
     return ()
 
 
+def may_share_images(one: Any, other: Any) -> bool:
+    """Whether two streams, or streams inside them, are the same one and nothing shows that their tasks differ."""
+    return any(a == b and not (x and y and x.isdisjoint(y)) for a, x in _sources(one) for b, y in _sources(other))
+
+
+def _sources(stream: Any, left: Sequence[str] = ()) -> list[tuple[str, set[str]]]:
+    """The streams inside `split` or `mixed`, or the stream itself: the name, and what tells its tasks apart, if anything does.
+
+    left: the tasks that an outer stream leaves, if they are known.
+    """
+    name = stream if isinstance(stream, str) else get(stream, ("name",))
+    of, tasks = (get(stream, (key,)) for key in ("of", "tasks"))
+    if not isinstance(name, str):
+        return []
+    inside = [each for each in (of if isinstance(of, list) else [of]) if _part_of(each) is not None]
+    if inside:
+        return [source for each in inside for source in _sources(each, known_tasks(stream))]
+    part = _part_of(stream)
+    if part is not None and part.tasks:
+        names = {task for task in known_tasks(stream) if not left or task in left}
+        return [(name, names)] if names else []
+    return [(name, {each for task in tasks for each in _folders_of(task)} if isinstance(tasks, list) else set())]
+
+
+def _folders_of(task: Any) -> list[str]:
+    """The folders of a task of `folders`, whatever its name is; of any other stream, the task as it is written."""
+    paths = [get(task, (key,)) for key in ("train", "test", "images")]
+    return [os.path.abspath(os.path.expanduser(path)) for path in paths if isinstance(path, str)] or [str(task)]
+
+
+def _part_of(stream: Any) -> Part | None:
+    name = stream if isinstance(stream, str) else get(stream, ("name",))
+    return catalog().parts.get(("stream", str(name)))
+
+
 def check_selection(stream: Any, path: Location) -> Iterator[OptionError]:
     """Mistakes in the options `order` and `tasks` of a stream with fixed tasks: unknown and repeated names, or none."""
-    part = catalog().parts.get(("stream", str(get(stream, ("name",)))))
+    part = _part_of(stream)
     if part is None or not part.tasks:
         return
     order, tasks = (get(stream, (key,)) for key in ("order", "tasks"))
@@ -54,7 +90,7 @@ def check_selection(stream: Any, path: Location) -> Iterator[OptionError]:
                 yield unknown_task(part.name, name, part.tasks, (*path, key, i))
     both = order and tasks and isinstance(order, list) and isinstance(tasks, list)
     if both and not any(task in order for task in tasks):
-        yield OptionError("none of these tasks is in stream.order, so none is left", (*path, "tasks"))
+        yield OptionError("none of these tasks is in `order`, so none is left", (*path, "tasks"))
 
 
 def unknown_task(stream: str, name: str, known: Sequence[str], path: Location) -> OptionError:
