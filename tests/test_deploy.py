@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from mulki_plugins.cli import main
 from mulki_plugins.deploy import features, onnx_files
+from mulki_plugins.deploy.inputs import find_images
 from mulki_plugins.deploy.model import DeployedClip
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.heads.rail import Rail
@@ -411,6 +412,16 @@ def test_predict_reads_files_folders_patterns_and_standard_input(world, runs, tm
     image = (tmp_path / "a.png").read_bytes()
     direct = json.loads(mulki("predict", runs["task"], "-", "--json", input=image).stdout)
     assert direct == {"path": "-", "predictions": single["predictions"]}
+
+
+def test_an_image_that_pillow_cannot_read_is_no_list_of_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = find_images(["-"], lambda: b"a\xe9.png\0\tb.png\0", print)
+    assert [each.name for each in named] == ["a\udce9.png", "\tb.png"]
+    for beginning, hint in ((b"\0\0\0\x18ftypheic", "pip install pillow-heif"), (b"\x01odd", "save the image as .jpg")):
+        with pytest.raises(MulkiError, match="neither an image that Pillow reads nor a list of paths") as found:
+            find_images(["-"], lambda data=beginning: data + b"\0.\0", print)
+        assert hint in found.value.hint
 
 
 def test_the_export_predicts_as_the_run_does(world, runs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import io
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
@@ -16,6 +17,10 @@ from mulki_plugins.streams.entries import describe_others, is_image, walk
 from mulki_plugins.streams.images import open_picture
 
 STDIN = "-"
+_NO_PATHS = frozenset(range(0x20)) - set(b"\t\n\r\0")
+"""Bytes that a list of paths does not hold, and every image does."""
+_HEIF = re.compile(rb".{4}ftyp(hei|hev|mif1|msf1)", re.DOTALL)
+"""How a phone's HEIC begins."""
 
 
 class _StandardInput(io.BytesIO):
@@ -64,9 +69,17 @@ def _from_stdin(data: bytes, note: Callable[[str], None]) -> Iterator[Input]:
     if _is_image(data):
         yield Input(STDIN, _StandardInput(data))
         return
+    _refuse_other_bytes(data)
     for line in data.split(b"\0") if b"\0" in data else data.splitlines():
         if line.strip():
             yield from _at(os.fsdecode(line), note, patterns=False)
+
+
+def _refuse_other_bytes(data: bytes) -> None:
+    """MulkiError if this is no list of paths: what stands between the zeros of an image can name folders."""
+    if not _NO_PATHS.isdisjoint(data):
+        hint = "to read HEIC: pip install pillow-heif" if _HEIF.match(data) else "save the image as .jpg or .png"
+        raise MulkiError("standard input is neither an image that Pillow reads nor a list of paths", hint)
 
 
 def _is_image(data: bytes) -> bool:
