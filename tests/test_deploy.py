@@ -29,7 +29,7 @@ from mulki_plugins.models.weights import weight_file
 from mulki_plugins.registry import builtin
 from mulki_plugins.report.folder import prepare_folder
 from mulki_plugins.streams.images import open_picture
-from tests.conftest import small_world
+from tests.conftest import small_clip, small_tokenizer, small_world
 from tests.environments import ROOT
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220), "crane": (240, 240, 90)}
@@ -488,6 +488,23 @@ def test_the_template_changes_the_answer_and_is_checked(world, runs):
     assert plain == mulki(*words, "--template", "a photo of a {}.").stdout
     assert plain != mulki(*words, "--template", "{}").stdout
     assert "has no {}" in mulki(*words, "--template", "a photo", status=2).stderr
+
+
+def test_sentences_are_cut_and_encoded_in_batches(monkeypatch):
+    clip = small_clip().eval()
+    deployed = DeployedClip(clip=clip, tokenizer=small_tokenizer, transform=None, device=torch.device("cpu"))
+    names, templates = ["a", "bb", "ccc", "dddd", "e"], ["{}.", "a {}"]
+    seen, embed = [], clip.token_embedding.forward
+    with monkeypatch.context() as patch:
+        patch.setattr("mulki_plugins.deploy.model._SENTENCES", 4)
+        patch.setattr(
+            clip.token_embedding, "forward", lambda tokens: (seen.append(tuple(tokens.shape)), embed(tokens))[1]
+        )
+        cut = deployed.encode_classes(names, templates)
+    assert seen == [(4, 8), (4, 8), (2, 8)], "the longest sentence has 6 letters, a beginning and an end"
+    with torch.no_grad():
+        whole = clip.encode_text(deployed.tokenise(names, templates), normalize=True).reshape(2, 5, -1).mean(0)
+    assert torch.allclose(cut, torch.nn.functional.normalize(whole, dim=-1), rtol=0, atol=1e-6)
 
 
 def test_kept_text_features_are_of_the_weights_that_lie_there_now(tmp_path):

@@ -30,6 +30,7 @@ from mulki_plugins.models.precision import autocast
 from mulki_plugins.models.routes import Routes
 from mulki_plugins.models.tensors import left_out_of, load_state, read_state
 from mulki_plugins.models.text import Prompts, sentences
+from mulki_plugins.models.text_tower import encode_sentences, length_needed
 from mulki_plugins.models.tiny import mulki_tiny
 from mulki_plugins.models.unit import unit
 from mulki_plugins.models.weights import WEIGHTS, weight_file
@@ -38,6 +39,8 @@ from mulki_plugins.registry.discovery import catalog
 
 MERGES = "merges.txt.gz"
 """The vocabulary of a tokenizer that is not open_clip's own, in an exported folder."""
+_SENTENCES = 256
+"""Sentences that are encoded at once."""
 _TOKENIZER_OPTIONS = ("bpe_path", "clean", "strip_sep_token", "language", "reduction_mask", "additional_special_tokens")
 """Options of a tokenizer that an exported folder may set: none of them runs code."""
 
@@ -95,8 +98,11 @@ class DeployedClip:
 
         Radford et al., 2021, arXiv 2103.00020, section 3.1.4.
         """
+        tokens = self.tokenise(class_names, templates)
+        length = length_needed(self.clip, tokens)
         with self._autocast():
-            t = unit(self.clip.encode_text(self.tokenise(class_names, templates).to(self.device)))
+            parts = torch.split(tokens.to(self.device), _SENTENCES)
+            t = unit(torch.cat([encode_sentences(self.clip, part, length) for part in parts]))
             return unit(t.reshape(len(templates), len(class_names), -1).mean(0)) if len(templates) > 1 else t
 
     def tokenise(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
