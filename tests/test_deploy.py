@@ -20,9 +20,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mulki_plugins.cli import main
-from mulki_plugins.deploy import features, onnx_files
+from mulki_plugins.deploy import card, features, onnx_files
 from mulki_plugins.deploy.inputs import find_images
 from mulki_plugins.deploy.model import DeployedClip
+from mulki_plugins.deploy.source import find_source
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.heads.rail import Rail
 from mulki_plugins.models.weights import weight_file
@@ -610,6 +611,35 @@ def test_a_checkpoint_gives_the_model_of_its_moment(world, runs, tmp_path):
     image = world / "data/0/test/1/0.png"
     seen = json.loads(mulki("predict", tmp_path / "two", image, "--json", "--top", 99).stdout)
     assert {each["class"] for each in seen["predictions"]} == {"crane", "red", "green", "blue"}
+
+
+def test_the_card_leaves_blank_what_the_run_never_measured(world, runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs["task"], run)
+    moment = run / "checkpoints" / "task-02-sites"
+
+    def read():
+        """What is said, the card, and the cells of birds: just learned, at the end."""
+        source = find_source(moment)
+        text = "\n".join(card._lines(source, "to", False, None))
+        [row] = [line.split("|") for line in text.splitlines() if line.startswith("| birds | 3 |")]
+        return source.notices[0], text, [cell.strip() for cell in row[-3:-1]]
+
+    matrix = json.loads((run / "result.json").read_text())["matrix"]
+    just = f"{matrix[0][0]:.1f}"
+    assert read()[2] == [just, f"{matrix[1][0]:.1f}"]
+    manifest = json.loads((moment / "manifest.json").read_text())
+    manifest |= {"tasks": 1, "steps": 2, "run": manifest["run"] | {"learned": [0]}}
+    whole = (moment / "manifest.json").read_text()
+    (moment / "manifest.json").write_text(json.dumps(manifest))
+    said, text, cells = read()
+    assert said.endswith("is the model after 1 of 3 tasks, the last one birds, and 2 steps into sites")
+    assert "this is the model after 1 of 3 tasks, and 2 steps into sites." in text
+    assert cells == [just, ""], "no row is of these weights"
+    (moment / "manifest.json").write_text(whole)
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"status": "stopped", "matrix": matrix[:1], "metrics": {}}))
+    assert read()[2] == [just, ""], "it was stopped before it measured them"
 
 
 def test_the_head_of_a_checkpoint_has_grown_for_the_tasks_begun_alone(world, runs, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from attrs import evolve
 from mulki_plugins import __version__
 from mulki_plugins.characters import legible
 from mulki_plugins.deploy.model import MERGES
-from mulki_plugins.deploy.source import Source
+from mulki_plugins.deploy.source import Source, steps_into
 from mulki_plugins.files import write_text
 from mulki_plugins.models.check import TINY
 from mulki_plugins.recipe.schema import Recipe
@@ -96,7 +96,9 @@ def _lines(source: Source, to: str, merges: bool, onnx: float | None) -> Iterato
     if not source.complete:
         yield ""
         what = "An intermediate checkpoint" if result.status == "complete" else "The run was not complete"
-        yield f"**{what}**: this is the model after {len(source.learned)} of {len(result.tasks)} tasks."
+        begun = steps_into(result, source.learned, source.steps)
+        more = f", and {escape(begun)}" if begun else ""
+        yield f"**{what}**: this is the model after {len(source.learned)} of {len(result.tasks)} tasks{more}."
     yield ""
     headed = bool(recipe.model.options.get("head"))
     yield (
@@ -132,6 +134,12 @@ def _until_then(source: Source, result: Result) -> Result:
     return evolve(result, matrix=result.matrix[: len(source.learned)], metrics={})
 
 
+def _measured(source: Source, result: Result) -> list[float]:
+    """The accuracies of these weights; empty if the run was not that far, or went on from them before it measured them."""
+    count = len(source.learned)
+    return result.matrix[count - 1] if not source.steps and len(result.matrix) >= count else []
+
+
 def _scope(classes: str) -> str:
     return {
         "task": "the classes of the image's own task",
@@ -141,12 +149,12 @@ def _scope(classes: str) -> str:
 
 
 def _task_table(source: Source, result: Result) -> Iterator[str]:
+    row = _measured(source, result)
     rows = [["task", "classes", "such as", "templates", "zero-shot", "just learned", "at the end"]]
     for i, task in enumerate(source.tasks):
         names = ", ".join(escape(name, 40) for name in task.class_names[:3])
         more = ", ..." if len(task.class_names) > 3 else ""
         just = result.matrix[i][i] if i < len(result.matrix) and i in source.learned else None
-        row = result.matrix[-1] if result.matrix else result.zero_shot
         rows.append(
             [
                 escape(task.name) + ("" if i in source.learned else " (not learned)"), str(len(task.class_names)),

@@ -41,6 +41,8 @@ class Source:
     """The texts of all tasks; empty if the run did not keep them."""
     learned: tuple[int, ...]
     """The indices of the tasks that it has learned."""
+    steps: int = 0
+    """The steps into the task after these, if the weights are those of a moment within it."""
     recipe: Recipe | None
     """None for an export whose recipe was removed."""
     result: Result | None
@@ -131,11 +133,12 @@ def _run(folder: Path, checkpoint: Path | None) -> Source:
     every = tuple(range(len(result.tasks)))
     done = result.status == "complete"
     weights: Path | None = None
-    learned, notices, complete = every, [], True
+    learned, steps, notices, complete = every, 0, [], True
     if checkpoint is not None:
-        weights, learned, complete = _of_checkpoint(checkpoint, every)
+        weights, learned, steps = _of_checkpoint(checkpoint, every)
+        complete = learned == every and not steps
         if not complete:
-            notices.append(_progress(f"{checkpoint}: the checkpoint", result, learned))
+            notices.append(_progress(f"{checkpoint}: the checkpoint", result, learned, steps))
     elif done and recipe.strategy.base != "none":
         weights = _final_weights(folder, len(every))
     elif not done:
@@ -148,6 +151,7 @@ def _run(folder: Path, checkpoint: Path | None) -> Source:
         weights=weights,
         tasks=tasks,
         learned=learned,
+        steps=steps,
         recipe=recipe,
         result=result,
         complete=complete,
@@ -156,9 +160,18 @@ def _run(folder: Path, checkpoint: Path | None) -> Source:
     )
 
 
-def _progress(what: str, result: Result, learned: tuple[int, ...]) -> str:
+def _progress(what: str, result: Result, learned: tuple[int, ...], steps: int = 0) -> str:
     last = printable(result.tasks[learned[-1]])
-    return f"{what} is the model after {len(learned)} of {len(result.tasks)} tasks, the last one {last}"
+    after = f"{what} is the model after {len(learned)} of {len(result.tasks)} tasks, the last one {last}"
+    begun = steps_into(result, learned, steps)
+    return after + (f", and {printable(begun)}" if begun else "")
+
+
+def steps_into(result: Result, learned: tuple[int, ...], steps: int) -> str:
+    """How far into the task after these a moment is, `6 steps into cars`; empty at the end of a task."""
+    if not steps or len(learned) >= len(result.tasks):
+        return ""
+    return f"{steps} step{'s' * (steps > 1)} into {result.tasks[len(learned)]}"
 
 
 def _final_weights(folder: Path, tasks: int) -> Path:
@@ -182,8 +195,8 @@ def _latest(folder: Path, result: Result) -> tuple[Path, tuple[int, ...]]:
     return path / WEIGHTS, learned or tuple(range(count))
 
 
-def _of_checkpoint(checkpoint: Path, every: tuple[int, ...]) -> tuple[Path | None, tuple[int, ...], bool]:
-    """A checkpoint's weights, the tasks learned by then, and whether these are all."""
+def _of_checkpoint(checkpoint: Path, every: tuple[int, ...]) -> tuple[Path | None, tuple[int, ...], int]:
+    """A checkpoint's weights, the tasks learned by then, and the steps into the next one."""
     count, steps, learned = read_manifest(checkpoint)
     learned = tuple(i for i in learned or range(count) if i in every)
     if not learned:
@@ -191,7 +204,7 @@ def _of_checkpoint(checkpoint: Path, every: tuple[int, ...]) -> tuple[Path | Non
         raise MulkiError(f"{checkpoint}: at this checkpoint the run had not learned any task", hint)
     if not (checkpoint / WEIGHTS).is_file():
         raise MulkiError(f"{checkpoint}: the checkpoint holds no weights")
-    return checkpoint / WEIGHTS, learned, learned == every and not steps
+    return checkpoint / WEIGHTS, learned, steps
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, tuple[int, ...], Path]]:
