@@ -3,12 +3,18 @@
 import json
 
 import pytest
+import torch
+from avalanche.training.plugins import SupervisedPlugin
 from click.testing import CliRunner
 from safetensors.torch import load_file
+from torch import nn
 
 from mulki_plugins.cli import main
 from mulki_plugins.models.weights import weight_file
 from mulki_plugins.recipe.resolve import Changes, resolve
+from mulki_plugins.registry.catalog import Catalog, Provenance
+from mulki_plugins.registry.discovery import catalog
+from mulki_plugins.registry.register import Register
 from mulki_plugins.training.run import run_experiment
 from tests.conftest import same, small_clip, small_world
 
@@ -77,6 +83,35 @@ def test_cleaning_keeps_the_merged_weights(run):
     (folder / "model.safetensors").write_bytes(before)
     mulki("clean", folder, "--all")
     assert accuracies(folder) == result.matrix[-1]
+
+
+class Adds(SupervisedPlugin):
+    """Adds a weight beside the CLIP."""
+
+    def before_training(self, strategy, **kwargs):
+        strategy.model.beside = nn.Parameter(torch.ones(2))
+
+
+def test_a_model_to_which_a_plugin_has_added_weights_is_not_used_without_them(tmp_path, monkeypatch):
+    mine, run = Catalog(), tmp_path / "run"
+    Register(mine, Provenance(distribution="mulki", version="")).plugin(
+        "adds", Adds, summary="adds", adds_parameters=True
+    )
+    with small_world():
+        for key, part in mine.parts.items():
+            monkeypatch.setitem(catalog().parts, key, part)
+        settings = ("stream=small", "model={name: small-clip}", *FEW)
+        run_experiment(
+            resolve("mtil", Changes(strategy="finetune", settings=settings, with_plugins=("adds",))), 0, run, folder=run
+        )
+        end = run / "checkpoints" / "task-03-third"
+        for where in (end, run):
+            said = mulki("evaluate", where, status=2).stderr
+            assert f"{where}: a plugin has added weights to the model ('beside')" in said
+        (run / "model.safetensors").unlink()
+        mulki("clean", run, "--all")
+        assert not end.exists()
+        assert "('beside')" in mulki("evaluate", run, status=2).stderr
 
 
 @pytest.mark.parametrize("adapters", [None, ADAPTERS["lora"]])

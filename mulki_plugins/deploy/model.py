@@ -28,7 +28,7 @@ from mulki_plugins.models.load import LoadedClip, load_clip, quiet_open_clip
 from mulki_plugins.models.pooled import encode_with_pooled
 from mulki_plugins.models.precision import autocast
 from mulki_plugins.models.routes import Routes
-from mulki_plugins.models.tensors import left_out_of, load_state, read_state
+from mulki_plugins.models.tensors import added_to, left_out_of, load_state, read_state
 from mulki_plugins.models.text import Prompts, sentences
 from mulki_plugins.models.text_tower import encode_sentences, length_needed
 from mulki_plugins.models.tiny import mulki_tiny
@@ -260,8 +260,8 @@ def _read_state(weights: Path) -> dict[str, Any]:
 
 
 def _refuse_added_weights(weights: Path, state: dict[str, Any]) -> None:
-    """MulkiError if the checkpoint keeps weights outside the model: they belong to a plugin."""
-    if kept := [name for name in state.get("model", {}) if not name.startswith(HEAD)]:
+    """MulkiError if the run has weights outside the model: they belong to a plugin."""
+    if kept := [name for name in state.get("model", {}) if not name.startswith(HEAD)] or added_to(weights):
         first = kept[0]
         what = f"{weights.parent}: a plugin has added weights to the model ({first!r}), which open_clip does not know"
         raise MulkiError(what, "only models of open_clip's own architectures can be used outside of a run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 import zipfile
@@ -11,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mulki_plugins.errors import MissingData, MulkiError
-from mulki_plugins.models.weights import OMITTED, WeightFile
+from mulki_plugins.models.weights import ADDED, OMITTED, WeightFile
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "weights")
 """Keys under which training scripts store a state dict beside other things."""
@@ -54,6 +55,15 @@ def left_out_of(path: Path) -> int:
     """How many weights a file of safetensors leaves out, since they are as pre-trained."""
     with safe_open(path, framework="pt") as file:
         return int((file.metadata() or {}).get(OMITTED, 0))
+
+
+def added_to(path: Path) -> list[str]:
+    """The names of the weights that a plugin has added to a model, and that its file of safetensors does not hold."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return [str(name) for name in json.loads((file.metadata() or {}).get(ADDED, "[]"))]
+    except (OSError, SafetensorError, ValueError, TypeError):  # a damaged file: whoever reads its weights says so
+        return []
 
 
 def _refuse_part(path: Path) -> None:

@@ -35,6 +35,9 @@ KEY = "mulki"
 """Our entry in a safetensors file's metadata."""
 OMITTED = "mulki_left_out"
 """The entry in the metadata of a checkpoint's weights that says how many are missing, since they are as pre-trained."""
+ADDED = "mulki_added"
+"""The entry in the metadata of a finished run's weights with the names, in JSON, of those that a plugin has added outside of
+the model: the file does not hold them."""
 CLIP_MEAN: Numbers = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Numbers = (0.26862954, 0.26130258, 0.27577711)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -15,9 +16,10 @@ from mulki_plugins.files import in_place_of, link_or_copy
 from mulki_plugins.models.adapter import can_merge
 from mulki_plugins.models.classifier import ClipClassifier
 from mulki_plugins.models.head import HEAD, TextHead
-from mulki_plugins.models.weights import FINAL, FINAL_HEAD, WEIGHTS
+from mulki_plugins.models.weights import ADDED, FINAL, FINAL_HEAD, WEIGHTS
 from mulki_plugins.training.checkpoint import Checkpoint, Damaged, checkpoints
 from mulki_plugins.training.checksums import digest
+from mulki_plugins.training.groups import CLIP
 
 CHECKSUM = "sha256"
 """Where a file that no checkpoint has keeps the digest of its tensors, among its metadata."""
@@ -29,18 +31,36 @@ def write_final_weights(run: Path, tasks: int, model: ClipClassifier) -> None:
     A checkpoint of that moment holds them already: the file then is a second name for the same bytes on the disk. Adapters
     are merged into the weights, which the checkpoint keeps apart, and nothing is left out. Those that cannot be merged stay
     beside them, under the names that they have in the model; MulkiError if one of them also keeps something outside the model.
-    What a head keeps is written beside them.
+    What a head keeps is written beside them. Weights that a plugin has added outside of the model are named in the metadata.
     """
     if not isinstance(model.head, TextHead):
         _write_head(run, model.head.state_dict())
+    added = _added(model.state_dict())
     if not model.adapters and (end := find_end(run, tasks)) is not None and not end.left_out:
-        _link(end.path / WEIGHTS, run / FINAL)
+        _take_over(end, run, added)
         return
     apart = not all(map(can_merge, model.adapters)) and not any(adapter.state_dict() for adapter in model.adapters)
     weights = model.merged_weights() if model.adapters and not apart else model.clip.state_dict()
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     with in_place_of(run / FINAL) as temporary:
-        save_file(ready, temporary, metadata={"format": "pt", **model.weights_metadata, **_checksum(ready)})
+        save_file(ready, temporary, metadata={"format": "pt", **model.weights_metadata, **_checksum(ready), **added})
+
+
+def _added(names: Iterable[str]) -> dict[str, str]:
+    """The entry that names what a plugin has added to the model, by the names of all weights; none if it added nothing."""
+    added = [name for name in names if not name.startswith((CLIP, HEAD))]
+    return {ADDED: json.dumps(added)} if added else {}
+
+
+def _take_over(end: Checkpoint, run: Path, added: Mapping[str, str]) -> None:
+    """Write the weights that a checkpoint holds, with this entry; without one they get a second name."""
+    if not added:
+        _link(end.path / WEIGHTS, run / FINAL)
+        return
+    with safe_open(end.path / WEIGHTS, framework="pt") as file:
+        metadata = file.metadata() or {}
+    with in_place_of(run / FINAL) as temporary:
+        save_file(end.weights(), temporary, metadata={**metadata, **added})
 
 
 def _checksum(weights: Mapping[str, Tensor]) -> dict[str, str]:
@@ -82,7 +102,7 @@ def secure_final_weights(run: Path, tasks: int) -> None:
         end.verify()
     except Damaged as error:
         raise MulkiError(f"{run}: its final weights are damaged: {error.message}", "nothing was removed") from error
-    _link(end.path / WEIGHTS, run / FINAL)
+    _take_over(end, run, _added(end.state().get("model", {})))
 
 
 def _secure_head(run: Path, end: Checkpoint | None) -> None:
