@@ -16,7 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from open_clip.transformer import QuickGELU
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from mulki_plugins.cli import main
@@ -234,6 +234,18 @@ def test_the_script_of_an_export_reads_images_as_predict_does(world, runs, tmp_p
         seen = np.asarray(script.open_image(tmp_path / name))
         assert np.array_equal(seen, np.asarray(open_picture(str(tmp_path / name)))), name
         assert seen.std() > 10, name
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112], exif[0x010F] = orientation, "Maker"
+        good, odd = tmp_path / f"{orientation}.jpg", tmp_path / f"{orientation}-odd.jpg"
+        Image.effect_noise((12, 9), 90).save(good, exif=exif)
+        odd.write_bytes(good.read_bytes().replace(b"\x01\x0f\0\x02", b"\x01\0\0\x02"))  # the maker's name as the width
+        upright = np.asarray(ImageOps.exif_transpose(Image.open(good)).convert("RGB"))
+        for path in (good, odd):
+            assert np.array_equal(np.asarray(script.open_image(path)), upright), path
+            seen = open_picture(str(path))
+            assert np.array_equal(np.asarray(seen), upright), path
+            assert orientation == 1 or 0x0112 not in seen.getexif()
     Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(ValueError, match="floating-point"):
         script.open_image(tmp_path / "float.tiff")

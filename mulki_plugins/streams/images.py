@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from mulki_plugins.cores import usable_cores
 from mulki_plugins.errors import UnreadableImage
@@ -57,11 +57,28 @@ def _decode(path: str, to_rgb: Callable[[Image.Image], Image.Image]) -> Image.Im
         raise UnreadableImage(f"{path}: this image cannot be read: {reason}") from error
 
 
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""What makes an image upright, by its orientation in the EXIF data."""
+_SAYING_SO = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+"""Where an image holds its orientation, which no longer counts once it is upright."""
+
+
 def _turn_upright(image: Image.Image) -> Image.Image:
+    """The image upright. Pillow's own exif_transpose writes the EXIF data anew, which fails if any other entry is damaged."""
     try:
-        return ImageOps.exif_transpose(image)
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged EXIF data
         return image
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for key in _SAYING_SO:
+        turned.info.pop(key, None)
+    return turned
 
 
 def _flatten(image: Image.Image) -> Image.Image:
