@@ -475,6 +475,9 @@ def test_the_classes_to_choose_from(world, runs, tmp_path):
         assert said in mulki("predict", runs["task"], image, "--classes", f"@{tmp_path}/few.txt", status=2).stderr
     done = mulki("predict", runs["task"], image, "--classes", "birdz", status=2)
     assert "no task is named 'birdz'; did you mean 'birds'?" in done.stderr
+    done = mulki("predict", runs["task"], image, "--classes", "birds,sitse", status=2)
+    assert "'birds' is a task, and no task is named 'sitse'; did you mean 'sites'?" in done.stderr
+    assert "@names.txt" in done.stderr
 
 
 def test_names_and_templates_that_the_model_cuts_off(world, runs):

@@ -82,6 +82,11 @@ def tasks_in(source: Source, classes: str) -> list[int] | None:
     if len(parts) < 2:
         hint = f"{did_you_mean(classes, ['seen', 'all', *every])}; to choose among other classes, list them: cat,dog"
         raise MulkiError(f"--classes: no task is named {format_value(classes)}", hint)
+    if tasks := [part for part in parts if part in every]:
+        other = next(part for part in parts if part not in every)
+        what = f"--classes: {format_value(tasks[0])} is a task, and no task is named {format_value(other)}"
+        hint = f"{did_you_mean(other, every)}; to choose among these words as class names, write them in a file: @names.txt"
+        raise MulkiError(what, hint)
     return None
 
 
