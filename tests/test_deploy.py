@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from mulki_plugins.cli import main
 from mulki_plugins.deploy import card, features, onnx_files
+from mulki_plugins.deploy.candidates import Candidates
 from mulki_plugins.deploy.inputs import find_images
 from mulki_plugins.deploy.model import DeployedClip
 from mulki_plugins.deploy.source import find_source
@@ -521,6 +522,20 @@ def test_sentences_are_cut_and_encoded_in_batches(monkeypatch):
     with torch.no_grad():
         whole = clip.encode_text(deployed.tokenise(names, templates), normalize=True).reshape(2, 5, -1).mean(0)
     assert torch.allclose(cut, torch.nn.functional.normalize(whole, dim=-1), rtol=0, atol=1e-6)
+
+
+def test_a_deployed_model_multiplies_matrices_as_its_run_did():
+    clip, seen = small_clip().eval(), []
+    for tower in (clip.visual, clip.transformer):
+        tower.register_forward_hook(lambda *_: seen.append(torch.get_float32_matmul_precision()))
+    deployed = DeployedClip(
+        clip=clip, tokenizer=small_tokenizer, transform=None, device=torch.device("cpu"), precision="tf32"
+    )
+    text, images = deployed.encode_classes(["a", "b"], ["{}."]), torch.zeros(2, 3, 16, 16)
+    deployed.encode_images(images)
+    deployed.answer_images(images, Candidates(("a", "b"), (None, None), text, {}))
+    assert seen == ["high"] * 3
+    assert torch.get_float32_matmul_precision() == "highest", "afterwards it is as it was"
 
 
 def test_kept_text_features_are_of_the_weights_that_lie_there_now(tmp_path):

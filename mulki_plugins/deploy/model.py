@@ -26,7 +26,7 @@ from mulki_plugins.models.check import TINY
 from mulki_plugins.models.head import HEAD, Head, Scope, logits_of, width_for
 from mulki_plugins.models.load import LoadedClip, load_clip, quiet_open_clip
 from mulki_plugins.models.pooled import encode_with_pooled
-from mulki_plugins.models.precision import autocast
+from mulki_plugins.models.precision import autocast, matrix_products
 from mulki_plugins.models.routes import Routes
 from mulki_plugins.models.tensors import added_to, left_out_of, load_state, read_state
 from mulki_plugins.models.text import Prompts, sentences
@@ -70,19 +70,20 @@ class DeployedClip:
     @torch.inference_mode()
     def encode_images(self, batch: Tensor) -> Tensor:
         """Unit-norm features [B, d] of prepared images [B, 3, H, W]."""
-        with self._autocast():
+        with matrix_products(self.precision), self._autocast():
             return self._encode(batch.to(self.device))
 
     @torch.inference_mode()
     def answer_images(self, batch: Tensor, candidates: Candidates) -> Tensor:
         """Logits [B, C] of prepared images over the candidates; each image by the route that it chooses, if there are any."""
-        if self.routes is None:
+        with matrix_products(self.precision):
+            if self.routes is None:
+                with self._autocast():
+                    z = self._encode_for_head(batch.to(self.device))
+                return self._answer(z, candidates, candidates.features)
             with self._autocast():
-                z = self._encode_for_head(batch.to(self.device))
-            return self._answer(z, candidates, candidates.features)
-        with self._autocast():
-            z, routes = self.routes.encode(self._encode_for_head, batch.to(self.device))
-        return self.routes.select(routes, lambda: self._answer(z, candidates, candidates.of_route(self)))
+                z, routes = self.routes.encode(self._encode_for_head, batch.to(self.device))
+            return self.routes.select(routes, lambda: self._answer(z, candidates, candidates.of_route(self)))
 
     def _encode(self, batch: Tensor) -> Tensor:
         return unit(self.clip.encode_image(batch))
@@ -100,7 +101,7 @@ class DeployedClip:
         """
         tokens = self.tokenise(class_names, templates)
         length = length_needed(self.clip, tokens)
-        with self._autocast():
+        with matrix_products(self.precision), self._autocast():
             parts = torch.split(tokens.to(self.device), _SENTENCES)
             t = unit(torch.cat([encode_sentences(self.clip, part, length) for part in parts]))
             return unit(t.reshape(len(templates), len(class_names), -1).mean(0)) if len(templates) > 1 else t
