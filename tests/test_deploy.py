@@ -15,6 +15,7 @@ import open_clip.factory as factory
 import pytest
 import torch
 from click.testing import CliRunner
+from open_clip.transform import image_transform
 from open_clip.transformer import QuickGELU
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
@@ -22,8 +23,9 @@ from safetensors.torch import load_file
 from mulki_plugins.cli import main
 from mulki_plugins.deploy import card, features, onnx_files
 from mulki_plugins.deploy.candidates import Candidates
-from mulki_plugins.deploy.inputs import find_images
+from mulki_plugins.deploy.inputs import Input, find_images
 from mulki_plugins.deploy.model import DeployedClip
+from mulki_plugins.deploy.predict import classify
 from mulki_plugins.deploy.source import find_source
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.heads.rail import Rail
@@ -562,6 +564,20 @@ def test_unreadable_images_are_named_and_passed_over(world, runs, tmp_path):
     done = mulki("predict", runs["task"], tmp_path / "bad.jpg", status=2)
     assert "none of the images can be read" in done.stderr
     assert "standard input is empty" in mulki("predict", runs["task"], "-", input="", status=2).stderr
+
+
+def test_an_image_that_cannot_be_prepared_does_not_end_the_others(tmp_path):
+    line, good = tmp_path / "line.png", tmp_path / "good.png"
+    Image.new("RGB", (6000, 1)).save(line)
+    Image.new("RGB", (20, 20)).save(good)
+    deployed = DeployedClip(
+        clip=small_clip().eval(), tokenizer=small_tokenizer, device=torch.device("cpu"),
+        transform=image_transform(16, is_train=False, resize_mode="longest"),
+    )  # fmt: skip
+    candidates = Candidates(("a", "b"), (None, None), deployed.encode_classes(["a", "b"], ["{}."]), {})
+    first, second = classify(deployed, candidates, [Input(str(line)), Input(str(good))])
+    assert first.problem.startswith("this image, 6000×1 pixels, cannot be prepared for the model: ")
+    assert len(second.predictions) == 2
 
 
 def test_hostile_class_names_stay_names(world, runs):

@@ -13,7 +13,7 @@ from torch import Tensor
 from mulki_plugins.deploy.candidates import Candidates
 from mulki_plugins.deploy.inputs import Input
 from mulki_plugins.deploy.model import DeployedClip
-from mulki_plugins.errors import UnreadableImage
+from mulki_plugins.errors import UnreadableImage, describe_error
 
 _THREADS = 8
 
@@ -61,13 +61,18 @@ def _chunks(count: int, batch_size: int) -> Iterator[tuple[int, int]]:
 
 
 def _prepare(model: DeployedClip, image: Input) -> Tensor | str:
-    """The prepared image, [3, H, W], or why it cannot be read."""
+    """The prepared image, [3, H, W], or why it cannot be read or prepared."""
     if image.problem:
         return image.problem
     try:
-        return model.transform(image.open())
+        picture = image.open()
     except UnreadableImage as error:
         return error.message.removeprefix(f"{image.name}: ")
+    try:
+        return model.transform(picture)
+    except Exception as error:  # such as of a line of pixels, whose short side would vanish
+        size = "×".join(map(str, picture.size))
+        return f"this image, {size} pixels, cannot be prepared for the model: {describe_error(error)}"
 
 
 def _answer(
