@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from mulki_plugins.adapters import Adapter, LoRA, NullSpace
 from mulki_plugins.adapters.null_space import near_the_axes
+from mulki_plugins.adapters.projections import projections
 from mulki_plugins.baselines import WeightConstraint
 from mulki_plugins.cli import main
 from mulki_plugins.errors import Mistakes, MulkiError
@@ -157,6 +158,30 @@ def test_a_copy_has_adapters_of_its_own(stream):
     copied.before_task(0)
     assert "shifts.0" in str(list(dict(copied.clip.visual.named_parameters())))
     assert not model.added_weights()
+
+
+LAYERS = {
+    "visual.transformer.resblocks.0.attn.out_proj": "o", "transformer.resblocks.0.mlp.c_fc": "mlp",
+    "transformer.resblocks.0.mlp.c_proj": "mlp", "visual.attnpool.q_proj": "q", "visual.attnpool.c_proj": "o",
+    "visual.trunk.patch_embed.proj": None, "visual.trunk.blocks.0.attn.qkv": "qkv", "visual.trunk.blocks.0.attn.proj": "o",
+    "visual.trunk.blocks.0.mlp.fc2": "mlp", "visual.head.proj": None, "text.proj": None, "text.text_projection": None,
+}  # fmt: skip
+"""Linear layers in the towers of open_clip, timm and transformers, and what they are."""
+
+
+def test_the_last_projection_of_a_tower_is_not_one_of_attention():
+    clip = nn.Module()
+    for path in LAYERS:
+        module, (*above, last) = clip, path.split(".")
+        for name in above:
+            if not hasattr(module, name):
+                module.add_module(name, nn.Module())
+            module = getattr(module, name)
+        module.add_module(last, nn.Linear(3, 3))
+    names = {module: path for path, module in clip.named_modules()}
+    for target in ("q", "k", "o", "mlp"):
+        found = {names[each.module] for each in projections(clip, "all", {target})}
+        assert found == {path for path, kind in LAYERS.items() if target in (kind or "")}, target
 
 
 def test_a_model_without_a_place_for_it(stream):

@@ -19,10 +19,12 @@ Towers = Literal["all", "image", "text"]
 _PACKED: tuple[Target, ...] = ("q", "k", "v")
 """The order of the projections in the packed weight [3w, w] of torch's attention."""
 _LINEAR: dict[str, Target] = {
-    "q_proj": "q", "query": "q", "k_proj": "k", "key": "k", "v_proj": "v", "value": "v", "out_proj": "o", "proj": "o",
+    "q_proj": "q", "query": "q", "k_proj": "k", "key": "k", "v_proj": "v", "value": "v", "out_proj": "o",
     "c_fc": "mlp", "c_proj": "mlp", "fc1": "mlp", "fc2": "mlp",
 }  # fmt: skip
 """The linear layers of a block by the names that open_clip, timm and transformers give them."""
+_OF_ATTENTION: dict[str, Target] = {"proj": "o", "c_proj": "o"}
+"""Those that have these names within attention alone: elsewhere `proj` is a tower's last projection or embeds patches."""
 
 
 @frozen(eq=False)
@@ -62,7 +64,7 @@ def projections(clip: nn.Module, towers: Towers, targets: set[Target]) -> list[P
     found = []
     packed = tuple(i for i, target in enumerate(_PACKED) if target in targets)
     for path, module in clip.named_modules():
-        last = path.rpartition(".")[2]
+        above, _, last = path.rpartition(".")
         in_image_tower = path.startswith("visual.")
         if "parametrizations" in path or (towers != "all" and in_image_tower != (towers == "image")):
             continue
@@ -72,11 +74,18 @@ def projections(clip: nn.Module, towers: Towers, targets: set[Target]) -> list[P
         elif isinstance(module, nn.Linear):
             if last == "qkv" and packed:
                 found.append(Projection(module, "weight", packed, len(_PACKED)))
-            elif _LINEAR.get(last) in targets:
+            elif _target_of(above.rpartition(".")[2], last) in targets:
                 found.append(Projection(module, "weight", (0,), 1))
     if not found:
         raise ValueError(f"the model has no layers {', '.join(sorted(targets))} in the towers {towers!r}")
     return found
+
+
+def _target_of(parent: str, name: str) -> Target | None:
+    """What a linear layer is, by its name and that of the module that holds it; None for one that is not of a block."""
+    if name in _OF_ATTENTION and any(part in parent for part in ("attn", "attention", "token_mixer")):
+        return _OF_ATTENTION[name]
+    return _LINEAR.get(name)
 
 
 class Change(nn.Module):
