@@ -659,6 +659,12 @@ def test_a_checkpoint_gives_the_model_of_its_moment(world, runs, tmp_path):
     assert {each["class"] for each in seen["predictions"]} == {"crane", "red", "green", "blue"}
 
 
+def test_the_card_of_joint_training_has_the_row_of_all_tasks():
+    source, result = SimpleNamespace(complete=True), SimpleNamespace(matrix=[[50.0, 60.0]], zero_shot=[1.0, 2.0])
+    assert card._measured(source, result) == [50.0, 60.0]
+    assert card._measured(source, SimpleNamespace(matrix=[], zero_shot=[1.0, 2.0])) == [1.0, 2.0], "nothing was trained"
+
+
 def test_the_card_leaves_blank_what_the_run_never_measured(world, runs, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(runs["task"], run)

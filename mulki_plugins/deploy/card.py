@@ -136,8 +136,10 @@ def _until_then(source: Source, result: Result) -> Result:
 
 def _measured(source: Source, result: Result) -> list[float]:
     """The accuracies of these weights; empty if the run was not that far, or went on from them before it measured them."""
-    count = len(source.learned)
-    return result.matrix[count - 1] if not source.steps and len(result.matrix) >= count else []
+    if source.complete:  # joint training has one row for all tasks
+        return result.matrix[-1] if result.matrix else result.zero_shot
+    rows = [result.zero_shot, *result.matrix]
+    return rows[len(source.learned)] if not source.steps and len(rows) > len(source.learned) else []
 
 
 def _scope(classes: str) -> str:
