@@ -635,6 +635,14 @@ def test_a_wrong_value_hides_no_other_and_causes_none(tmp_path, monkeypatch):
         ({"measured": 5, "settings": ["train.iteration=5"]}, "$.measured: "),
         ({"strategies": ["lwf"], "main": "lfw"}, "$.main: no run has the label 'lfw' (did you mean 'lwf'?)"),
         (
+            {"parts": {"a": {"runs": [{"seeds": [0]}, {"seeds": [1], "settings": ["train.iterations=4"]}]}}},
+            "$.parts.a: the runs of 'mulki-plus' differ in more than their seed; name variants apart",
+        ),
+        (
+            {"parts": {"a": {"runs": [{}]}, "b": {"runs": [{}], "beside": {"part": "a", "label": "mulki-plus"}}}},
+            "$.parts.b.beside.label: 'b' has runs with the label 'mulki-plus' itself; name variants apart",
+        ),
+        (
             {"parts": {"one": {"runs": [{"strategies": ["lwf"]}], "beside": {"part": "one", "label": "lfw"}}}},
             "$.parts.one.beside.label: no run of 'one' has the label 'lfw' (did you mean 'lwf'?)",
         ),

@@ -210,19 +210,19 @@ def _own_strategy(recipe: str) -> str:
 
 def plan_run(job: Job, root: Path) -> PlannedRun:
     """A job with its recipe. Raises Mistakes."""
-    recipe, known = _resolved(job.recipe, evolve(job.changes, seeds=(0,)))
+    recipe, own, known = _resolved(job.recipe, evolve(job.changes, seeds=(0,)))
     out = root / _folder_name(job.part) / _folder_name(job.order) if job.order else root / _folder_name(job.part)
     return PlannedRun(
-        job=job, recipe=evolve(recipe, seeds=[job.seed]), fingerprint=fingerprint(recipe), known=known, out=out,
+        job=job, recipe=evolve(recipe, seeds=[job.seed]), fingerprint=own, known=known, out=out,
         name=_folder_name(job.label),
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=4096)
-def _resolved(recipe: str, changes: Changes) -> tuple[Recipe, frozenset[str]]:
-    """The recipe, the same for all seeds, and its fingerprints."""
+def _resolved(recipe: str, changes: Changes) -> tuple[Recipe, str, frozenset[str]]:
+    """The recipe, the same for all seeds, its fingerprint, and all that it is known by."""
     resolved = resolve(recipe, changes).recipe
-    return resolved, frozenset(known_fingerprints(resolved))
+    return resolved, fingerprint(resolved), frozenset(known_fingerprints(resolved))
 
 
 def _folder_name(text: str) -> str:

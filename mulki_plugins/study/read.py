@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -215,21 +215,46 @@ def _check_metrics(study: Study) -> Iterator[OptionError]:
 
 
 def _check_runs(study: Study) -> Iterator[OptionError]:
-    """Two runs that would be one line of the table, or share a folder; labels that no run has."""
+    """Two runs that would be one line of the table, or share a folder; rows of runs with different settings."""
     jobs = list(_all_jobs(study))
+    yield from _check_labels(study, jobs)
+    count = Counter((job.part, job.order, job.label, job.seed) for job in jobs)
+    for (part, order, label, seed), times in count.items():
+        if times > 1:
+            message = f"{label!r} with seed {seed}{_in_order(order)} is there {times} times; name variants apart"
+            yield OptionError(message, _place_of_part(part, study))
+    same_row: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    for job in jobs:
+        with suppress(MulkiError):  # reported with the other mistakes of its recipe
+            same_row[job.part, job.order, job.label].add(plan_run(job, Path()).fingerprint)
+    for (part, order, label), settings in same_row.items():
+        if len(settings) > 1:
+            message = f"the runs of {label!r}{_in_order(order)} differ in more than their seed; name variants apart"
+            yield OptionError(message, _place_of_part(part, study))
+
+
+def _check_labels(study: Study, jobs: Sequence[Job]) -> Iterator[OptionError]:
+    """Labels that no run has, and rows of another part that would be one with a row of the part itself."""
     labels = {(job.part, job.label) for job in jobs if job.part not in (CHOICE, COST)}
     if study.main and study.main not in {label for _, label in labels}:
         hint = did_you_mean(study.main, {label for _, label in labels})
         yield OptionError(f"no run has the label {study.main!r} ({hint})", ("main",))
     for name, part_ in study.parts.items():
-        beside = part_.beside
-        if beside is not None and (beside.part, beside.label) not in labels:
+        if (beside := part_.beside) is None:
+            continue
+        at: Location = ("parts", name, "beside", "label")
+        own = {job.order for job in jobs if (job.part, job.label) == (name, beside.label) and job.in_tables}
+        joining = {job.order for job in jobs if (job.part, job.label) == (beside.part, beside.label)}
+        if not joining:
             hint = did_you_mean(beside.label, {label for part, label in labels if part == beside.part})
-            at: Location = ("parts", name, "beside", "label")
             yield OptionError(f"no run of {beside.part!r} has the label {beside.label!r} ({hint})", at)
-    count = Counter((job.part, job.order, job.label, job.seed) for job in jobs)
-    for (part, order, label, seed), times in count.items():
-        if times > 1:
-            place: Location = ("parts", part) if part in study.parts else (part,) if part in (CHOICE, COST) else ()
-            where = f" in order {order}" if order else ""
-            yield OptionError(f"{label!r} with seed {seed}{where} is there {times} times; name variants apart", place)
+        elif own & joining:
+            yield OptionError(f"{name!r} has runs with the label {beside.label!r} itself; name variants apart", at)
+
+
+def _in_order(order: str) -> str:
+    return f" in order {order}" if order else ""
+
+
+def _place_of_part(part: str, study: Study) -> Location:
+    return ("parts", part) if part in study.parts else (part,) if part in (CHOICE, COST) else ()
