@@ -683,6 +683,15 @@ def test_the_chosen_settings_reach_a_recipes_own_strategy(tmp_path, monkeypatch)
     assert "study own, 1 run, 1 to choose settings" in CliRunner().invoke(main, ["validate", "own.yaml"]).stdout
 
 
+def test_a_recipes_own_strategy_is_that_with_the_settings_of_the_study(small_study):
+    recipe = yaml.safe_load(Path("small.yaml").read_text())
+    del recipe["stream"]
+    Path("part.yaml").write_text(yaml.safe_dump(recipe))
+    settings = ["strategy=lwf", "stream={name: ordered, tasks: [first, second]}"]
+    [job] = _jobs(written({"name": "own", "recipes": ["part.yaml"], "settings": settings}))
+    assert (job.label, plan_run(job, Path()).recipe.strategy.name) == ("lwf", "lwf")
+
+
 def test_a_recipe_is_no_study_and_a_study_no_recipe():
     assert (
         "this is a recipe, not a study; type `mulki run recipes/mtil.yaml`"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from attrs import evolve, field, frozen
 
-from mulki_plugins.errors import Location
+from mulki_plugins.errors import Location, MulkiError
 from mulki_plugins.recipe.check import check_name
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.recipe.schema import Recipe
@@ -123,8 +123,13 @@ def choice_jobs(study: Study) -> Iterator[Job]:
 
 def candidates_of(study: Study, jobs: Iterable[Job]) -> list[Job]:
     """The candidates of `choice` that decide about the settings of these runs."""
-    methods = {(job.recipe, job.changes.strategy or _own_strategy(job.recipe)) for job in jobs}
+    methods = set(map(method_of, jobs))
     return [job for job in choice_jobs(study) if (job.recipe, job.changes.strategy) in methods]
+
+
+def method_of(job: Job) -> tuple[str, str]:
+    """The recipe and the strategy of a run, as the study names them."""
+    return job.recipe, job.changes.strategy or _own_strategy(job.recipe, job.changes.settings)
 
 
 def cost_jobs(study: Study) -> Iterator[Job]:
@@ -158,7 +163,8 @@ def _expand(study: Study, part: str, block: Block, place: Location, chosen: Chos
             places |= {f"--set {s}": (*at_variants, name, "settings", k) for k, s in enumerate(variant.settings)}
             places |= {f"--without {p}": (*at_variants, name, "without", k) for k, p in enumerate(variant.without)}
             places |= {f"--with {p}": (*at_variants, name, "add", k) for k, p in enumerate(variant.add)}
-            label = own = strategy or _own_strategy(recipe)
+            settings = (*study.settings, *block.settings, *variant.settings)
+            label = own = strategy or _own_strategy(recipe, settings)
             candidate: Sequence[str] | None = ()
             if study.choice and study.choice.apply and own in study.choice.settings:
                 candidate = chosen.get((recipe, own))
@@ -204,8 +210,12 @@ def _label_prefix(study: Study, recipe: str) -> str:
 
 
 @functools.cache
-def _own_strategy(recipe: str) -> str:
-    return resolve(recipe).recipe.strategy.name
+def _own_strategy(recipe: str, settings: tuple[str, ...]) -> str:
+    """The strategy that the recipe has with these settings. What is wrong with them is reported for each run."""
+    try:
+        return resolve(recipe, Changes(settings=settings)).recipe.strategy.name
+    except MulkiError:
+        return _own_strategy(recipe, ()) if settings else ""
 
 
 def plan_run(job: Job, root: Path) -> PlannedRun:

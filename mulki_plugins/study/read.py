@@ -91,10 +91,7 @@ def _convert(value: Any) -> tuple[Study | None, list[OptionError]]:
 
 def _all_jobs(study: Study) -> Iterator[Job]:
     """Every run that the file can lead to, whatever settings are chosen."""
-    try:
-        yield from reported_jobs_of_any_choice(study)
-    except MulkiError:  # a recipe that cannot be read: reported with the first run of it below
-        yield from map(_run_of, study.recipes)
+    yield from reported_jobs_of_any_choice(study)
     yield from choice_jobs(study)
     yield from cost_jobs(study)
 
@@ -102,14 +99,7 @@ def _all_jobs(study: Study) -> Iterator[Job]:
 def _every_job(study: Study) -> Iterator[Job]:
     """These, and the reported runs with each of the candidates."""
     yield from _all_jobs(study)
-    with suppress(MulkiError):
-        yield from reported_jobs_of_every_choice(study)
-
-
-def _run_of(recipe: str) -> Job:
-    from mulki_plugins.recipe.resolve import Changes
-
-    return Job(part="", order="", label="", seed=0, recipe=recipe, changes=Changes())
+    yield from reported_jobs_of_every_choice(study)
 
 
 def _mistakes_of(job: Job, tree: Tree) -> list[str]:
