@@ -631,6 +631,15 @@ def test_a_wrong_value_hides_no_other_and_causes_none(tmp_path, monkeypatch):
             {"choice": {"seed": 5, "settings": {"joint": [["train.iterations=1"]]}}},
             "$.choice.by: joint learns one task here, and has no transfer and no average",
         ),
+        (
+            {"choice": {"seed": 5, "apply": True, "settings": {"mulki": [[]]}}, "strategies": ["strategies/mulki.yaml"]},
+            "$.choice.settings.mulki: no run names the strategy 'mulki' (known: strategies/mulki.yaml)",
+        ),
+        (
+            {"choice": {"seed": 5, "apply": True, "settings": {"lwf": [[]]}},
+             "parts": {"a": {"runs": [{"strategies": ["lwf"]}, {"strategies": ["lwf"], "recipes": ["mtil-5shot"]}]}}},
+            "$.parts.a: the settings of 'lwf' are chosen on 'mtil' alone, and its runs of 'mtil-5shot' get none",
+        ),
         ({"seeds": [0, -1], "settings": ["train.iteration=5"]}, "$.settings[0]: train.iteration=5: "),
         ({"measured": 5, "settings": ["train.iteration=5"]}, "$.measured: "),
         ({"strategies": ["lwf"], "main": "lfw"}, "$.main: no run has the label 'lfw' (did you mean 'lwf'?)"),

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from mulki_plugins.errors import Location, Mistakes, MulkiError, OptionError, did_you_mean
 from mulki_plugins.recipe.check import check_name
@@ -23,11 +23,13 @@ from mulki_plugins.study.plan import (
     Job,
     choice_jobs,
     cost_jobs,
+    method_of,
     plan_run,
+    reported_jobs,
     reported_jobs_of_any_choice,
     reported_jobs_of_every_choice,
 )
-from mulki_plugins.study.schema import Study
+from mulki_plugins.study.schema import Choice, Study
 from mulki_plugins.types import collect_mistakes, convert
 
 _RESERVED = (CHOICE, COST, "jobs")
@@ -190,6 +192,23 @@ def _check_choice(study: Study) -> Iterator[OptionError]:
     if rule.seed in seeds:
         message = f"the seed {rule.seed} is one of the reported runs; settings must be chosen with another one"
         yield OptionError(message, ("choice", "seed"))
+    if rule.apply:
+        yield from _check_applied(study, rule)
+
+
+def _check_applied(study: Study, rule: Choice) -> Iterator[OptionError]:
+    """Runs that would get no settings from the choice, and choices whose settings no run would get."""
+    methods = {(job.part, *method_of(job)) for job in reported_jobs(evolve(study, choice=None))}
+    strategies = {strategy for *_, strategy in methods}
+    for strategy in rule.settings:
+        if strategy not in strategies:
+            hint = did_you_mean(strategy, strategies)
+            yield OptionError(f"no run names the strategy {strategy!r} ({hint})", ("choice", "settings", strategy))
+    for part, recipe, strategy in sorted(methods):
+        if strategy in rule.settings and recipe not in study.recipes:
+            where = ", ".join(map(repr, study.recipes))
+            message = f"the settings of {strategy!r} are chosen on {where} alone, and its runs of {recipe!r} get none"
+            yield OptionError(f"{message}; name the recipe in the study's `recipes`", ("parts", part))
 
 
 def _check_metrics(study: Study) -> Iterator[OptionError]:
