@@ -419,6 +419,24 @@ def test_a_changed_setting_moves_the_earlier_run_aside(small_study, in_forks):
 # Stopped, adopted, cancelled
 
 
+@pytest.mark.parametrize(
+    ("plugins", "change"),
+    [(["avalanche.agem"], {"status": "stopped"}), ([], {"device": {"type": "cuda"}})],
+    ids=["a plugin that cannot go on", "another device"],
+)
+def test_a_run_that_cannot_go_on_starts_anew(small_study, in_forks, plugins, change):
+    variants = {"one": {"add": plugins}}
+    small_study["parts"] = {"study": {"runs": [{"strategies": ["finetune"], "orders": ["I"], "variants": variants}]}}
+    mulki(name := written(small_study))
+    result = Path("runs/studies/tried/study/I/small/one/seed-0/result.json")
+    result.write_text(json.dumps(json.loads(result.read_text()) | change))
+    Path("runs/studies/tried/study.csv").unlink()
+    mulki(name)
+    assert [word for words, _ in in_forks for word in words if word == "--resume"] == []
+    assert json.loads(result.read_text())["status"] == "complete"
+    assert result.parent.with_name("seed-0.before-1").is_dir()
+
+
 def test_runs_of_a_study_that_was_killed_are_picked_up(small_study, in_forks):
     """The lock of a run is its process's: a second study waits for it and starts nothing."""
     small_study["parts"] = {"study": {"runs": [{"strategies": ["finetune"], "orders": ["I"]}]}}

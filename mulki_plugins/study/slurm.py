@@ -27,7 +27,7 @@ from mulki_plugins.files import write_text
 from mulki_plugins.study.launch import Rendezvous, Room, Running, command, launch
 from mulki_plugins.study.plan import PlannedRun
 from mulki_plugins.study.schema import Slurm
-from mulki_plugins.study.state import files_of, held, result_of
+from mulki_plugins.study.state import files_of, held, is_on, result_of
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -172,7 +172,8 @@ class RunOnNode:
     def __call__(self) -> int:
         """The exit status of the run."""
         result = result_of(self.run)
-        if result is not None and result.status == "complete":
+        device = self.run.recipe.device.partition(":")[0]
+        if result is not None and result.status == "complete" and is_on(result, device):
             return 0
         node = int(os.environ.get("SLURM_NODEID", "0"))
         files = files_of(self.root, self.run)

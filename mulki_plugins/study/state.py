@@ -15,6 +15,7 @@ from attrs import frozen
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.files import is_locked, write_text
 from mulki_plugins.recipe.settings import list_settings
+from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.report.folder import settings_at
 from mulki_plugins.report.result import FILE, Result, read_result
 from mulki_plugins.study.plan import PlannedRun
@@ -115,7 +116,7 @@ def _state(run: PlannedRun, root: Path, lines: Sequence[Line], device: str, queu
     if (line := find_line(run, lines, device)) is not None:
         return State(run=run, status="done", line=line)
     result = result_of(run)
-    if result is not None and result.status == "complete" and device in ("auto", result.device.get("type")):
+    if result is not None and result.status == "complete" and is_on(result, device):
         return State(run=run, status="done", line=line_of(run, result))
     record = files.read()
     if files.is_held() or is_locked(run.folder):
@@ -156,8 +157,21 @@ def result_of(run: PlannedRun) -> Result | None:
 
 
 def can_resume(run: PlannedRun) -> bool:
-    """Whether the run's folder holds a run of the same settings. Another one is moved aside when the run starts."""
-    return run.folder.is_dir() and settings_at(run.folder) == list_settings(run.recipe)
+    """Whether the run's folder holds this run, on the same type of device, and all of its plugins can go on.
+
+    Whatever else is there is moved aside when the run starts.
+    """
+    if not run.folder.is_dir() or settings_at(run.folder) != list_settings(run.recipe):
+        return False
+    result = result_of(run)
+    if result is not None and not is_on(result, run.recipe.device.partition(":")[0]):
+        return False
+    return not any(catalog().find("plugin", entry.name).no_resume for entry in run.recipe.strategy.plugins)
+
+
+def is_on(result: Result, device: str) -> bool:
+    """Whether a result is from this type of device. `auto` is any; a run that failed early may not tell."""
+    return device in ("auto", result.device.get("type", device))
 
 
 def _explain(files: JobFiles, record: Mapping[str, Any], result: Result | None) -> str:
