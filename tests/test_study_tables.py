@@ -353,9 +353,9 @@ def test_candidates_without_a_metric_of_the_rule_cannot_win():
 
 
 def test_new_costs_replace_their_own_lines_alone():
-    def line(label, round, machine="one", seconds=1.0):
+    def line(label, round, machine="one", seconds=1.0, code="c"):
         return CostLine(
-            label=label, round=round, fingerprint="f", device="cpu", machine=machine, threads=1, code="", seconds=seconds,
+            label=label, round=round, fingerprint="f", device="cpu", machine=machine, threads=1, code=code, seconds=seconds,
             step=None, memory=1.0, trained=None, weights=None, kept=0,
         )  # fmt: skip
 
@@ -364,6 +364,8 @@ def test_new_costs_replace_their_own_lines_alone():
     assert with_earlier([again], earlier) == [*earlier[1:], again]
     elsewhere = line("a", 1, seconds=2.0)
     assert with_earlier([elsewhere], earlier) == [*earlier[:2], elsewhere], "a round is of one machine"
+    changed = line("a", 0, code="d")
+    assert with_earlier([changed], earlier) == [*earlier[2:], changed], "and of one state of the code"
 
 
 def test_costs_beside_an_earlier_table_are_shown(small_study):  # noqa: F811

@@ -64,16 +64,17 @@ def cost_line(run: PlannedRun, result: Result) -> CostLine:
 def with_earlier(lines: Sequence[CostLine], earlier: Sequence[CostLine]) -> list[CostLine]:
     """These lines and the earlier ones that they do not replace.
 
-    A round that another machine or number of threads has begun to measure anew is replaced as a whole, since the lines of
-    a round are compared.
+    A round that another machine, number of threads or state of the code has begun to measure anew is replaced as a whole,
+    since the lines of a round are compared.
     """
     places = {(line.label, line.round) for line in lines}
-    where = {line.round: (line.machine, line.threads) for line in lines}
+    measured = {line.round for line in lines}
+    conditions = {(line.round, line.machine, line.threads, line.code) for line in lines}
     kept = [
         line
         for line in earlier
         if (line.label, line.round) not in places
-        and where.get(line.round, (line.machine, line.threads)) == (line.machine, line.threads)
+        and (line.round not in measured or (line.round, line.machine, line.threads, line.code) in conditions)
     ]
     return [*kept, *lines]
 
