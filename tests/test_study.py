@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from mulki_plugins.cli import main
-from mulki_plugins.errors import MulkiError
+from mulki_plugins.errors import MulkiError, Stopped
 from mulki_plugins.files import is_locked
 from mulki_plugins.recipe.settings import fingerprint, known_fingerprints
 from mulki_plugins.registry.catalog import Catalog, Provenance
@@ -510,6 +510,23 @@ def test_a_signal_stops_the_runs_and_the_next_call_goes_on(small_study, in_forks
     assert any("step" in path.name for path in checkpoints.iterdir()), "it stopped with a checkpoint within the task"
     [run] = [state.files_of(Path("runs/studies/tried"), plan_run(j, Path("runs/studies/tried"))) for j in _jobs(name)]
     assert run.read()["exit"] == 128 + signal.SIGTERM
+
+
+def test_a_signal_while_a_run_is_being_started_stops_it_too(small_study, monkeypatch):
+    run = plan_run(_jobs(written(small_study))[0], root := Path("runs"))
+
+    def start(words, env, log, lock):
+        process = subprocess.Popen(["sleep", "5"], pass_fds=(lock,), start_new_session=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(launch, "start_process", start)
+    monkeypatch.setattr(execute, "POLL", 0.02)
+    ended = []
+    with pytest.raises(Stopped):
+        execute.Workers(root, [launch.Room()], ended.append, lambda line: None).work_off([run])
+    record = state.files_of(root, run).read()
+    assert (ended, record["cancelled"], record["exit"]) == ([run], True, -signal.SIGTERM)
 
 
 def _jobs(name):

@@ -107,8 +107,16 @@ class Workers:
         with held(files.lock) as lock:
             if lock is None:  # another process took it a moment ago
                 return
-            self._running.append(launch(run, files, room, lock, command(run, max(1, len(room.gpus)))))
+            running = launch(run, files, room, lock, command(run, max(1, len(room.gpus))))
+            self._running.append(running)
+            if self._signal and not files.read().get("cancelled"):  # it came before the run was in the list
+                self._stop(running, signal.SIGTERM)
         self.say(f"started {run.job.title}")
+
+    def _stop(self, running: Running, number: int) -> None:
+        with suppress(OSError):  # without this, a run that has not begun yet counts as failed
+            running.files.write(cancelled=True)
+        running.stop(number)
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
@@ -120,9 +128,7 @@ class Workers:
         def stop(number: int, frame: FrameType | None) -> None:
             again, self._signal = bool(self._signal), number
             for process in self._running:
-                with suppress(OSError):  # without this, a run that has not begun yet counts as failed
-                    files_of(self.root, process.run).write(cancelled=True)
-                process.stop(signal.SIGKILL if again else signal.SIGTERM)
+                self._stop(process, signal.SIGKILL if again else signal.SIGTERM)
             if not again:
                 os.write(2, b"\nstopping the runs, each after its current step; Ctrl-C again kills them\n")
 
