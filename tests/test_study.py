@@ -28,7 +28,7 @@ from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.registry.register import Register
 from mulki_plugins.streams import TaskStream
 from mulki_plugins.streams.mini.stream import ORDERS
-from mulki_plugins.study import execute, launch, state
+from mulki_plugins.study import execute, launch, slurm, state
 from mulki_plugins.study.conduct import seconds_left
 from mulki_plugins.study.plan import choice_jobs, plan_run, reported_jobs
 from mulki_plugins.study.read import read_study
@@ -489,6 +489,36 @@ def test_cancel_stops_the_process_of_a_run(small_study):
     assert "1 running, 1 stopped" in mulki("status", name).stdout
     assert mulki("cancel", name).stdout == "cancelled 1 run\n"
     assert started[0].wait(10) == -signal.SIGTERM
+
+
+def test_a_run_started_here_after_slurm_is_no_job_of_it(small_study, monkeypatch):
+    name, root = written(small_study), Path("runs/studies/tried")
+    run = plan_run(_jobs(name)[0], root)
+    files = state.files_of(root, run)
+    files.folder.mkdir(parents=True)
+    files.write(slurm="17_0", began="x", exit=1)
+
+    def start(words, env, log, lock):
+        return subprocess.Popen(["sleep", "5"], pass_fds=(lock,), start_new_session=True)
+
+    monkeypatch.setattr(launch, "start_process", start)
+    with held(files.lock) as lock:
+        process = launch.launch(run, files, launch.Room(), lock, ["mulki"]).process
+    assert mulki("cancel", name).stdout == "cancelled 1 run\n"
+    assert process.wait(10) == -signal.SIGTERM
+
+
+def test_a_job_that_waits_in_the_queue_has_not_failed(small_study, monkeypatch):
+    name, root = written(small_study), Path("runs/studies/tried")
+    run = plan_run(_jobs(name)[0], root)
+    files = state.files_of(root, run)
+    files.folder.mkdir(parents=True)
+    files.write(slurm="", exit=None)
+    monkeypatch.setattr(slurm, "queued", lambda root: {run.key: "PENDING Priority 17_0"})
+    monkeypatch.setattr(execute, "POLL", 0.02)
+    told = mulki(name, "--only", "I", "--only", "zero-shot").stderr
+    assert "zero-shot seed 0: waiting; Slurm: PENDING Priority 17_0" in told
+    assert "FAILED" not in told
 
 
 def test_a_signal_stops_the_runs_and_the_next_call_goes_on(small_study, in_forks):

@@ -201,7 +201,7 @@ class _Told:
     def ended(self, run: PlannedRun) -> None:
         conductor = self.conductor
         self.done += 1
-        [state] = states([run], conductor.root, conductor.lines(), conductor.file.study.device)
+        [state] = conductor.look([run.job])
         if state.line is not None:
             conductor.add([state.line])
         passed = (time.monotonic() - self.began) / 60

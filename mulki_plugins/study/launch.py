@@ -110,10 +110,8 @@ def launch(run: PlannedRun, files: JobFiles, room: Room, lock: int, words: Seque
         log.flush()
         process = start_process(words, environment(room), log.fileno(), lock)
     began = {"began": now(), "host": socket.gethostname(), "pid": process.pid, "gpus": list(room.gpus)}
-    files.write(
-        **began, fingerprint=run.fingerprint, exit=None, ended=None, cancelled=False,
-        attempts=attempt, **facts,
-    )  # fmt: skip
+    afresh = {"slurm": "", "exit": None, "ended": None, "cancelled": False}  # `facts` may name a job
+    files.write(**began | afresh | {"fingerprint": run.fingerprint, "attempts": attempt} | facts)
     return Running(run, room, process, files)
 
 
