@@ -132,7 +132,7 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise MulkiError(f"{folder}: cannot be opened: {error.strerror}") from error
     try:
-        _lock(descriptor)
+        take_lock(descriptor)
     except BlockingIOError:
         os.close(descriptor)
         hint = "wait for it, or choose another folder with --out"
@@ -169,9 +169,12 @@ def is_locked(path: Path, *, even_shared: bool = False) -> bool | None:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> None:
-    """Try several times: another process's `is_locked` holds the lock for a moment."""
-    for wait in (0.05, 0.1, 0.2, None):
+def take_lock(descriptor: int) -> None:
+    """Lock an open file or folder, for this process and those that inherit the descriptor. BlockingIOError if it is taken.
+
+    It is tried several times: another process's `is_locked` holds the lock for a moment. Without effect on Windows.
+    """
+    for wait in (0.05, 0.1, 0.2, None) if fcntl is not None else ():
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return

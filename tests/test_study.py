@@ -1,6 +1,7 @@
 """`mulki study`: what it plans, that it runs only what is missing and each run once, and what it writes."""
 
 import csv
+import fcntl
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Timer
 from types import SimpleNamespace
 
 import attrs
@@ -471,6 +473,21 @@ def test_two_studies_at_once_are_refused(small_study, in_forks):
         assert "process 42 on elsewhere is running this study" in mulki("status", name).stdout
         assert mulki("cancel", name).stdout == "cancelled 0 runs\n", "a process elsewhere gets no signal from here"
     assert not in_forks
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.6])
+def test_a_run_whose_lock_is_taken_for_a_moment_is_started_all_the_same(small_study, monkeypatch, seconds):
+    run = plan_run(_jobs(written(small_study))[0], root := Path("runs"))
+    lock = state.files_of(root, run).lock
+    lock.parent.mkdir(parents=True)
+    glance = os.open(lock, os.O_RDONLY | os.O_CREAT)
+    fcntl.flock(glance, fcntl.LOCK_SH)
+    Timer(seconds, os.close, [glance]).start()
+    monkeypatch.setattr(launch, "start_process", lambda *_: subprocess.Popen(["true"]))
+    monkeypatch.setattr(execute, "POLL", 0.02)
+    ended = []
+    execute.Workers(root, [launch.Room()], ended.append, lambda line: None).work_off([run])
+    assert ended == [run]
 
 
 def test_cancel_stops_the_process_of_a_run(small_study):

@@ -17,7 +17,7 @@ from attrs import evolve, fields, frozen
 
 from mulki_plugins.cores import usable_cores
 from mulki_plugins.errors import MulkiError, Stopped
-from mulki_plugins.files import write_text
+from mulki_plugins.files import is_locked, write_text
 from mulki_plugins.study import execute, slurm
 from mulki_plugins.study.choose import winners
 from mulki_plugins.study.costs import CostLine, cost_line, costs_beside, with_earlier
@@ -106,7 +106,8 @@ class Conductor:
     @contextmanager
     def _table_locked(self) -> Iterator[None]:
         """One process at a time changes the table."""
-        for _ in range(600):
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
             with held(self.root / "jobs" / "table.lock") as lock:
                 if lock is not None:
                     yield
@@ -188,8 +189,8 @@ class Conductor:
 
     def runner(self) -> dict[str, object]:
         """The process that is running this study: its pid and host; empty if there is none."""
-        with held(self.root / "jobs" / "study.lock") as lock:
-            return {} if lock is not None else _read(self.root / "jobs" / "runner.json")
+        jobs = self.root / "jobs"
+        return _read(jobs / "runner.json") if is_locked(jobs / "study.lock") else {}
 
 
 class _Told:

@@ -77,7 +77,10 @@ class Workers:
         with self._listening():
             while (left and not self._signal) or self._running or (earlier and not self._signal):
                 while left and not self._signal and (room := self._free_room(earlier)) is not None:
-                    self._start(left.pop(0), room)
+                    run = left.pop(0)
+                    if not self._start(run, room):
+                        left.append(run)
+                        break
                 time.sleep(POLL)
                 for process in [p for p in self._running if p.poll() is not None]:
                     self._running.remove(process)
@@ -102,16 +105,18 @@ class Workers:
                 rooms.remove(taken)
         return rooms[0] if rooms else None
 
-    def _start(self, run: PlannedRun, room: Room) -> None:
+    def _start(self, run: PlannedRun, room: Room) -> bool:
+        """Start a run, unless another process has it."""
         files = files_of(self.root, run)
         with held(files.lock) as lock:
-            if lock is None:  # another process took it a moment ago
-                return
+            if lock is None:
+                return False
             running = launch(run, files, room, lock, command(run, max(1, len(room.gpus))))
             self._running.append(running)
             if self._signal and not files.read().get("cancelled"):  # it came before the run was in the list
                 self._stop(running, signal.SIGTERM)
         self.say(f"started {run.job.title}")
+        return True
 
     def _stop(self, running: Running, number: int) -> None:
         with suppress(OSError):  # without this, a run that has not begun yet counts as failed

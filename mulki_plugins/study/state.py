@@ -13,18 +13,13 @@ from typing import Any, Literal
 from attrs import frozen
 
 from mulki_plugins.errors import MulkiError
-from mulki_plugins.files import is_locked, write_text
+from mulki_plugins.files import is_locked, take_lock, write_text
 from mulki_plugins.recipe.settings import list_settings
 from mulki_plugins.registry.discovery import catalog
 from mulki_plugins.report.folder import settings_at
 from mulki_plugins.report.result import FILE, Result, read_result
 from mulki_plugins.study.plan import PlannedRun
 from mulki_plugins.study.table import Line, find_line, line_of
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]  # `held` checks for None
 
 Status = Literal["done", "running", "waiting", "failed", "stopped", "missing"]
 LAUNCHED: tuple[Status, ...] = ("running", "waiting")
@@ -92,8 +87,7 @@ def held(path: Path) -> Iterator[int | None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     try:
         try:
-            if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take_lock(descriptor)
         except BlockingIOError:
             yield None
             return
