@@ -745,6 +745,14 @@ def test_a_mistake_says_where_and_what(tmp_path, monkeypatch, change, message):
     assert message in mulki("status", "bad.yaml", status=2).stderr
 
 
+def test_a_seed_that_every_block_replaces_is_free_for_the_choice(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = {"name": "own", "recipes": ["mtil"], "choice": {"seed": 0, "settings": {"lwf": [[]]}}}
+    own |= {"parts": {"one": {"runs": [{"seeds": [1]}]}}}
+    Path("own.yaml").write_text(yaml.safe_dump(own))
+    assert [job.seed for job in choice_jobs(read_study("own.yaml").study)] == [0]
+
+
 def test_the_settings_of_a_run_prevail_over_those_of_all(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     variants = {f"{steps} steps": {"settings": [f"train.iterations={steps}"]} for steps in (2, 8)}

@@ -29,7 +29,7 @@ from mulki_plugins.study.plan import (
     reported_jobs_of_any_choice,
     reported_jobs_of_every_choice,
 )
-from mulki_plugins.study.schema import Choice, Study
+from mulki_plugins.study.schema import Block, Choice, Study
 from mulki_plugins.types import collect_mistakes, convert
 
 _RESERVED = (CHOICE, COST, "jobs")
@@ -188,7 +188,8 @@ def _check_choice(study: Study) -> Iterator[OptionError]:
         if rule.budget is not None and len(candidates) > rule.budget:
             message = f"{len(candidates)} candidates, but the budget (choice.budget) is {rule.budget}"
             yield OptionError(message, place)
-    seeds = {*study.seeds, *(s for p in study.parts.values() for b in p.runs for s in b.seeds or ())}
+    blocks = [block for part in study.parts.values() for block in part.runs] or [Block()]
+    seeds = {seed for block in blocks for seed in (study.seeds if block.seeds is None else block.seeds)}
     if rule.seed in seeds:
         message = f"the seed {rule.seed} is one of the reported runs; settings must be chosen with another one"
         yield OptionError(message, ("choice", "seed"))
