@@ -268,6 +268,15 @@ def test_packages_are_switched_off(install, monkeypatch):
     assert "MULKI_PLUGINS names 'nobody'" in mulki("plugins").stderr
 
 
+def test_the_runs_of_a_study_leave_out_the_same_packages(install, tmp_path):
+    install("first-one", HOOKS + plugin("a"))
+    (tmp_path / "own.yaml").write_text("name: own\nrecipes: [mtil]\n")
+    planned = mulki(
+        "--no-plugin", "first-one", "study", str(tmp_path / "own.yaml"), "--dry-run", "--out", str(tmp_path)
+    )
+    assert planned.stdout.startswith("mulki --no-plugin first-one run mtil --seed 0 ")
+
+
 def test_what_is_switched_off_is_not_imported(install):
     install("off", "raise SystemExit('imported')\n")
     assert row("off", "package", "--no-plugin", "off")["state"] == "switched off"

@@ -554,6 +554,7 @@ def test_a_signal_stops_the_runs_and_the_next_call_goes_on(small_study, in_forks
     os.kill(child, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGTERM
     assert "1 stopped" in mulki("status", name).stdout
+    assert mulki(name, "--dry-run").stdout.endswith(" --resume\n")
     assert any("step" in path.name for path in checkpoints.iterdir()), "it stopped with a checkpoint within the task"
     [run] = [state.files_of(Path("runs/studies/tried"), plan_run(j, Path("runs/studies/tried"))) for j in _jobs(name)]
     assert run.read()["exit"] == 128 + signal.SIGTERM

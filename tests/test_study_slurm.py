@@ -8,6 +8,7 @@ import csv
 import importlib.util
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 import yaml
 
 from mulki_plugins.errors import MulkiError
+from mulki_plugins.registry import discovery
 from mulki_plugins.study import slurm
 
 
@@ -149,6 +151,15 @@ def test_time_limits_are_those_of_sbatch(text, expected):
 def test_a_wrong_time_limit_says_what_is_expected():
     with pytest.raises(MulkiError, match="expected minutes or"):
         slurm.minutes("tomorrow")
+
+
+def test_a_job_leaves_out_the_packages_that_its_study_leaves_out(monkeypatch):
+    monkeypatch.setattr(discovery, "_off", ("slow",))
+    job = pickle.loads(pickle.dumps(slurm.RunOnNode(None, Path(), 1, 1, 0)))
+    monkeypatch.setattr(discovery, "_off", ())
+    with pytest.raises(MulkiError, match="--no-plugin names 'slow'"):
+        job()
+    discovery.catalog.cache_clear()
 
 
 def test_without_submitit_it_says_what_to_install(monkeypatch):

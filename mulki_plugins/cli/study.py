@@ -301,7 +301,7 @@ def _print_commands(conductor: Conductor, jobs: Sequence[Job]) -> bool:
     echo_note(summary(found))
     for state in found:
         if state.status != "done":
-            click.echo(printable(f"mulki run {shlex.join(arguments(state.run))}"))
+            click.echo(printable(f"mulki {shlex.join(arguments(state.run))}"))
     return all(state.status == "done" for state in found)
 
 

@@ -83,6 +83,11 @@ def ignore_packages(names: Iterable[str]) -> None:
             raise MulkiError(unknown[0], "`mulki plugins` shows the packages")
 
 
+def ignored_packages() -> tuple[str, ...]:
+    """The packages that this process ignores, as `--no-plugin` names them."""
+    return _off
+
+
 def call_run_hooks(event: Event, run: Run, warn: Callable[[str, BaseException | None], None]) -> None:
     """Call that hook of every package, with a copy of `run`. `warn` gets a line, and the error, if one fails or prints."""
     for package in catalog().packages:

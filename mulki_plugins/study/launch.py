@@ -14,10 +14,11 @@ from contextlib import suppress
 
 from attrs import frozen
 
+from mulki_plugins.registry.discovery import ignored_packages
 from mulki_plugins.study.plan import PlannedRun
 from mulki_plugins.study.state import ATTEMPT, JobFiles, can_resume
 
-_RUN = ("-m", "mulki_plugins", "run")
+_MULKI = ("-m", "mulki_plugins")
 
 
 @frozen(kw_only=True)
@@ -39,32 +40,35 @@ class Rendezvous:
 
 
 def arguments(run: PlannedRun) -> list[str]:
-    """The words after `mulki run` that make this run, and make it again."""
+    """The words after `mulki` that make this run, here and now.
+
+    They continue what is in the run's folder if they can, and leave out the packages that this process does.
+    """
     changes, job = run.job.changes, run.job
-    words = [job.recipe]
+    words = [word for package in ignored_packages() for word in ("--no-plugin", package)]
+    words += ["run", job.recipe]
     words += ["--strategy", changes.strategy] if changes.strategy is not None else []
     for flag, values in (
         ("--without", changes.without_plugins), ("--with", changes.with_plugins), ("--set", changes.settings),
     ):  # fmt: skip
         for value in values:
             words += [flag, value]
-    return [*words, "--seed", str(job.seed), "--out", str(run.out), "--name", run.name]
+    words += ["--seed", str(job.seed), "--out", str(run.out), "--name", run.name]
+    return [*words, "--resume"] if can_resume(run) else words
 
 
 def command(run: PlannedRun, processes: int = 1, meeting: Rendezvous | None = None) -> list[str]:
-    """The whole command, here and now: it continues what is in the run's folder, if that has the same settings."""
-    words = [*arguments(run), "-q"]
-    if can_resume(run):
-        words.append("--resume")
+    """The whole command, see `arguments`."""
+    words = [*_MULKI, *arguments(run), "-q"]
     if processes == 1 and meeting is None:
-        return [sys.executable, *_RUN, *words]
+        return [sys.executable, *words]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     if meeting is None:
         torchrun.append("--standalone")
     else:
         torchrun += ["--nnodes", str(meeting.nodes), "--rdzv-backend", "c10d", "--rdzv-id", meeting.job]
         torchrun += ["--rdzv-endpoint", f"{meeting.host}:{meeting.port}"]
-    return [*torchrun, *_RUN, *words]
+    return [*torchrun, *words]
 
 
 def environment(room: Room, base: Mapping[str, str] | None = None) -> dict[str, str]:

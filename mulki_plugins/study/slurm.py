@@ -24,6 +24,7 @@ from attrs import define, evolve, field
 
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.files import write_text
+from mulki_plugins.registry.discovery import ignore_packages, ignored_packages
 from mulki_plugins.study.launch import Rendezvous, Room, Running, command, launch
 from mulki_plugins.study.plan import PlannedRun
 from mulki_plugins.study.schema import Slurm
@@ -167,10 +168,13 @@ class RunOnNode:
     threads: int
     nodes: int
     gpus: int
+    ignored: tuple[str, ...] = field(factory=ignored_packages)
+    """The packages that the process ignores which submitted the run."""
     _running: Running | None = field(init=False, default=None)
 
     def __call__(self) -> int:
         """The exit status of the run."""
+        ignore_packages(self.ignored)
         result = result_of(self.run)
         device = self.run.recipe.device.partition(":")[0]
         if result is not None and result.status == "complete" and is_on(result, device):
