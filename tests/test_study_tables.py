@@ -24,7 +24,7 @@ from mulki_plugins.study.plan import cost_jobs, plan_run
 from mulki_plugins.study.read import read_study
 from mulki_plugins.study.schema import Beside, Block, Choice, Cost, Part, Study
 from mulki_plugins.study.state import State
-from mulki_plugins.study.table import Line, read_lines, read_rows, write_lines, write_rows
+from mulki_plugins.study.table import Line, line_of, read_lines, read_rows, write_lines, write_rows
 from mulki_plugins.study.tables import _zero_shot, cost_table, results_text
 from tests.test_study import in_forks, mulki, small_study, written  # noqa: F401  # fixtures
 
@@ -142,11 +142,13 @@ def test_names_in_the_figure_lie_beside_one_another():
 
 
 @pytest.mark.figures
-@pytest.mark.parametrize("known", [[], [{"transfer": None}], [{"transfer": None}, {}]])
+@pytest.mark.parametrize("known", [[], [{"transfer": None}], [{"transfer": None}, {}], [{"zero_shot_later": None}]])
 def test_a_figure_needs_no_points(known):
-    lines = [line("only", seed, 50.0, zero_shot_later=40.0, **more) for seed, more in enumerate(known)]
+    lines = [line("only", seed, 50.0, **{"zero_shot_later": 40.0} | more) for seed, more in enumerate(known)]
     seen = draw([*map(state, lines)], Study(name="x", recipes=["mtil"]))
-    assert [text.get_text() for axes in seen.axes for text in axes.texts] == ["only"] * ({} in known)
+    assert [text.get_text() for axes in seen.axes for text in axes.texts] == ["only"] * any(
+        "transfer" not in x for x in known
+    )
 
 
 def test_costs_are_compared_within_a_round():
@@ -338,6 +340,15 @@ def test_rows_with_different_tasks_have_no_common_zero_shot():
     found = [line("one", 0, 50.0, zero_shot_later=41.0), line("other", 0, 60.0, zero_shot=80.0, zero_shot_later=81.0)]
     said = _zero_shot([*map(state, found)], "study")
     assert said == "Zero-shot: 40.0 to 80.0 in the mean of all tasks, for the runs differ in tasks or model."
+
+
+def test_one_task_has_no_zero_shot_of_the_later_ones():
+    job = SimpleNamespace(part="study", order="", label="only", seed=0)
+    result = Result(recipe="r", strategy="s", seed=0, tasks=["a"], zero_shot=[40.0], matrix=[[60.0]])
+    one = line_of(SimpleNamespace(job=job, fingerprint="f"), result)
+    assert one.zero_shot_later is None
+    for each in (one, evolve(one, zero_shot_later=0.0)):  # as earlier versions wrote it
+        assert _zero_shot([state(each)], "study") == "Zero-shot: 40.0 in the mean of all tasks."
 
 
 def test_candidates_without_a_metric_of_the_rule_cannot_win():

@@ -40,7 +40,8 @@ def draw(found: Sequence[State], study: Study) -> Figure:
         chosen = [line for line in lines if line.order == order]
         for k, label in enumerate(labels):
             _draw_point(axes, [line for line in chosen if line.label == label], k, label == study.main)
-        axes.axvline(chosen[0].zero_shot_later, color="grey", linestyle=":", linewidth=1)
+        if chosen[0].zero_shot_later is not None:
+            axes.axvline(chosen[0].zero_shot_later, color="grey", linestyle=":", linewidth=1)
         axes.axhline(chosen[0].zero_shot, color="grey", linestyle=":", linewidth=1)
         axes.set_title(f"order {order}" if order else "", fontsize=10, parse_math=False)
         axes.set_xlabel("Transfer (%)")

@@ -42,8 +42,8 @@ class Line:
     forgetting: float | None = None
     just_learned: float | None = None
     zero_shot: float = field(default=0.0)
-    zero_shot_later: float = field(default=0.0)
-    """Mean over all tasks, and over all but the first, which Transfer is to be compared with."""
+    zero_shot_later: float | None = None
+    """Mean over all tasks, and over all but the first, which Transfer is to be compared with; None with a single one."""
     seconds: float = 0.0
     memory: float = 0.0
     """Of training, and the peak in MiB."""
@@ -62,7 +62,7 @@ def line_of(run: PlannedRun, result: Result) -> Line:
         last=_rounded(statistics.fmean(matrix[-1])),
         just_learned=_rounded(statistics.fmean(row[i] for i, row in enumerate(matrix))),
         zero_shot=_rounded(statistics.fmean(zero)) or 0.0,
-        zero_shot_later=_rounded(sum(zero[1:]) / max(1, len(zero) - 1)) or 0.0,
+        zero_shot_later=_rounded(statistics.fmean(zero[1:])) if len(zero) > 1 else None,
         seconds=_rounded(sum(result.seconds.get("train", []))) or 0.0,
         memory=_rounded(result.device.get("peak_memory_mib")) or 0.0,
         trained=result.parameters.get("trained"), weights=result.parameters.get("all"),

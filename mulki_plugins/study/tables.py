@@ -172,7 +172,7 @@ def _zero_shot_of(by_order: Mapping[str, Sequence[Line]], what: str) -> str:
     if max(every) - min(every) > _SAME:
         return f"{what}: {min(every):.1f} to {max(every):.1f} in the mean of all tasks, for the runs differ in tasks or model."
     later = {order: lines[-1].zero_shot_later for order, lines in by_order.items()}
-    known = [(order, value) for order, value in later.items() if value is not None]
+    known = [(order, value) for order, value in later.items() if value]  # 0: of one task, in lines of earlier versions
     each = ", ".join(f"{value:.1f}" + (f" in order {order}" if order else "") for order, value in known)
     return f"{what}: {every[0]:.1f} in the mean of all tasks" + (f"; of all but the first {each}." if each else ".")
 
