@@ -422,17 +422,18 @@ def test_a_changed_setting_moves_the_earlier_run_aside(small_study, in_forks):
 
 
 @pytest.mark.parametrize(
-    ("plugins", "change"),
-    [(["avalanche.agem"], {"status": "stopped"}), ([], {"device": {"type": "cuda"}})],
+    ("plugins", "change", "status"),
+    [(["avalanche.agem"], {"status": "stopped"}, "stopped"), ([], {"device": {"type": "cuda"}}, "missing")],
     ids=["a plugin that cannot go on", "another device"],
 )
-def test_a_run_that_cannot_go_on_starts_anew(small_study, in_forks, plugins, change):
+def test_a_run_that_cannot_go_on_starts_anew(small_study, in_forks, plugins, change, status):
     variants = {"one": {"add": plugins}}
     small_study["parts"] = {"study": {"runs": [{"strategies": ["finetune"], "orders": ["I"], "variants": variants}]}}
     mulki(name := written(small_study))
     result = Path("runs/studies/tried/study/I/small/one/seed-0/result.json")
     result.write_text(json.dumps(json.loads(result.read_text()) | change))
     Path("runs/studies/tried/study.csv").unlink()
+    assert f"1 run: 1 {status}" in mulki("status", name).stdout
     mulki(name)
     assert [word for words, _ in in_forks for word in words if word == "--resume"] == []
     assert json.loads(result.read_text())["status"] == "complete"

@@ -120,7 +120,8 @@ def _state(run: PlannedRun, root: Path, lines: Sequence[Line], device: str, queu
         return State(run=run, status="running" if slurm.startswith("RUNNING") else "waiting", reason=f"Slurm: {slurm}")
     if record.get("fingerprint", run.fingerprint) not in run.known:  # of a run with other settings
         record = {}
-    if result is None and not record:
+    elsewhere = result is not None and result.status == "complete"  # on another device
+    if (result is None and not record) or (elsewhere and not record.get("exit")):
         return State(run=run, status="missing")
     if record.get("cancelled") or (result is not None and result.status == "stopped"):
         return State(run=run, status="stopped", reason="resumes when the study runs again")
