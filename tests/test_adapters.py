@@ -239,6 +239,19 @@ def test_a_step_in_the_null_space_leaves_the_leading_directions_alone(stream):
     assert plain.state_dict().keys() == model.merged_weights().keys()
 
 
+def test_a_null_space_is_computed_anew_only_for_another_weight(stream, monkeypatch):
+    model, svd, seen = adapted(stream, NullSpace(rank=6)), torch.linalg.svd, []
+    before = {name: w.clone() for name, w in model.state_dict().items()}
+    monkeypatch.setattr(torch.linalg, "svd", lambda *args, **kwargs: (seen.append(1), svd(*args, **kwargs))[1])
+    model.before_task(0)
+    model.after_task(0)  # as a resumed run passes a task again
+    assert not seen
+    assert same(model.state_dict(), before)
+    learn(model)
+    model.after_task(1)
+    assert seen
+
+
 def test_the_basis_of_a_null_space_depends_on_the_space_alone():
     torch.manual_seed(0)
     space = torch.linalg.qr(torch.randn(2, 9, 4, dtype=torch.double)).Q
