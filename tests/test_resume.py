@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mulki_plugins.baselines.l2 import WeightConstraint
 from mulki_plugins.errors import MulkiError
 from mulki_plugins.recipe.resolve import Changes, resolve
 from mulki_plugins.stages import prototypes
@@ -110,6 +111,25 @@ def test_wherever_it_was_killed(tmp_path, torture, kill_at, monkeypatch, capsys)
     again = resume_experiment(recipe, 0, folder)
     assert "already complete" in capsys.readouterr().err
     assert len(again.matrix) == 3
+
+
+def test_within_the_first_task_before_training_is_called_once(tmp_path, torture, kill_at, monkeypatch):
+    """A plugin that adds weights in it adds those of the first task, and no more."""
+
+    def before_training(self, strategy, **kwargs):
+        visual = strategy.model.clip.visual
+        number = sum(name.startswith("added") for name, _ in visual.named_parameters())
+        visual.register_parameter(f"added_{number}", torch.nn.Parameter(torch.zeros(3), requires_grad=False))
+
+    monkeypatch.setattr(WeightConstraint, "before_training", before_training, raising=False)
+    recipe = resolved("zscl")
+    run_experiment(recipe, 0, tmp_path / "alone")
+    kill_at(1, 3)
+    with pytest.raises(Killed):
+        run_experiment(recipe, 0, tmp_path / "killed")
+    folder = folder_of(tmp_path / "killed", "zscl")
+    resume_experiment(recipe, 0, folder)
+    assert torture.differing(folder_of(tmp_path / "alone", "zscl"), folder) == []
 
 
 @pytest.fixture

@@ -236,7 +236,8 @@ class Checkpointing:
         strategy.model.to(strategy.device)
         needed = any(each.left_out or each.refers for each in (checkpoint, end))
         pretrained = {n: w.detach().clone() for n, w in strategy.model.own_weights().items()} if needed else {}
-        strategy._before_training()  # as before the first task, where some plugins note the pre-trained model
+        if end.moment.tasks:  # as before the first task, where some plugins note the pre-trained model
+            strategy._before_training()
         for task in range(end.moment.tasks):  # adapters grow again as they did
             strategy.model.before_task(task)
             strategy.model.after_task(task)
