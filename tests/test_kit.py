@@ -281,6 +281,45 @@ class OddState(KeepsStateWell):
         return {"mean": {"a": [object()]}}
 
 
+class ResumesFromTaskTwo(Plain):
+    """Keeps what a task leaves, and knows of none within the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = None
+
+    def after_training_exp(self, strategy, **kwargs):
+        self.last = {"image": strategy.model.features.image.detach().clone()}
+
+    def state_dict(self):
+        return {"last": self.last}
+
+    def load_state_dict(self, state):
+        self.last = {name: tensor.clone() for name, tensor in state["last"].items()}
+
+
+class CountsFirstSteps(Plain):
+    """Keeps what a task leaves, and loses what the first one has counted so far."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps, self.end = 0, None
+
+    def after_forward(self, strategy, **kwargs):
+        self.steps += 1
+        image = strategy.model.features.image
+        strategy.loss = strategy.loss + self.steps * (image @ torch.ones(image.shape[1])).mean()
+
+    def after_training_exp(self, strategy, **kwargs):
+        self.end = self.steps
+
+    def state_dict(self):
+        return {"end": self.end, "steps": self.steps if self.end else 0}
+
+    def load_state_dict(self, state):
+        self.steps, self.end = state["steps"], state["end"]
+
+
 class Grows(Plain):
     def __init__(self):
         super().__init__()
@@ -361,6 +400,8 @@ FAULTS = {
         (KeepsState, r"it keeps mean between tasks"),
         (KeepsHalf, "from state_dict, and restore it"),
         (CountsSteps, "after 2 of its steps"),
+        (ResumesFromTaskTwo, "2 steps of task 1 ends in an error: AttributeError.* also of the first task's"),
+        (CountsFirstSteps, "task 1 differs after a resume after 2 of its steps"),
         (OddState, r"/mean/a/0: a object cannot be kept"),
     ],
     "growth": [

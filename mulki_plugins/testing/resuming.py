@@ -33,7 +33,7 @@ from mulki_plugins.training.snapshot import storable
 from mulki_plugins.training.strategy import ContinualTemplate
 
 WITHIN = 2
-"""The step of task 2 at which a second checkpoint is written."""
+"""The step of each task at which a further checkpoint is written."""
 ADD_AGAIN = "add weights in before_training or load_state_dict, which a resume calls before it loads weights"
 
 
@@ -41,79 +41,93 @@ GROW_AGAIN = "add all weights in apply and before_task, which a resume calls bef
 
 
 def resume(lab: Laboratory) -> None:
-    """A new plugin with a checkpoint's state must continue like the old one: after task 1, and from within task 2."""
+    """A new plugin with a checkpoint's state must continue like the old one: after task 1, and from within each task."""
     if lab.subject.declared("no_resume"):
         return  # a run with it is never resumed
     with preserved_state(), TemporaryDirectory() as folder:
         benchmark, stack = lab.setup().benchmark(), lab.stack()
         one = lab.setup().trial(stack.plugins, adapters=stack.adapters)
         pretrained = Pretrained(one.model.own_weights())
-        written: dict[int, Checkpoint] = {}
+        written: dict[tuple[int, int], Checkpoint] = {}
 
-        def learned() -> None:
-            written.setdefault(0, _write(Path(folder), one, stack, 0, pretrained))
-
-        lab.train(one, benchmark, TASKS[:1], learned=learned)
-        evaluated, end = one.logits, written[0]
-        new = lab.subject.create() if stack.subject is not None else None
-        changed = _changed(new, stack.subject, lab.subject.factory) if new is not None else []
+        def write(tasks: int, steps: int) -> None:
+            written[tasks, steps] = _write(Path(folder), one, stack, Moment(tasks, steps), pretrained)
 
         def after_step() -> None:
             if one.strategy.clock.train_exp_iterations == WITHIN:
-                written[WITHIN] = _write(Path(folder), one, stack, WITHIN, pretrained)
+                write(one.task - 1, WITHIN)
 
         one.strategy.after_step = after_step
+        lab.train(one, benchmark, TASKS[:1], learned=lambda: write(1, 0))
+        evaluated, states = one.logits, [_state_of(stack.subject)]
+        new = lab.subject.create() if stack.subject is not None else None
+        changed = _changed(new, stack.subject, lab.subject.factory) if new is not None else []
         lab.train(one, benchmark, TASKS[1:])
-        if not same_weights(lab.ordinary.after[1], one.after[1]):
-            what = "calling state_dict changes task 2"
-            raise Fault(what, "change nothing in state_dict, and draw no random numbers")
-        state = _state_of(stack.subject)
-        for steps, checkpoint in written.items():
+        states.append(_state_of(stack.subject))
+        for task in TASKS:
+            if not same_weights(lab.ordinary.after[task], one.after[task]):
+                what = f"calling state_dict changes task {task + 1}"
+                raise Fault(what, "change nothing in state_dict, and draw no random numbers")
+        for task, steps in ((1, 0), (1, WITHIN), (0, WITHIN)):
             fresh = lab.stack()
-            two = _restore(lab, fresh, end, checkpoint)
+            two = _restore(lab, fresh, written[1, 0] if task else None, written[task, steps])
             if not steps and not same_logits(evaluated, lab.evaluate(two, benchmark)):
                 raise _lost(stack, changed, "task 1's evaluation", "before it")
-            lab.train(two, benchmark, TASKS[1:], evaluated=True)
-            if not same_weights(lab.ordinary.after[1], two.after[0]):
-                raise _lost(stack, changed, "task 2", f"after {steps} of its steps" if steps else "from its beginning")
-            if _state_of(fresh.subject) != state:
-                raise _lost(stack, changed, "the state after task 2", "before")
+            lab.train(two, benchmark, [task], evaluated=True)
+            if not same_weights(lab.ordinary.after[task], two.after[0]):
+                where = f"after {steps} of its steps" if steps else "from its beginning"
+                raise _lost(stack, changed, f"task {task + 1}", where)
+            if _state_of(fresh.subject) != states[task]:
+                raise _lost(stack, changed, f"the state after task {task + 1}", "before")
 
 
-def _write(folder: Path, trial: Trial, stack: Stack, steps: int, pretrained: Pretrained) -> Checkpoint:
+def _write(folder: Path, trial: Trial, stack: Stack, moment: Moment, pretrained: Pretrained) -> Checkpoint:
     for part in (*stack.plugins, *stack.adapters):
         _check_state(part)
     strategy, named = trial.strategy, _named(stack)
     weights, left_out = pretrained.without({name: w.clone() for name, w in weights_of(strategy).items()})
     return write_checkpoint(
         folder,
-        f"task-2-step-{steps}",
-        Moment(1, steps),
+        f"task-{moment.tasks + 1}-step-{moment.steps}",
+        moment,
         base=None,
         weights=weights,
         left_out=left_out,
-        state=state_within_task(strategy, named) if steps else state_between_tasks(strategy, named),
+        state=state_within_task(strategy, named) if moment.steps else state_between_tasks(strategy, named),
         progress={"clock": clock_of(strategy), "learned": sorted(strategy.learned)},
     )
 
 
-def _restore(lab: Laboratory, stack: Stack, end: Checkpoint, checkpoint: Checkpoint) -> Trial:
-    """A new trial at the checkpoint's step, restored like a run."""
-    trial, named, state = lab.setup().trial(stack.plugins, adapters=stack.adapters), _named(stack), end.state()
+def _restore(lab: Laboratory, stack: Stack, end: Checkpoint | None, checkpoint: Checkpoint) -> Trial:
+    """A new trial at the checkpoint's step, restored like a run. end: the checkpoint after task 1; None within task 1."""
+    trial, named = lab.setup().trial(stack.plugins, adapters=stack.adapters), _named(stack)
     strategy = trial.strategy
     pretrained = {name: weight.clone() for name, weight in trial.model.own_weights().items()}
-    strategy._before_training()
-    trial.model.before_task(0)  # adapters grow again as they did
-    trial.model.after_task(0)
-    for each, (_, kept) in zip(named, state["plugins"], strict=True):
-        if hasattr(each.plugin, "load_state_dict"):
-            _call(each.plugin, "load_state_dict", kept)
-    _restore_weights(strategy, end, state, pretrained, ADD_AGAIN if stack.plugins else GROW_AGAIN)
-    restore_clock(strategy, end.run["clock"])
-    strategy.learned = set(end.run["learned"])
-    if steps := checkpoint.moment.steps:
-        strategy.resume_at(steps, lambda: restore_within_task(strategy, named, checkpoint, pretrained))
+    if end is not None:
+        state = end.state()
+        strategy._before_training()
+        trial.model.before_task(0)  # adapters grow again as they did
+        trial.model.after_task(0)
+        for each, (_, kept) in zip(named, state["plugins"], strict=True):
+            if hasattr(each.plugin, "load_state_dict"):
+                _call(each.plugin, "load_state_dict", kept)
+        _restore_weights(strategy, end, state, pretrained, ADD_AGAIN if stack.plugins else GROW_AGAIN)
+        restore_clock(strategy, end.run["clock"])
+        strategy.learned = set(end.run["learned"])
+    if checkpoint.moment.steps:
+        strategy.resume_at(checkpoint.moment.steps, lambda: _restore_within(strategy, named, checkpoint, pretrained))
     return trial
+
+
+def _restore_within(
+    strategy: ContinualTemplate, named: list[StackEntry], checkpoint: Checkpoint, pretrained: dict[str, torch.Tensor]
+) -> None:
+    try:
+        restore_within_task(strategy, named, checkpoint, pretrained)
+    except Exception as error:  # such as a plugin's load_state_dict that expects what only a whole task leaves
+        moment = checkpoint.moment
+        what = f"a resume after {moment.steps} steps of task {moment.tasks + 1} ends in an error: {cause_of(error)}"
+        raise Fault(what, "restore the state of any step, also of the first task's") from error
 
 
 def _restore_weights(
