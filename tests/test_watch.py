@@ -154,7 +154,7 @@ def test_weights_added_too_late_are_named(classifier, benchmark, event):
 
     line = failing(classifier, benchmark, doing(event, add))
     assert line.startswith("task first, step 2: 1 weights that learn are not in the optimizer: late;")
-    assert "before_training_exp" in line
+    assert "add weights in before_training_exp at the latest" in line
 
 
 def test_an_optimizer_set_before_the_first_task_is_not_lost_without_a_word(classifier, benchmark):

@@ -24,13 +24,14 @@ needs which of these.
 """
 Row = tuple[str, str, str, str, str]
 TASK: list[Row] = [
-    ("before_training", "`train` is called, once per task; a resumed run calls it once more, with the pre-trained weights",
+    ("before_training", "`train` is called, once per task; a run resumed after a task calls it once more, with the pre-trained "
+     "weights",
      "of before", "the last task's", "earlier"),
     ("before_train_dataset_adaptation", "adapters have grown (`before_task`)", "of before", "the last task's", "earlier"),
     ("after_train_dataset_adaptation", "`strategy.adapted_dataset` is the task's training set", "of before", "the last task's",
      "earlier"),
-    ("before_training_exp", "the task begins; a data loader set here is used. The last place to add or unfreeze weights: they "
-     "join the optimizer", "of before", "new", "earlier"),
+    ("before_training_exp", "the task begins; a data loader set here is used. The last place to add weights: they join the "
+     "optimizer", "of before", "new", "earlier"),
     ("before_training_epoch", "once if the recipe counts iterations", "of before", "complete", "earlier"),
     ("before_training_iteration", "the batch is on the device, the learning rate is set", "0", "complete", "earlier"),
     ("before_forward", "a new list in `strategy.mbatch` replaces the batch", "0", "complete", "earlier"),

@@ -171,7 +171,7 @@ class LastObserver(SupervisedPlugin):
         now = trainable(strategy.model)
         if now != trial.trainable:
             names = sorted({name for name, _ in now ^ trial.trainable})
-            fix = "freeze and unfreeze weights before a task's first step; restore what you change for a computation"
+            fix = "freeze weights before a task's first step; restore what you change for a computation"
             trial.note("gradients", f"it changes `requires_grad` of {names[0]} within a task, {where}", fix)
         trial.generators[(trial.task, trial.steps_in_task)] = process.generators()
         trial.after_step(strategy)

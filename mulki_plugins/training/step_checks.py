@@ -174,7 +174,7 @@ class StepChecks:
                 + (f"; {who} changed the optimizer" if who else ""),
                 "leave strategy.optimizer as it is"
                 if who
-                else "add or unfreeze weights in before_training_exp at the latest, or give them to the optimizer",
+                else "add weights in before_training_exp at the latest, or give them to the optimizer",
             )
         if self.first:
             self._before = {n: p.detach().clone() for n, p in self.learning().items()}
