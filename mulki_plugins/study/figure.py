@@ -6,10 +6,12 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
 
 from mulki_plugins.study.plan import STUDY
 from mulki_plugins.study.schema import Study
@@ -128,7 +130,14 @@ def _names_around(axes: Axes, label: str, mean: Point, color: str) -> list[Annot
 
 def _covered(box: Bbox, taken: Sequence[Bbox], inside: Bbox) -> float:
     """The area of a box that lies on others or outside of the axes."""
-    shared = [each for other in taken if (each := Bbox.intersection(box, other)) is not None]
-    within = Bbox.intersection(box, inside)
-    outside = box.width * box.height - (within.width * within.height if within is not None else 0.0)
-    return sum(each.width * each.height for each in shared) + outside
+    outside = box.width * box.height - float(_shared_areas(box, [inside])[0])
+    return float(_shared_areas(box, taken).sum()) + outside
+
+
+def _shared_areas(box: Bbox, others: Sequence[Bbox]) -> NDArray[np.float64]:
+    """What a box shares with each of the others, all at once: a figure compares a hundred thousand pairs."""
+    x0, y0, x1, y1 = np.array([other.extents for other in others]).T
+    width = np.minimum(x1, box.x1) - np.maximum(x0, box.x0)
+    height = np.minimum(y1, box.y1) - np.maximum(y0, box.y0)
+    areas: NDArray[np.float64] = width.clip(0) * height.clip(0)
+    return areas
