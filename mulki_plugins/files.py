@@ -201,6 +201,6 @@ if fcntl is not None:
 def cache_folder() -> Path:
     """The folder of files that MulKI can make again: `$MULKI_CACHE`, else `~/.cache/mulki`. It need not exist."""
     if folder := os.environ.get("MULKI_CACHE"):
-        return Path(os.path.expanduser(folder))  # nothing but a shell expands it
+        return Path(os.path.expanduser(folder))  # a variable set outside of a shell still has its ~
     provide_user()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mulki"

@@ -18,7 +18,7 @@ from mulki_plugins.streams.images import open_picture
 
 STDIN = "-"
 _NO_PATHS = frozenset(range(0x20)) - set(b"\t\n\r\0")
-"""Bytes that a list of paths does not hold, and every image does."""
+"""Control characters, which no list of paths holds and binary files do."""
 _HEIF = re.compile(rb".{4}ftyp(hei|hev|mif1|msf1)", re.DOTALL)
 """How a phone's HEIC begins."""
 

@@ -82,7 +82,7 @@ class Head(nn.Module):
     """What that file needs of the head's parameters and buffers; they must be enough to load the head, too."""
 
     def __init__(self) -> None:
-        """Without options, unless a subclass has some."""
+        """A head without options; a subclass may take some."""
         super().__init__()
 
     def forward(self, z: Tensor, scope: Scope) -> Tensor:

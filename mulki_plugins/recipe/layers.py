@@ -160,7 +160,7 @@ def set_value(tree: Tree, assignment: str) -> None:
 
 
 def _write_out_nested_stream(tree: Tree, path: Location) -> None:
-    """Expand `of: [name]` on the way to an option of that stream: `name` becomes `name: name`."""
+    """Expand the names in `of` that the path leads through: `of: [birds]` becomes `of: [{name: birds}]`."""
     for end in range(2, len(path)):
         stream = get(tree.value, path[:end])
         if path[0] in ("stream", "reference") and "of" in path[end - 2 : end] and isinstance(stream, str):
